@@ -1,5 +1,5 @@
 //! The files of a log. When the first file has reached half of the log's limit, the log continues
-//! in later parts, and only the last two of these are kept. See
+//! in later parts. Only the last two later parts are kept. See
 //! [`log_record`](crate::sys::log_record).
 //!
 //! Offsets count from the beginning of the whole log or index, across all parts.

@@ -31,10 +31,8 @@
 //! never reused in a process. If an executor moves to another thread, its lock still counts for the
 //! first thread. That thread then gets an error, even if it could have waited.
 //!
-//! A service in a `static` lives as long as the process and belongs to no thread
-//! ([`EndpointLock::for_process`]). A wait for it would never end, so every thread gets the error.
-//! For a service that lives as long as the test run ([`EndpointLock::for_run`]), a note in the lock
-//! file tells the other processes of the run.
+//! If a service lives as long as the test run ([`EndpointLock::for_run`]), a note in the lock file
+//! tells the other processes of the run.
 //!
 //! # The files stay
 //!
@@ -332,8 +330,8 @@ fn starter(path: &Path) -> Option<String> {
 const NOTE_LENGTH: usize = 512;
 
 /// Builds a note of four lines, padded with spaces: the holder's pid and start time, its test
-/// binary, the service, and the runner's pid and start time. The last line is empty unless the
-/// whole run shares the service.
+/// binary, the service, and the run. The last line has the runner's pid and start time if the whole
+/// run shares the service.
 fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     let test = std::env::current_exe().ok();
     let test = test

@@ -33,35 +33,35 @@ use crate::util::text::{distance_within, printable};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Searches both streams, unless [`stdout`](Banner::stdout) or [`stderr`](Banner::stderr) picks
-/// one, and only the output since this start.
+/// Searches the output since this start. By default that is both streams and the log files;
+/// [`stdout`](Banner::stdout) and [`stderr`](Banner::stderr) select one stream.
 ///
 /// # The pattern
 ///
-/// The syntax is that of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). The pattern
-/// may match anywhere in a line; `^` and `$` are the ends of the line. A match never crosses the
-/// end of a line: a `\n` in the pattern is an error. The pattern matches bytes: `.` is one byte,
-/// and `\d`, `\w`, `\s`, `\b` and `(?i)` know only ASCII.
+/// Patterns use the syntax of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). A
+/// pattern may match anywhere in a line; `^` and `$` are the ends of the line. It never matches
+/// across lines, so a `\n` in it is an error. It matches bytes: `.` is one byte, and `\d`, `\w`,
+/// `\s`, `\b` and `(?i)` know only ASCII.
 ///
-/// The pattern matches a line as a report shows it, without escape sequences (colours, links) and
-/// without the text that a carriage return overwrites. [`raw`](Banner::raw) matches the bytes as
-/// they are.
+/// A pattern is matched against a line as a report shows it, without escape sequences and without
+/// text that a carriage return overwrites. With [`raw`](Banner::raw), it is matched against the
+/// bytes as they are.
 ///
-/// An unfinished line may match too (`ready> `). If later output could undo the match (`$` needs
-/// the line to be finished), the line counts once it has not changed for 50 ms. In a line of more
-/// than 64 KiB, a match of up to 32 KiB is found.
+/// An unfinished line, such as `ready> `, may match as well. If later output could undo the match,
+/// the line counts once it has not changed for 50 ms. In a line of more than 64 KiB, a match of up
+/// to 32 KiB is found.
 ///
 /// Placeholders are filled in, and their values match literally: `listening on {port}`, `socket in
-/// {dir}/`. Repetition such as `a{2,3}` is not a placeholder. A word in braces is a placeholder, so
-/// write `\p{{greek}}` for `\p{greek}`.
+/// {dir}/`. Repetition such as `a{2,3}` is not a placeholder. For `\p{greek}`, write `\p{{greek}}`,
+/// because a word in braces is a placeholder.
 ///
 /// # The service chooses its port
 ///
-/// A named group `port` gives the executor its [address](crate::executor::Executor::addr). The
-/// service then chooses its port itself, and no other process can take it in between. A group
-/// `host` (or `addr`, which may hold both: `10.0.0.1:8080`) gives the host; without it, the host is
-/// 127.0.0.1. If the service names all addresses (`0.0.0.0`, `[::]`, `*`), the host is the loopback
-/// one.
+/// If the service chooses its port itself, a named group `port` gives the executor its
+/// [address](crate::executor::Executor::addr). No other process can take the port in between. A
+/// group `host` gives the host; without it, the host is 127.0.0.1. A group `addr` may hold both,
+/// such as `10.0.0.1:8080`. If the service prints a wildcard address (`0.0.0.0`, `[::]`, `*`), the
+/// executor's address is loopback.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -84,9 +84,9 @@ pub struct Banner {
     /// The pattern with its placeholders filled in.
     pattern: String,
     watch: Option<LineWatch>,
-    /// The position in the log from which lines count. `None` means the start of the service.
+    /// The position in the log from which lines count. `None` stands for the start of the service.
     since: Option<Mark>,
-    /// The service's log files and their searches, once opened.
+    /// The service's log files, each with its search. `None` until the first poll.
     files: Option<Vec<(LogFile, LineWatch)>>,
     /// Number of lines that must match: `times`, plus the lines that earlier waits have used.
     wanted: usize,
@@ -94,7 +94,7 @@ pub struct Banner {
     /// The last line that matched.
     line: Option<Line>,
     addr: Option<SocketAddr>,
-    /// The length of an unfinished line that matches, and the time since the start when the line
+    /// Length of an unfinished line that matches, and the time since the start at which the line
     /// reached it.
     undecided: Option<(usize, Duration)>,
 }
@@ -136,21 +136,21 @@ impl Banner {
     }
 
     /// Matches the bytes of a line as the service printed them, with escape sequences and carriage
-    /// returns. The default is the line as a report shows it.
+    /// returns. By default, a line is matched as a report shows it.
     pub fn raw(mut self) -> Banner {
         self.raw = true;
         self
     }
 
-    /// Waits for the `n`-th line that matches; the default is 1. For example, PostgreSQL in a
-    /// container says twice that it is ready. A line counts once, however often it matches.
+    /// Waits until `n` lines match; the default is 1. For example, PostgreSQL in a container prints
+    /// twice that it is ready. A line counts once, even if it matches several times.
     pub fn times(mut self, n: usize) -> Banner {
         self.times = n;
         self
     }
 
-    /// Counts lines from this [mark](crate::executor::Executor::mark) on. By default, lines count
-    /// from the service's last start on.
+    /// Counts lines from this [mark](crate::executor::Executor::mark). By default, lines count from
+    /// the service's last start.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -172,12 +172,12 @@ impl Banner {
         self
     }
 
-    /// Whether only a new line can change the answer.
+    /// Whether only new output can change the answer.
     pub(crate) fn is_decided(&self) -> bool {
         self.undecided.is_none()
     }
 
-    /// The reason to refuse the mark, if it belongs to another service's output.
+    /// Returns the reason to refuse the mark, if it belongs to another service.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         self.since.as_ref().and_then(|mark| mark.refusal(output))
     }
@@ -188,7 +188,7 @@ impl Banner {
     }
 }
 
-/// A pattern as text means the first line that matches it, on either stream.
+/// Converts a pattern into a condition for the first line that matches, on either stream.
 impl From<&str> for Banner {
     fn from(pattern: &str) -> Banner {
         Banner::matching(pattern)
@@ -365,7 +365,7 @@ impl Readiness for Banner {
     }
 
     fn waits_for_output(&self) -> bool {
-        // No event announces a new line in a log file.
+        // Log files have no events, so they must be polled.
         self.undecided.is_none() && self.files.as_ref().is_none_or(Vec::is_empty)
     }
 
@@ -374,12 +374,12 @@ impl Readiness for Banner {
     }
 }
 
-/// The line that is most similar to the pattern, if there is any, and whether it contains the
-/// pattern's longest plain text.
+/// The line that is most similar to the pattern, and whether it contains the pattern's longest
+/// literal part.
 fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&'a str, bool)> {
-    /// Shorter texts occur in too many lines.
+    /// Minimum length of the literal part. Shorter texts occur in too many lines.
     const LEAST: usize = 4;
-    // The limits keep a search of a long log or line within milliseconds.
+    // Limits on the number and the length of lines, so that a search takes only milliseconds.
     const LINES: usize = 500;
     const LENGTH: usize = 300;
     let plain = longest_plain(pattern).to_lowercase();
@@ -413,7 +413,7 @@ fn longest_plain(pattern: &str) -> String {
     parts.into_iter().max_by_key(String::len).unwrap_or_default()
 }
 
-/// The address in the line's named groups, if any. The error names a mistake there.
+/// The address in the line's named groups, if there is one. The error names the invalid part.
 fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let host = found.group("addr").or_else(|| found.group("host"));
     let whole: Option<SocketAddr> = host.and_then(|host| host.parse().ok());
@@ -422,7 +422,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
         (Some(port), Some(_)) => return join(host.unwrap_or_default(), Some(port), found),
         (None, Some(_)) => return join(host.unwrap_or_default(), None, found),
         (None, None) => {
-            // A text like `localhost:8080`. A host without a port is not an address.
+            // Accept a text such as `localhost:8080`. A host without a port is not an address.
             match host.and_then(|host| host.rsplit_once(':')) {
                 Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
                     (host, port)
@@ -446,7 +446,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     Ok(Some(SocketAddr::new(reachable(ip), port)))
 }
 
-/// The address from a group with host and port. A group `port` overrides that port.
+/// Parses a group that has host and port. A group `port` overrides the port.
 fn join(whole: &str, port: Option<&str>, found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let Ok(mut addr) = whole.parse::<SocketAddr>() else {
         return Ok(None);
@@ -528,7 +528,7 @@ mod tests {
         assert!(!harness.probe(&mut banner).unwrap());
         harness.log.lock().unwrap().stderr("READY\n");
         assert!(harness.probe(&mut banner).unwrap());
-        // Output of an earlier start does not count.
+        // After another start, output of the earlier start does not count.
         harness.prepare(&mut banner).unwrap();
         harness.log.lock().unwrap().start();
         assert!(!harness.probe(&mut banner).unwrap());
@@ -590,7 +590,7 @@ mod tests {
         let text = harness.probe(&mut banner).unwrap_err().to_string();
         assert!(text.contains("is not finished"), "{text}");
         assert!(!banner.waits_for_output(), "time alone may change the answer");
-        // More lines follow, so the pause begins again.
+        // The line has grown, so its waiting time begins again.
         harness.elapsed(SETTLED);
         harness.log.lock().unwrap().stdout("12");
         assert!(harness.probe(&mut banner).is_err());

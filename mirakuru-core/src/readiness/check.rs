@@ -11,8 +11,8 @@ use crate::error::Error;
 
 type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 
-/// Ready when a closure returns `Ok(true)`. Use it if no other condition fits and a type that
-/// implements [`Readiness`] would be too much.
+/// Ready when a closure returns `Ok(true)`. Use it if no other condition fits. To share such a
+/// condition between tests, implement [`Readiness`] instead.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -30,14 +30,14 @@ type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and the
-/// time that is left. `Ok(false)` and an error both mean "not yet". Use an error to give a reason:
+/// The closure gets a [`Probe`] with the service's ports, its directory, its output and the time
+/// that is left. `Ok(false)` and an error both mean "not yet". An error can give a reason:
 /// `Err(io::Error::other("2 of 3 nodes have joined"))`. If the service does not become ready, the
 /// report has the last reason, or the number of times that the closure returned false. An error of
 /// kind [`io::ErrorKind::InvalidInput`] ends the wait.
 ///
-/// The closure is called again and again, with growing pauses. It must not block for long: the wait
-/// does not notice the exit of the service while the closure runs.
+/// The closure is called repeatedly, with growing pauses. It must not block for long, because
+/// mirakuru cannot notice the exit of the service meanwhile.
 #[derive(Clone)]
 pub struct Check {
     sentence: String,
@@ -47,8 +47,8 @@ pub struct Check {
 }
 
 impl Check {
-    /// A condition from a sentence and a closure that polls it. The sentence is in the past tense:
-    /// it completes one that begins with "before".
+    /// Makes a condition from a sentence and a closure. The sentence is in the past tense and
+    /// follows the word "before" in errors, such as "it wrote two lines of state".
     pub fn new(
         sentence: impl Into<String>,
         poll: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,
@@ -73,7 +73,7 @@ impl Readiness for Check {
     }
 
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
-        // Only the sentence identifies the closure.
+        // Closures cannot be compared, so only the sentence counts.
         let Check {
             sentence,
             poll: _,

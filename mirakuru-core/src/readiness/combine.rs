@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 
-/// Both conditions must hold: made with [`Readiness::and`].
+/// Requires that both conditions hold. Made with [`Readiness::and`].
 ///
-/// The second condition is polled once the first holds. A condition that held is not polled again.
-/// So an `And` is ready when each half has held once, not both at the same moment.
+/// The second condition is polled after the first has held. A condition that has held is not polled
+/// again, so the two need not hold at the same moment.
 ///
-/// The address, URL and path of the executor come from the first half that has one.
+/// The address, URL and path of the executor come from the first condition that has one.
 #[derive(Clone, Debug)]
 pub struct And<A, B> {
     first: A,
@@ -35,7 +35,7 @@ impl<A, B> And<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
-    /// Describes the halves that do not hold yet, both at first.
+    /// Describes the second condition if only that is awaited, otherwise both.
     fn describe(&self) -> String {
         if self.first_held && !self.second_held {
             self.second.describe()
@@ -72,13 +72,13 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// While the first half is awaited, both must wait for output, because another event may make
-    /// the second one hold.
+    /// Includes the second condition even while the first is awaited, because other events than
+    /// output may make it hold.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }
 
-    /// Asks only the half that is polled next.
+    /// Uses only the condition that is polled next.
     fn wakes(&self, wake: &mut Wake) {
         if self.first_held {
             self.second.wakes(wake);
@@ -118,10 +118,10 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
     }
 }
 
-/// One of two conditions must hold: made with [`Readiness::or`].
+/// Requires that one of two conditions holds. Made with [`Readiness::or`].
 ///
-/// The address, URL and path of the executor come from the half that held, or from the other if
-/// that half has none.
+/// The address, URL and path of the executor come from the condition that held. If it has none,
+/// they come from the other condition.
 #[derive(Clone, Debug)]
 pub struct Or<A, B> {
     first: A,
@@ -140,7 +140,7 @@ impl<A, B> Or<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Or<A, B> {
-    /// Returns the value of one half. The half that held comes first.
+    /// Returns a value that one of the conditions has. Prefers the condition that held.
     fn know<'a, T>(
         &'a self,
         first: impl FnOnce(&'a A) -> Option<T>,
@@ -185,8 +185,8 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
         match (first, second) {
             (_, Ok(true)) => Ok(true),
             (Ok(_), Ok(_)) => Ok(false),
-            // The kind of this error could end the wait, although the other half may still come to
-            // hold.
+            // Replace the kind of the error. It could end the wait, although the other condition
+            // may still come to hold.
             (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(io::Error::other(e.to_string())),
             (Err(a), Err(b)) => {
                 let kind = if a.kind() == b.kind() {
@@ -240,7 +240,7 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
     }
 }
 
-/// Joins two halves of a sentence: repeats neither the same text nor the subject "it".
+/// Joins two descriptions. Does not repeat an equal text, or the subject "it".
 fn join(first: &str, word: &str, second: &str) -> String {
     if first == second {
         return first.to_owned();
@@ -274,7 +274,7 @@ mod tests {
         assert!(harness.probe(&mut both).unwrap());
         assert_eq!((a_polls.count(), b_polls.count()), (2, 3));
         assert_eq!(both.describe(), "it was here and was there");
-        // Another start begins without any state.
+        // `prepare` resets the state for another start.
         harness.prepare(&mut both).unwrap();
         assert_eq!(both.describe(), "it was here and was there");
         let _ = harness.probe(&mut both);

@@ -24,11 +24,11 @@ use crate::sys::{Protocol, procfs};
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
-/// Longer than file times lag behind the clock, which is one tick of at most 10 ms.
+/// Tolerance for file times, which lag behind the clock by one tick of at most 10 ms.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
-/// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It has the
-/// placeholders' values, and collects the endpoints that the service needs for itself.
+/// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It knows the
+/// placeholders' values, and collects the endpoints that the condition claims.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
@@ -40,7 +40,7 @@ pub struct Prepare<'a> {
 }
 
 impl fmt::Debug for Prepare<'_> {
-    /// Prints the names that were asked for, but not their values, because some are secrets.
+    /// Omits the environment and the values of placeholders, because some are secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prepare")
             .field("dir", &self.dir())
@@ -74,7 +74,8 @@ impl Prepare<'_> {
         self.values.expand(text).map_err(|e| e.in_readiness(text))
     }
 
-    /// Makes an [`Error::InvalidReadiness`] that names the mistake in a condition and its remedy.
+    /// Makes an [`Error::InvalidReadiness`]. `reason` should name the mistake in the condition and
+    /// its remedy.
     #[must_use]
     pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::InvalidReadiness {
@@ -84,26 +85,25 @@ impl Prepare<'_> {
         }
     }
 
-    /// Claims this TCP address of this machine, on which the service will listen. Before the start,
-    /// mirakuru checks that the address is free. Services that claim the same address run one after
-    /// another.
+    /// Claims a local TCP address on which the service will listen. Before the start, mirakuru
+    /// checks that the address is free. Services that claim the same address run one after another.
     pub fn claim_addr(&mut self, addr: SocketAddr) {
         self.addrs.push(addr);
     }
 
-    /// Claims this path, at which the service will make a socket. If another process accepts
+    /// Claims a path at which the service will create a socket. If another process accepts
     /// connections there, the start fails. Services that claim the same path run one after another.
     pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }
 
-    /// The addresses of a condition's `host:port` in the form for clients. Claims each address of
-    /// this machine, unless its port was chosen for the service.
+    /// Converts a condition's addresses to those that clients use. Claims each local address,
+    /// unless its port was chosen for the service.
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
-                // The lock is on the address as given: a server on `0.0.0.0` conflicts with more
-                // servers than one on loopback does.
+                // Claim the address as given: a server on `0.0.0.0` conflicts with more servers
+                // than one on loopback.
                 match protocol {
                     Protocol::Tcp => self.addrs.push(*addr),
                     Protocol::Udp => self.udp_addrs.push(*addr),
@@ -113,8 +113,8 @@ impl Prepare<'_> {
         Place::all(addrs)
     }
 
-    /// Whether a port was chosen for this service (`{port}`, `{port:NAME}`). Such a port is
-    /// reserved already and needs no claim.
+    /// Whether the port was chosen for this service with `{port}` or `{port:NAME}`. Such a port is
+    /// already reserved and needs no claim.
     fn is_chosen(&self, port: u16) -> bool {
         self.values.ports().any(|(_, chosen)| chosen == port)
     }
@@ -136,14 +136,15 @@ impl Prepare<'_> {
     }
 }
 
-/// The argument of [`Readiness::probe`](crate::readiness::Readiness::probe).
+/// The argument of [`Readiness::probe`](crate::readiness::Readiness::probe), which gives access to
+/// the service.
 pub struct Probe<'a> {
     pub(crate) values: &'a Values,
     pub(crate) pid: u32,
     /// Process id of the root of the service's tree.
     pub(crate) supervisor: u32,
-    /// The time of day just before `elapsed` was measured. With a later time, a service that had to
-    /// wait for the processor would seem to have started later.
+    /// The time of day just before `elapsed` was measured. If it were taken later, a delay in
+    /// between would make the start seem later.
     pub(crate) now: SystemTime,
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
@@ -151,15 +152,15 @@ pub struct Probe<'a> {
     /// The end of the log at the start of the service.
     pub(crate) since: &'a Mark,
     pub(crate) log_files: &'a [PathBuf],
-    /// Whether the service has ended. Then the log already has all of its output.
+    /// Whether the service has ended. If so, the log already has all of its output.
     pub(crate) is_over: bool,
     pub(crate) notes: &'a Mutex<Notes>,
 }
 
-/// Notes of the conditions about one start of a service.
+/// Results that conditions share during one start of a service.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
-    /// Number of lines that have satisfied a wait, for each pattern and stream.
+    /// For each pattern and stream, the number of lines that have satisfied a wait.
     found: Vec<(LineKey, usize)>,
     /// The named groups in lines that satisfied a wait.
     pub(crate) captured: Vec<(String, String)>,
@@ -210,7 +211,7 @@ impl Probe<'_> {
         self.elapsed
     }
 
-    /// Time left of the recipe's timeout. A probe that may block must give up before it is over.
+    /// Time left of the recipe's timeout. A probe that may block must return within this time.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.remaining
@@ -222,14 +223,14 @@ impl Probe<'_> {
         Logs::since(self.output, self.log_files, self.since)
     }
 
-    /// Number of matching lines that have satisfied earlier waits of this start.
+    /// Number of matching lines that earlier waits of this start have used.
     pub(crate) fn lines_found(&self, key: &LineKey) -> usize {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let found = notes.found.iter().find(|(known, _)| known == key);
         found.map_or(0, |(_, count)| *count)
     }
 
-    /// Notes that this many matching lines have satisfied a wait, and the groups of the last one.
+    /// Records that `count` lines have satisfied a wait, and stores the groups of the last line.
     pub(crate) fn found(&self, key: LineKey, count: usize, groups: &[(String, String)]) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.found.retain(|(known, _)| *known != key);
@@ -240,23 +241,23 @@ impl Probe<'_> {
         }
     }
 
-    /// Whether the service's own process tree owns the socket that listens on this address of this
-    /// machine.
+    /// Whether the service's own processes listen on this local address.
     ///
     /// # Errors
     ///
-    /// The reason why the owner is not known. An error of kind [`io::ErrorKind::AddrInUse`] names
-    /// another process that listens there.
+    /// An error of kind [`io::ErrorKind::AddrInUse`] if another process listens there; its message
+    /// names the process. Other kinds if the owner cannot be found.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// Returns the sockets behind [`listens_on`](Probe::listens_on); `None` if no process listens.
+    /// Like [`listens_on`](Probe::listens_on), but returns the sockets, or `None` if no process
+    /// listens.
     pub(crate) fn listeners_on(&self, addr: SocketAddr) -> io::Result<Option<Listeners>> {
         listeners_of_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// The address on which the service listens instead of the awaited one, and the remedy.
+    /// If the service listens, but not on the awaited address, names its addresses and a remedy.
     pub(crate) fn listens_elsewhere(&self, awaited: SocketAddr) -> Option<String> {
         let mut found = owner::addresses_of_tree(self.supervisor);
         found.sort();
@@ -267,9 +268,8 @@ impl Probe<'_> {
         if found.is_empty() || found.iter().any(serves) {
             return None;
         }
-        // These are the two addresses of `localhost`.
         let is_localhost = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
-        // The hosts file may give `localhost` only one of them.
+        // Suggest `localhost` only if it resolves to this address: a hosts file may list just one.
         let is_meant = |addr: &SocketAddr| {
             let meant = address::resolve(&format!("localhost:{}", addr.port()));
             meant.is_ok_and(|addrs| addrs.contains(addr))
@@ -290,8 +290,8 @@ impl Probe<'_> {
         ))
     }
 
-    /// Whether a file can have changed after the start of the service. The time of change is in
-    /// seconds and nanoseconds since 1970.
+    /// Whether a file with this change time may have changed since the start of the service. The
+    /// time is in seconds and nanoseconds since 1970.
     pub(crate) fn is_since_start(&self, changed: (i64, i64)) -> bool {
         let (Ok(seconds), Ok(nanos)) = (u64::try_from(changed.0), u32::try_from(changed.1)) else {
             return false;
@@ -301,8 +301,8 @@ impl Probe<'_> {
         start.is_none_or(|start| changed >= start)
     }
 
-    /// Finds a file of this kind that the service made in another place than the awaited one.
-    /// Searches the same directory, the private one, and the service's working directory.
+    /// Finds a file that the service made elsewhere, and for which `is_kind` returns true. Searches
+    /// the awaited file's directory, the private directory and the service's working directory.
     pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
         let is_new = |path: &Path| {
             let metadata = path.symlink_metadata();
@@ -314,7 +314,7 @@ impl Probe<'_> {
             let Ok(entries) = std::fs::read_dir(dir) else {
                 continue;
             };
-            // A directory such as `/tmp` may have thousands of entries.
+            // Limit the number of entries, because a directory such as `/tmp` may have thousands.
             let mut paths = entries.take(1000).flatten().map(|entry| entry.path());
             let found = paths.find(|path| path != awaited && is_new(path) && is_kind(path));
             if found.is_some() {
@@ -324,21 +324,20 @@ impl Probe<'_> {
         None
     }
 
-    /// Whether the service's own process tree has bound this UDP address of this machine.
+    /// Whether the service's own processes have bound this local UDP address.
     ///
     /// # Errors
     ///
-    /// The errors of [`listens_on`](Probe::listens_on).
+    /// The same errors as [`listens_on`](Probe::listens_on).
     pub fn binds_udp(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Udp, addr, self.supervisor)
     }
 }
 
-/// Decides when a condition that does not hold yet is polled next: at the earliest of the moments
-/// and events that these methods add.
+/// Collects the times and events after which a condition is polled again. The earliest one counts.
 ///
-/// This type has no name outside the crate, because
-/// [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden.
+/// This type cannot be named outside the crate. The only method that uses it,
+/// [`Readiness::wakes`](crate::readiness::Readiness::wakes), is hidden.
 #[derive(Debug)]
 pub struct Wake {
     /// Time since the service was started.
@@ -347,7 +346,7 @@ pub struct Wake {
     pub(crate) output: bool,
     /// Descriptors that end the pause when they become readable.
     pub(crate) events: Vec<RawFd>,
-    /// The longest pause.
+    /// Time after which the condition is polled even without an event.
     pub(crate) pause: Duration,
 }
 
@@ -361,41 +360,42 @@ impl Wake {
         }
     }
 
-    /// Polls when there is new output.
+    /// Polls again when there is new output.
     pub(crate) fn on_output(&mut self) {
         self.output = true;
     }
 
-    /// Polls when this descriptor is readable. It must stay open until the next poll, which must
-    /// read from it: otherwise there is no pause at all.
+    /// Polls again when this descriptor is readable. The descriptor must stay open until the next
+    /// poll, which must read from it. Otherwise the next pause would end at once.
     pub(crate) fn on(&mut self, event: BorrowedFd<'_>) {
         self.events.push(event.as_raw_fd());
     }
 
-    /// Polls after a pause in proportion to the time already waited, for a condition without
+    /// Polls again after a pause in proportion to the time already waited. For conditions without
     /// events.
     pub(crate) fn with_back_off(&mut self) {
         self.within(poll_pause(self.elapsed));
     }
 
-    /// Polls earlier by `sooner`, for a condition whose successful poll takes that long.
+    /// Like [`with_back_off`](Wake::with_back_off), but polls earlier by `sooner`. For conditions
+    /// whose successful poll takes that long.
     #[cfg(feature = "http")]
     pub(crate) fn with_back_off_but(&mut self, sooner: Duration) {
         let pause = poll_pause(self.elapsed).saturating_sub(sooner).max(FIRST_POLL);
         self.within(pause);
     }
 
-    /// Polls from time to time, in case an event was missed.
+    /// Polls again from time to time, in case an event was missed.
     pub(crate) fn fallback_poll(&mut self) {
         self.within(fallback_poll_pause(self.elapsed));
     }
 
-    /// Polls at this time since the start.
+    /// Polls again at this time since the start of the service.
     pub(crate) fn at(&mut self, time: Duration) {
         self.within(time.saturating_sub(self.elapsed));
     }
 
-    /// Polls after this time.
+    /// Polls again after this pause at the latest.
     pub(crate) fn within(&mut self, pause: Duration) {
         self.pause = self.pause.min(pause);
     }

@@ -1,7 +1,7 @@
 //! [`Exec`]: a command whose success means that the service is ready.
 //!
-//! Each run has a supervisor of its own, as a service has. So no process of the command outlives
-//! the run, the test process or the supervisor, not even in a session of its own.
+//! Each run has its own supervisor, as a service has. The supervisor ends all processes of the
+//! command with the run, even those in a session of their own.
 
 use crate::util::hash;
 use std::ffi::OsString;
@@ -25,11 +25,12 @@ use crate::util::backoff::unbounded_poll_pause;
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// Time limit of the first run. It doubles each time that a run exceeds it.
+/// Time limit of the first run. If a run exceeds its limit, the next run has twice the time.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// The pause after a slow run is as long as the run was, less the millisecond that any program
-/// takes. It is at most the time already waited, divided by this number.
+/// The pause after a slow run is as long as the run, without the time that any program takes. It is
+/// at most the time already waited, divided by this number.
 const LONG_PAUSE_PART: u32 = 10;
+/// Time that any program takes.
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 const SHELL: &str = "/bin/sh";
 /// Number of bytes kept from the end of a run's output.
@@ -39,8 +40,8 @@ const KEPT: usize = 4096;
 ///
 /// The command is one string or a list, as for
 /// [`Executor::builder`](crate::executor::Executor::builder). A string is split into words as by a
-/// shell, but no shell runs it. Placeholders are filled in. The command runs in the test process's
-/// own environment and working directory, with empty standard input.
+/// shell, but no shell runs it. Placeholders are filled in. The command has the environment and the
+/// working directory of the test process, and empty standard input.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -55,25 +56,26 @@ const KEPT: usize = 4096;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Servers often bring such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
+/// Many servers come with such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
-/// The command runs again and again until it succeeds, one run after the other. The pause is at
-/// most a fiftieth of the time already waited, at least 0.1 ms, and longer after a slow run. So the
-/// start returns about one run after the service is ready: two milliseconds for a small program. A
-/// run is killed after 5 s, and the next one has twice the time.
+/// The command is repeated until it succeeds, one run after the other. The pause is at most a
+/// fiftieth of the time already waited, at least 0.1 ms, and longer after a slow run. The start
+/// returns about one run after the service is ready, which is 2 ms for a small program. A run is
+/// killed after 5 s, and the next one has twice the time.
 ///
-/// A run ends together with every process that it started, even one in a session of its own. No
-/// process of a run outlives the test process.
+/// All processes that a run has started end with it, even those in a session of their own. None of
+/// them outlives the test process.
 ///
-/// If the service does not become ready, the error has the last line that the last run printed, and
-/// its exit status. A program that cannot be found ends the wait.
+/// If the service does not become ready, the error has the exit status of the last run and the last
+/// line that it printed. If the program is not found on PATH, the wait ends at once.
 #[derive(Clone, Debug)]
 pub struct Exec {
     command: command::Command,
     words: Vec<OsString>,
     limit: Duration,
-    /// The run in progress, or the time of the next run since the start of the service.
+    /// The run in progress.
     run: Running,
+    /// Time of the next run, since the start of the service.
     next: Duration,
     last_error: Option<String>,
 }
@@ -91,7 +93,7 @@ impl Exec {
         }
     }
 
-    /// The command, as a person would type it.
+    /// The command in the form of a shell's command line.
     fn shown(&self) -> String {
         let words: Vec<_> = if self.words.is_empty() {
             match &self.command.words {
@@ -105,7 +107,7 @@ impl Exec {
         printable(&shell_words::join(words), 400)
     }
 
-    /// Executes the command.
+    /// Starts a run of the command.
     fn begin(&self, cx: &Probe<'_>) -> io::Result<Run> {
         let limit = self.limit.min(cx.remaining());
         let begun = Instant::now();
@@ -174,7 +176,7 @@ impl Exec {
         })
     }
 
-    /// Whether a finished run succeeded. The error is the reason why it did not.
+    /// Whether a finished run succeeded. If it failed, the error gives the reason.
     fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
         let limit = run.limit;
         let last_line = run
@@ -182,7 +184,7 @@ impl Exec {
             .map_or_else(String::new, |line| format!(": {line}"));
         match ended {
             Ended::NotExecuted(error) => match self.script(&error) {
-                // A shell does the next run, as in `execvp`.
+                // Let a shell execute the script in the next run, as `execvp` does.
                 Some(script) => {
                     self.words.splice(0..1, [SHELL.into(), script.into()]);
                     self.last_answer()
@@ -194,7 +196,8 @@ impl Exec {
                 let text = format!("`{}` {}{last_line}", self.shown(), text::Ended(status));
                 Err(io::Error::other(text))
             }
-            // The end of the wait cut this run short, so the error of the run before explains more.
+            // The end of the wait cut this run short, so return the more helpful error of the run
+            // before.
             Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
@@ -207,7 +210,7 @@ impl Exec {
         }
     }
 
-    /// The result of the last run.
+    /// The result of the last finished run.
     fn last_answer(&self) -> io::Result<bool> {
         match &self.last_error {
             Some(text) => Err(io::Error::other(text.clone())),
@@ -221,7 +224,8 @@ impl Exec {
         self.next = now + unbounded_poll_pause(now).max(beyond);
     }
 
-    /// The path of a script without an interpreter in its first line, which the kernel refused.
+    /// If the kernel refused the program because it is a script without a `#!` line, returns its
+    /// path.
     fn script(&self, error: &io::Error) -> Option<PathBuf> {
         let program = self.words.first().filter(|program| *program != SHELL)?;
         if error.raw_os_error() != Some(sys::ENOEXEC) {
@@ -234,7 +238,7 @@ impl Exec {
     fn not_executed(&self, error: &io::Error) -> io::Error {
         let program = self.words[0].to_string_lossy();
         let text = format!("cannot execute `{}`: {error}", printable(&program, 400));
-        // The service may make a file at a path, but not on PATH.
+        // The service may still create a program at a path, but not one on PATH.
         if error.kind() == io::ErrorKind::NotFound && !program.contains('/') {
             let text = format!("{text}; is it installed, and on PATH?");
             io::Error::new(io::ErrorKind::InvalidInput, text)
@@ -259,7 +263,7 @@ impl Readiness for Exec {
             last_error: _,
         } = self;
         command.fingerprint(hasher);
-        // The command runs in the test's working directory.
+        // A relative path depends on the test's working directory.
         if let Some(program) = command
             .program()
             .filter(|program| program.to_string_lossy().contains('/'))
@@ -285,11 +289,11 @@ impl Readiness for Exec {
         Ok(())
     }
 
-    /// Returns at once: a run continues between two polls, and its end causes the next poll.
+    /// Does not wait for a run. The run continues between polls, and its end causes the next poll.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let Some(run) = &mut self.run.0 else {
             if cx.elapsed() < self.next {
-                // An event of another condition caused this poll.
+                // It is too early for the next run. An event of another condition caused this poll.
                 return self.last_answer();
             }
             return match self.begin(cx) {
@@ -336,14 +340,14 @@ impl Readiness for Exec {
     }
 }
 
-/// The end of a run.
+/// The result of a run.
 enum Ended {
     NotExecuted(io::Error),
     Status(ExitStatus),
     OverTime,
 }
 
-/// The run in progress. The clone of a condition has none.
+/// The run in progress. A clone of the condition does not share it.
 #[derive(Default)]
 struct Running(Option<Run>);
 
@@ -363,28 +367,27 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A run of the command. Its supervisor ends it with all its children in three cases: the command
-/// has exited, this value is dropped, or the test process is gone.
+/// A run of the command. The supervisor ends all processes of the run when the command exits, this
+/// value is dropped, or the test process ends.
 struct Run {
     service: sys::Service,
     output: Option<File>,
-    /// The end of the run's output.
+    /// The last bytes of the run's output.
     kept: Vec<u8>,
     begun: Instant,
-    /// The time limit of the run.
     limit: Duration,
 }
 
 impl Run {
-    /// The end of the run, if it has ended. A run that has exceeded its time limit or the end of
-    /// the wait is killed when it is dropped.
+    /// If the run has ended or its time is over, returns the result. `is_last` means that the whole
+    /// wait is over. If the run still continues, dropping it kills the command.
     fn poll(&mut self, is_last: bool) -> Option<Ended> {
         self.drain_output();
         match self.service.has_started() {
             Err(failure) => return Some(Ended::NotExecuted(failure.source)),
             Ok(true) => {
                 if let Some(exit) = self.service.exit() {
-                    // By now the pipe has all output of the command.
+                    // The pipe now has all output of the command.
                     self.drain_output();
                     return Some(Ended::Status(exit.status));
                 }
@@ -416,7 +419,8 @@ impl Run {
         }
     }
 
-    /// Reads all text in the pipe, up to a limit: a child of the command may write endlessly.
+    /// Reads the text in the pipe. Stops after some reads, because a child of the command may write
+    /// endlessly.
     fn drain_output(&mut self) {
         for _ in 0..64 {
             match &self.output {
@@ -504,7 +508,7 @@ mod tests {
         let mut exec = prepared(&harness, sh(&format!("echo x >> '{}'; exit 1", marks.display())));
         harness.elapsed(Duration::from_secs(10));
         let first = run(&harness, &mut exec).unwrap_err().to_string();
-        // Before a fiftieth of the waited time has passed, the same answer comes without a run.
+        // The pause is not over, so the same answer comes without a run.
         harness.elapsed(Duration::from_millis(10_150));
         let second = run(&harness, &mut exec).unwrap_err().to_string();
         assert_eq!(first, second);
@@ -542,7 +546,7 @@ mod tests {
             &harness,
             sh(&format!("{setsid}sleep 300 & echo $! > '{}'", pids.display())),
         );
-        // The background process keeps the output open; the run must not wait for that.
+        // The background process keeps the output open, but the run must not wait for it.
         assert!(run(&harness, &mut exec).unwrap());
         assert!(gone(std::fs::read_to_string(&pids).unwrap().trim()));
     }
@@ -551,7 +555,7 @@ mod tests {
     fn a_poll_does_not_wait_for_the_run_and_the_end_of_the_wait_is_its_end() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, sh("sleep 300"));
-        // If a poll waited for its run, these would take more than an hour.
+        // If a poll waited for its run, this loop would take hours.
         for _ in 0..1000 {
             assert!(!harness.probe(&mut exec).unwrap());
         }
@@ -567,7 +571,7 @@ mod tests {
     #[test]
     fn it_is_executed_as_by_a_shell() {
         let harness = Harness::new();
-        // The command must not inherit blocked or ignored signals: Rust ignores SIGPIPE.
+        // Rust ignores SIGPIPE, but the command must not inherit that.
         let signals = [
             ("PIPE", "was killed by SIGPIPE"),
             ("TERM", "was killed by SIGTERM"),
@@ -577,11 +581,11 @@ mod tests {
             let error = run(&harness, &mut exec).unwrap_err().to_string();
             assert!(error.ends_with(end), "{error}");
         }
-        // The command leads its group, and its input is empty.
+        // Check that the command leads its process group and that its input is empty.
         let script = "test \"$(cut -d' ' -f5 /proc/self/stat)\" = $$ || exit 6; read line || exit 5";
         let error = run(&harness, &mut prepared(&harness, sh(script))).unwrap_err();
         assert!(error.to_string().ends_with("exited with status 5"), "{error}");
-        // The first line of this script does not name its interpreter.
+        // This script has no `#!` line.
         let path = harness.dir().join("script");
         std::fs::write(&path, "echo \"$1 $0\"; exit 7").unwrap();
         let command = [path.as_os_str(), "word".as_ref()];
@@ -590,7 +594,7 @@ mod tests {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&path, permissions).unwrap();
         let mut exec = prepared(&harness, Exec::succeeds(command));
-        // The kernel refuses the script, so a shell does the next run.
+        // The kernel refuses the script, so the next run uses a shell.
         assert!(!run(&harness, &mut exec).unwrap());
         harness.elapsed(Duration::from_secs(1));
         let error = run(&harness, &mut exec).unwrap_err();
@@ -620,7 +624,7 @@ mod tests {
             text.starts_with("cannot execute `mirakuru-no-such-program`: "),
             "{text}"
         );
-        // A path that the service may still make does not end the wait.
+        // The service may still create a program at this path, so the wait goes on.
         let mut exec = prepared(&harness, Exec::succeeds("./no/such/program"));
         assert_eq!(run(&harness, &mut exec).unwrap_err().kind(), io::ErrorKind::Other);
     }

@@ -1,5 +1,5 @@
-//! Helpers for the tests of conditions: a private directory, a log like the supervisor's, and the
-//! contexts of an executor.
+//! Helpers for the tests of conditions: a private directory, a log and the arguments of a
+//! condition's methods.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,7 +18,7 @@ use crate::ports::values::Values;
 use crate::readiness::context::Notes;
 pub(crate) use crate::sys::tests::TestDir;
 
-/// Polls a condition that reads no output once, for the process tree below `root`.
+/// Polls a condition once, for the process tree below `root`. The log is empty.
 pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {
     let dir = TestDir::new();
     let reader = LogWriter::create(dir.path()).reader();
@@ -44,7 +44,7 @@ pub(crate) struct Harness {
     since: Mutex<Mark>,
     notes: Mutex<Notes>,
     remaining: Mutex<Duration>,
-    /// The simulated time since the start, and when it was set.
+    /// The simulated time since the start, and the time when it was set.
     elapsed: Mutex<(SystemTime, Duration)>,
     env: Mutex<Vec<(String, String)>>,
     claimed: Mutex<Vec<SocketAddr>>,
@@ -80,7 +80,7 @@ impl Harness {
         *self.elapsed.lock().unwrap() = (SystemTime::now(), elapsed);
     }
 
-    /// The variables that the last `prepare` set in the service's environment.
+    /// A variable that the last `prepare` set in the service's environment.
     pub(crate) fn env(&self, key: &str) -> Option<String> {
         let env = self.env.lock().unwrap();
         env.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
@@ -128,7 +128,7 @@ impl Harness {
         })
     }
 
-    /// The text of the error that `prepare` must return.
+    /// Calls `prepare`, which must fail, and returns the text of its error.
     pub(crate) fn refusal(&self, readiness: &mut impl Readiness) -> String {
         match self.prepare(readiness) {
             Err(Error::InvalidReadiness {

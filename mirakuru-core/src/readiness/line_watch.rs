@@ -1,15 +1,14 @@
 //! Finds the lines of a growing log that match a regular expression, for `Banner` and `fail_on`.
 //!
-//! Each stream has its own lines. So a line is found even if it came in several writes, or with the
-//! other stream's output in its middle. A pattern is matched against the line as a report shows it:
-//! without escape sequences and without the parts that carriage returns overwrite.
+//! Each stream has its own lines. A line is found even if it came in several writes, or if output
+//! of the other stream interrupts it. A pattern is matched against the line as a report shows it:
+//! without escape sequences and without text that carriage returns overwrite.
 //!
-//! The unfinished last line is matched as well, for servers that print `ready> ` and wait. There a
-//! match counts at once only if no further output could undo it: `port 80` may become `port 8080`,
-//! and an unfinished line has no end for `$`. A line that stays unchanged may be taken as finished
-//! (`settle`).
+//! The unfinished last line is matched as well, for servers that print `ready> ` and wait. Such a
+//! match counts at once only if no further output can undo it: `port 80` may become `port 8080`,
+//! and `$` needs the end of the line. [`LineWatch::settle`] treats the line as finished.
 //!
-//! Memory stays bounded: only a window of an endless line is kept.
+//! Memory use is bounded, because only the last part of a very long line is kept.
 
 use std::borrow::Cow;
 use std::io;
@@ -20,8 +19,8 @@ use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::{plain, printable};
 
-/// Number of bytes kept of an unfinished line. If it is longer, half of it is dropped. So a match
-/// of up to half this length is found at any place.
+/// Maximum number of bytes kept of an unfinished line. When a line gets longer, only the last half
+/// of this length is kept. A match of up to half this length is therefore always found.
 const WINDOW: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
@@ -36,9 +35,10 @@ pub(crate) struct LineWatch {
 #[derive(Clone, Debug, Default)]
 struct OpenLine {
     bytes: Vec<u8>,
-    /// Whether the beginning has been dropped. Then the first byte only serves `^` and `\b`.
+    /// Whether the beginning of the line has been dropped. If so, the first byte is only context
+    /// for `^` and `\b`.
     cut: bool,
-    /// Whether the line has matched already. A line counts once.
+    /// Whether the line has already matched. A line counts once.
     found: bool,
     /// The length of the line when it was last searched.
     searched_to: usize,
@@ -53,7 +53,7 @@ pub(crate) struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The line, in displayable form.
+    /// The line, safe to print.
     pub(crate) fn line(&self) -> String {
         printable(&String::from_utf8_lossy(self.line), 400)
     }
@@ -71,7 +71,8 @@ impl Found<'_> {
 }
 
 impl LineWatch {
-    /// Watches one stream or both. The error explains the mistake in the pattern.
+    /// Watches one stream, or both if `stream` is `None`. The error explains the mistake in the
+    /// pattern.
     pub(crate) fn new(pattern: &str, stream: Option<Stream>) -> Result<LineWatch, String> {
         if wants_line_feed(pattern) {
             return Err(
@@ -80,9 +81,9 @@ impl LineWatch {
                     .to_owned(),
             );
         }
-        // The pattern matches bytes, because a log may hold anything: `.` is any byte, and `\d`,
-        // `\w`, `\s` and `\b` know only ASCII. If a pattern needs characters (`[äö]`), it matches
-        // those.
+        // Match bytes, because a log may not be UTF-8: `.` is any byte, and `\d`, `\w`, `\s` and
+        // `\b` know only ASCII. If the pattern is valid only for characters, such as `[äö]`, match
+        // characters.
         let build = |unicode| RegexBuilder::new(pattern).unicode(unicode).build();
         let regex = build(false)
             .or_else(|error| build(true).map_err(|_| error))
@@ -99,14 +100,15 @@ impl LineWatch {
         })
     }
 
-    /// Matches the bytes of a line, including its escape sequences and carriage returns.
+    /// Sets whether to match the raw bytes of a line, with its escape sequences and carriage
+    /// returns.
     pub(crate) fn raw(mut self, raw: bool) -> LineWatch {
         self.pattern.raw = raw;
         self
     }
 
-    /// Searches the output since the last call; the first call begins at the cursor. Reports each
-    /// line that matches.
+    /// Searches the output since the last call; the first call begins at `since`. Passes each line
+    /// that matches to `found`.
     pub(crate) fn scan(
         &mut self,
         reader: &OutputReader,
@@ -126,7 +128,7 @@ impl LineWatch {
                     open[stream as usize].feed(pattern, bytes, found);
                 }
             }
-            // The next bytes do not continue this line.
+            // A part of the line is lost, so the next bytes do not continue it.
             Piece::Lost(stream, _) => open[stream as usize] = OpenLine::default(),
             Piece::Start | Piece::LeftOut(_) => *open = Default::default(),
         });
@@ -136,7 +138,7 @@ impl LineWatch {
         result
     }
 
-    /// The first line that [`scan`](LineWatch::scan) would report, in displayable form.
+    /// The first line that [`scan`](LineWatch::scan) would report, safe to print.
     pub(crate) fn first(&mut self, reader: &OutputReader, since: Cursor) -> io::Result<Option<String>> {
         let mut first = None;
         self.scan(reader, since, |found| {
@@ -145,13 +147,13 @@ impl LineWatch {
         Ok(first)
     }
 
-    /// Matches the next bytes of a log file. A log file is a stream of its own.
+    /// Searches the next bytes of a log file. A log file counts as one stream.
     pub(crate) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&Found<'_>)) {
         self.open[0].feed(&self.pattern, bytes, &mut found);
         self.open[0].match_unfinished(&self.pattern, &mut found);
     }
 
-    /// Whether a whole line matches.
+    /// If a finished line matches, passes it to `found` and returns true.
     pub(crate) fn matches(&self, line: &[u8], found: &mut dyn FnMut(&Found<'_>)) -> bool {
         self.pattern.tell(line, 0, found)
     }
@@ -162,7 +164,7 @@ impl LineWatch {
         names.map(str::to_owned).collect()
     }
 
-    /// Takes the unfinished lines that match as finished.
+    /// Treats the unfinished lines that match as finished.
     pub(crate) fn settle(&mut self, mut found: impl FnMut(&Found<'_>)) {
         for line in self.open.iter_mut().filter(|line| line.undecided) {
             line.undecided = false;
@@ -170,7 +172,7 @@ impl LineWatch {
         }
     }
 
-    /// The length of an unfinished line that matches now, but may not match once it is finished.
+    /// Length of an unfinished line that matches now, but may not match when it is finished.
     pub(crate) fn undecided(&self) -> Option<usize> {
         self.open
             .iter()
@@ -188,7 +190,7 @@ struct Pattern {
 }
 
 impl Pattern {
-    /// The form of the line that the pattern is matched against.
+    /// Converts a line to the form that the pattern is matched against.
     fn text<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
         match self.raw {
             true => Cow::Borrowed(without_return(line)),
@@ -196,7 +198,7 @@ impl Pattern {
         }
     }
 
-    /// Calls `found` if a line matches from `start` on. Returns whether the line matches.
+    /// If a line matches at or after `start`, passes it to `found` and returns true.
     fn tell(&self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
         let line = &*self.text(line);
         let start = start.min(line.len());
@@ -215,14 +217,15 @@ impl Pattern {
         true
     }
 
-    /// Whether an unfinished line matches; `Some(true)` if it does with any further output.
+    /// Returns `None` if an unfinished line does not match, and `Some(true)` if no further output
+    /// can undo the match.
     fn holds(&self, line: &[u8], start: usize) -> Option<bool> {
         let mut line = self.text(line);
         let start = start.min(line.len());
         if !self.regex.is_match_at(&line, start) {
             return None;
         }
-        // Assertions (`$`, `\b`, `\B`) depend on two things: whether there is a next byte, and
+        // The assertions `$`, `\b` and `\B` depend on the next byte: whether there is one, and
         // whether it belongs to a word.
         for next in [b'a', b' '] {
             line.to_mut().push(next);
@@ -233,8 +236,7 @@ impl Pattern {
             }
         }
         if self.named {
-            // A group that ends where the unfinished line ends may hold only the first half of its
-            // text.
+            // A group at the end of the unfinished line may not have all of its text yet.
             let captures = self.regex.captures_at(&line, start)?;
             let names = self.regex.capture_names().flatten();
             let mut groups = names.filter_map(|name| captures.name(name));
@@ -250,7 +252,7 @@ impl OpenLine {
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             if self.bytes.is_empty() {
-                // Nearly always the whole line came at once, and no byte is copied.
+                // Usually the whole line came at once, so search it without a copy.
                 pattern.tell(line, 0, found);
             } else {
                 self.push(pattern, line, found);
@@ -300,8 +302,8 @@ fn without_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Whether a pattern has a line feed in it, as a character or as `\n`. In verbose mode a line feed
-/// is only layout.
+/// Whether a pattern contains a line feed, as a character or as `\n`. In verbose mode the character
+/// has no meaning.
 fn wants_line_feed(pattern: &str) -> bool {
     let verbose =
         pattern.starts_with("(?") && pattern[2..].split(')').next().is_some_and(|f| f.contains('x'));
@@ -313,9 +315,9 @@ fn wants_line_feed(pattern: &str) -> bool {
     })
 }
 
-/// Fills in the placeholders of a pattern with *escaped* values: a dot in a directory's name
-/// matches only a dot. Regular expressions have braces of their own. Braces with digits and
-/// capitals (`a{2,3}`, `\p{Lu}`) are no placeholders, and `\p{{greek}}` gives `\p{greek}`.
+/// Fills in the placeholders of a pattern. Values are escaped, so a dot in a directory's name
+/// matches only a dot. The braces of `a{2,3}` and `\p{Lu}` are not placeholders, and `\p{{greek}}`
+/// gives `\p{greek}`.
 pub(crate) fn expand_pattern<E>(
     pattern: &str,
     mut expand: impl FnMut(&str) -> Result<String, E>,
@@ -460,7 +462,7 @@ mod tests {
             all.extend(lines(&mut beginning, &reader));
             assert!(found.open[0].bytes.capacity() <= 4 * WINDOW);
         }
-        // The beginning matches only at the beginning, and the needle once.
+        // `^hay` matches only at the beginning of the line, and `needle` matches once.
         assert_eq!(all.len(), 2);
     }
 

@@ -1,4 +1,4 @@
-//! Single lines of a log: [`Line`], and the search for them in a snapshot.
+//! Lines of a log that match a pattern: [`Line`] and [`Lines`].
 
 use std::fmt;
 use std::ops::Deref;
@@ -8,7 +8,8 @@ use crate::readiness::line_watch::{Found, LineWatch};
 
 /// A logged line that matches a pattern, without its line end and without escape sequences.
 ///
-/// A line dereferences to its text. [`get`](Line::get) is the text of a named group of the pattern.
+/// A line dereferences to its text. [`get`](Line::get) returns the text of a named group of the
+/// pattern.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -90,7 +91,7 @@ impl PartialEq<&str> for Line {
     }
 }
 
-/// Lines of a log that match a pattern, in their order: made by [`Logs::matching`]. It dereferences
+/// The lines of a log that match a pattern, in order. Made by [`Logs::matching`], and dereferences
 /// to a slice of [`Line`]s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lines {
@@ -103,7 +104,7 @@ impl Lines {
     ///
     /// # Panics
     ///
-    /// If the pattern is not a regular expression.
+    /// If the pattern is not a valid regular expression.
     #[track_caller]
     pub fn except(mut self, pattern: impl AsRef<str>) -> Lines {
         let watch = watch(pattern.as_ref());
@@ -167,8 +168,8 @@ impl<'a> IntoIterator for &'a Lines {
 }
 
 impl Logs {
-    /// The [lines](Logs::lines) that match a regular expression, as [`Banner`](crate::Banner)
-    /// matches them.
+    /// The [lines](Logs::lines) that match a regular expression. The rules are the same as for
+    /// [`Banner`](crate::Banner).
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -185,7 +186,7 @@ impl Logs {
     ///
     /// # Panics
     ///
-    /// If the pattern is not a regular expression.
+    /// If the pattern is not a valid regular expression.
     #[must_use]
     #[track_caller]
     pub fn matching(&self, pattern: impl AsRef<str>) -> Lines {

@@ -1,5 +1,4 @@
-//! When a service counts as ready: the [`Readiness`] trait and the conditions that implement it,
-//! one a file.
+//! The [`Readiness`] trait and the conditions that implement it, each in its own file.
 
 pub(crate) mod banner;
 pub(crate) mod check;
@@ -45,11 +44,11 @@ use crate::util::hash;
 
 /// A condition that must hold before a service counts as ready.
 ///
-/// A readiness is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
+/// A condition is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
 /// start, with the placeholders' values. Then [`probe`](Readiness::probe) is called until it
 /// returns `Ok(true)`. The pauses begin at a fraction of a millisecond and grow in proportion to
-/// the time already waited. A pause ends early at an event that another part of the condition waits
-/// for. The exit of the service ends the wait at once, so a probe need not check for it.
+/// the time already waited. In a combined condition, an event of the other part may end a pause
+/// early. The exit of the service ends the wait at once, so a probe need not check for it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -84,54 +83,54 @@ use crate::util::hash;
             `SdNotify`, or implement `mirakuru::Readiness` for your own type"
 )]
 pub trait Readiness: Send + Sync + 'static {
-    /// The awaited event, in the past tense, as the end of a sentence that begins with "before":
-    /// *it accepted connections on 127.0.0.1:6379*. Called after [`prepare`](Readiness::prepare);
-    /// used in errors.
+    /// The awaited event in the past tense, for errors: *it accepted connections on
+    /// 127.0.0.1:6379*. The text follows the word "before". Called after
+    /// [`prepare`](Readiness::prepare).
     fn describe(&self) -> String;
 
-    /// Feeds the hasher with all data that distinguishes this condition from others of its type. It
-    /// must be equal in two recipes for the same shared service. Called before
+    /// Feeds the hasher with all data that distinguishes this condition from others of its type.
+    /// The data must be equal in two recipes for the same shared service. Called before
     /// [`prepare`](Readiness::prepare).
     ///
-    /// The default feeds [`describe`](Readiness::describe). Override it if some settings are not in
-    /// that sentence, or if the sentence differs between test processes. The type's name always
+    /// The default feeds [`describe`](Readiness::describe). Override this method if some settings
+    /// are not in that text, or if the text differs between test processes. The type's name always
     /// counts.
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
         hash::text(hasher, self.describe());
     }
 
     /// Called before each start. Fill in placeholders with [`Prepare::expand`], check the values,
-    /// forget the state of an earlier start, and [claim](Prepare::claim_addr) the addresses that
+    /// and forget the state of an earlier start. [Claim](Prepare::claim_addr) the addresses that
     /// the service needs for itself.
     ///
     /// The default does nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) if the values make no sense.
-    /// Then the service is not started.
+    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) if a value is invalid. The
+    /// service is then not started.
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         let _ = cx;
         Ok(())
     }
 
-    /// Polls once whether the service is ready.
+    /// Checks once whether the service is ready.
     ///
     /// # Errors
     ///
-    /// An error means "not yet", as `Ok(false)` does; the report has the last one. An error of kind
-    /// [`io::ErrorKind::InvalidInput`] ends the wait: no later poll can succeed.
+    /// An error means "not yet", like `Ok(false)`, and the report shows the last one. An error of
+    /// kind [`io::ErrorKind::InvalidInput`] ends the wait. Use it if no later poll can succeed.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool>;
 
-    /// Whether only new output of the service can change the answer. Then the wait sleeps until
-    /// there is output, and does not poll otherwise. The default is `false`. Called before each
-    /// wait, because the answer may change.
+    /// Whether only new output of the service can change the result of [`probe`](Readiness::probe).
+    /// If so, the wait sleeps until there is output. The default is `false`. Called after each
+    /// poll, because the value may change.
     fn waits_for_output(&self) -> bool {
         false
     }
 
-    /// Sets the next poll after one that said "not yet". Some conditions of this crate learn of an
-    /// event by a descriptor, or know when the next poll makes sense. Called after each poll.
+    /// Adds the times and events after which the condition is polled again. Called after each poll
+    /// that was not successful.
     #[doc(hidden)]
     fn wakes(&self, wake: &mut Wake) {
         if self.waits_for_output() {
@@ -141,26 +140,27 @@ pub trait Readiness: Send + Sync + 'static {
         }
     }
 
-    /// Releases the resources of polling. Called when the wait is over, with or without success.
+    /// Releases resources that only polling needs. Called when the wait is over, with or without
+    /// success.
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
 
-    /// The remedy after a failed wait, if the cause is known. The default tells where the service
-    /// listens instead of at its [address](Readiness::addr).
+    /// A remedy for a failed wait, if the cause is known. By default, names the addresses on which
+    /// the service listens instead of its [address](Readiness::addr).
     #[doc(hidden)]
     fn hint(&self, cx: &Probe<'_>) -> Option<String> {
         cx.listens_elsewhere(self.addr()?)
     }
 
-    /// Whether the chosen ports must be outside the range from which the kernel gives ports to
-    /// sockets that ask for any. Called before the placeholders are filled in.
+    /// Whether the service's ports must be outside the range from which the kernel chooses free
+    /// ports. Called before the placeholders are filled in.
     #[doc(hidden)]
     fn wants_low_ports(&self) -> bool {
         false
     }
 
-    /// Whether the wait is only for the execution of the program. Then even an exit comes too late
-    /// to matter.
+    /// Whether the condition holds as soon as the program is executed. If so, a later exit of the
+    /// program does not fail the start.
     #[doc(hidden)]
     fn is_immediate(&self) -> bool {
         false
@@ -184,14 +184,14 @@ pub trait Readiness: Send + Sync + 'static {
         None
     }
 
-    /// The time since the start of the service until which the wait goes on, if the service has
-    /// asked for more time. Called after each poll. The default is `None`.
+    /// If the service has asked for more time, returns the new end of the wait, counted from the
+    /// start of the service. Called after each poll. The default is `None`.
     fn extended(&self) -> Option<Duration> {
         None
     }
 
-    /// Requires both this condition and another. The second is polled once the first holds, and a
-    /// condition that held is not polled again. So put the cheaper one first.
+    /// Requires this condition and another. The second is polled after the first has held, and a
+    /// condition that has held is not polled again. Put the cheaper condition first.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, NoWait, Check};
@@ -205,7 +205,7 @@ pub trait Readiness: Send + Sync + 'static {
         And::new(self, other)
     }
 
-    /// Requires this condition or another, whichever holds first. Each poll checks both.
+    /// Requires this condition or another. Each poll checks both.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, Banner, PidFile};

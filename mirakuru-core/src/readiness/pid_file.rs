@@ -15,20 +15,20 @@ use crate::ports::free::first_number;
 use crate::sys::file_watch::Watching;
 use crate::sys::{self, procfs};
 
-/// Number of bytes at the beginning of a file that are compared.
+/// Number of bytes that are compared, from the beginning of a file.
 const READ: u64 = 4096;
 
-/// Time after which an empty file counts if no event tells that its writer has closed it. Before
-/// that, its writer is probably about to fill it, and the test may want to read it.
+/// Time after which an empty file counts although its writer has not closed it. Until then, the
+/// writer may still fill the file, which the test may want to read.
 const SETTLED: Duration = Duration::from_millis(10);
+/// The same time on systems that do not report the close of a file.
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
-/// Ready when the service has written its process id file, or any other file of that name.
+/// Ready when the service has written its pid file, or any other file at the path.
 ///
-/// The file must exist; its content does not matter. (An empty one gets a moment, so that it can be
-/// read when the start returns.) A file from before the start says nothing about this service: it
-/// counts only once it has changed, that is, was written to, touched or replaced. mirakuru does not
-/// remove it. A service that refuses to start because of it says so itself.
+/// The file must exist; its content does not matter. If it is empty, the wait goes on for some
+/// milliseconds, so that the service can fill it. A file from before the start counts only once it
+/// has been written to, touched or replaced. mirakuru does not remove such a file.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -47,12 +47,12 @@ pub struct PidFile {
     wanted: PathBuf,
     /// The path with its placeholders filled in.
     path: PathBuf,
-    /// The attributes of the file from before the start.
+    /// The attributes of the file before the start, if it existed.
     before: Option<Fingerprint>,
     /// A watch for changes of the file.
     watching: Watching,
-    /// The time when the file was first seen empty, and the time when it counts although empty.
-    /// Both times count from the start of the service.
+    /// Two times since the start of the service: when the file was first seen empty, and when it
+    /// counts although it is empty.
     empty: Option<(Duration, Duration)>,
 }
 
@@ -64,7 +64,8 @@ struct Fingerprint {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
-    /// The beginning of the content: two writes within one tick leave the same times.
+    /// The beginning of the content. The times alone are not enough, because two writes within one
+    /// clock tick leave the same times.
     content: Vec<u8>,
 }
 
@@ -81,7 +82,7 @@ impl Fingerprint {
     }
 }
 
-/// The beginning of a regular file. Other kinds give nothing: the read of a pipe could hang.
+/// The beginning of a regular file. Other files are not read, because reading a pipe could hang.
 fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
     let mut content = Vec::new();
     if metadata.is_file() {
@@ -93,11 +94,11 @@ fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
 }
 
 impl PidFile {
-    /// The path of the file, which may have placeholders. A relative path counts from the *test's*
-    /// current directory, which may not be the service's.
+    /// Waits for this file. The path may have placeholders. A relative path is resolved in the
+    /// *test's* current directory, which may not be the service's.
     ///
-    /// A path outside `{dir}` is checked first: if it is the pid file of a living process, the
-    /// start fails with [`Error::AlreadyRunning`] before the program is executed.
+    /// If a path outside `{dir}` is the pid file of a living process, the start fails with
+    /// [`Error::AlreadyRunning`] before the program is executed.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         let wanted = path.into();
         Self {
@@ -139,7 +140,7 @@ impl Readiness for PidFile {
                 "it is a directory; write the file's own path, such as `{dir}/service.pid`",
             ));
         }
-        // The path is absolute, so that a later change of the test's directory does not matter.
+        // Make the path absolute, so that the test may change its directory later.
         let path = std::path::absolute(&path).unwrap_or(path);
         claim_path(cx, &path);
         self.before = before.map(|metadata| Fingerprint::of(&path, &metadata));
@@ -150,7 +151,7 @@ impl Readiness for PidFile {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
-        // The watch begins before the poll, so that no event is missed.
+        // Begin to watch before the check, so that no event is missed.
         self.watching.renew(path, cx.elapsed());
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -167,8 +168,8 @@ impl Readiness for PidFile {
         };
         let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
-        // A new file alone proves nothing: another service with the same file may have written it
-        // after `before` was read, and before this service started.
+        // A changed file is not enough: another service may have written it after `before` was
+        // read, and before this service started.
         if self.before.as_ref() != Some(&now)
             && (cx.is_since_start(now.changed)
                 || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))
@@ -216,7 +217,7 @@ impl Readiness for PidFile {
     }
 
     fn hint(&self, cx: &Probe<'_>) -> Option<String> {
-        // Tells whether a pid file names a process of the service.
+        // Whether a pid file names a process of the service.
         let names_it = |path: &Path| {
             let metadata = fs::metadata(path).ok().filter(|metadata| metadata.len() < READ);
             let pid = metadata.and_then(|metadata| first_number(&content(path, &metadata)));
@@ -325,17 +326,17 @@ mod tests {
             ),
             "{error}"
         );
-        // The length is the same, and the times may be the same.
+        // The length stays the same, and so may the times.
         fs::write(&path, "4194306\n").unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // Now the file is touched.
+        // A file that was touched counts.
         let (mut readiness, _) = prepare(&path).unwrap();
         assert!(probe(&mut readiness).is_err());
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_modified(SystemTime::now() + Duration::from_secs(5))
             .unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // Now the file is replaced.
+        // A file that was replaced counts.
         let (mut readiness, _) = prepare(&path).unwrap();
         let other = dir.path().join("other");
         fs::write(&other, "4194306\n").unwrap();
@@ -350,9 +351,9 @@ mod tests {
         let (mut readiness, _) = prepare(&path).unwrap();
         fs::write(&path, "4194305\n").unwrap();
         std::thread::sleep(TICK * 3);
-        // This service was started only now.
+        // `elapsed` is zero, so the service has started after the file was written.
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).is_err());
-        // A file that names the service counts, whatever the clocks say.
+        // A file that names the service counts even if its times are too old.
         fs::write(&path, std::process::id().to_string()).unwrap();
         std::thread::sleep(TICK * 3);
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());
@@ -365,7 +366,7 @@ mod tests {
         let harness = Harness::new();
         let readiness = PidFile::path(harness.dir().join("awaited.pid"));
         let other = harness.dir().join("other.pid");
-        // File times lag by up to a tick, so the case does not arise each time.
+        // File times do not always lag behind the clock, so try often.
         for _ in 0..200 {
             let start = Instant::now();
             fs::write(&other, std::process::id().to_string()).unwrap();

@@ -1,4 +1,4 @@
-//! [`SdNotify`]: the service says itself that it is ready, by systemd's protocol.
+//! [`SdNotify`]: the service reports that it is ready, by systemd's protocol.
 
 use std::fs::{self, Permissions};
 use std::hash::Hasher;
@@ -15,17 +15,17 @@ use crate::sys::sockets::{self, Messages};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// The socket's name in the private directory, short because the whole path must fit into 107
+/// The socket's name in the private directory. It is short because the whole path must fit into 107
 /// bytes.
 const NAME: &str = "notify";
-/// Length of the longest path in `sun_path`, without the final zero byte.
+/// Maximum length of a path in `sun_path`, without the final zero byte.
 const PATH_MAX: usize = 107;
 
 /// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd
 /// service of `Type=notify` does.
 ///
-/// The socket is made in the private directory and put into the service's environment. So any
-/// service that knows `sd_notify` will do: PostgreSQL, MariaDB, nginx with its module, etcd,
+/// The socket is in the private directory, and the service's environment has its path. Any service
+/// that supports `sd_notify` works, such as PostgreSQL, MariaDB, nginx with its module, etcd,
 /// HAProxy, and scripts with `systemd-notify`.
 ///
 /// ```no_run
@@ -37,15 +37,15 @@ const PATH_MAX: usize = 107;
 /// ```
 ///
 /// If the service does not become ready, the error has its last `STATUS=` and `ERRNO=`.
-/// `EXTEND_TIMEOUT_USEC=` gives it more time. Messages of any process of the service count, as with
-/// `NotifyAccess=all`.
+/// `EXTEND_TIMEOUT_USEC=` gives the service more time. Messages of all processes of the service
+/// count, as with `NotifyAccess=all`.
 ///
 /// The socket stays open as long as the service lives. Messages after `READY=1`, such as
 /// `WATCHDOG=1`, are accepted and discarded. Descriptors that come with a message, as with
 /// `BARRIER=1`, are closed at once.
 #[derive(Clone, Debug, Default)]
 pub struct SdNotify {
-    /// The socket, which the clones of a prepared recipe share. Each `prepare` makes a new one.
+    /// The socket, shared by all clones of a prepared recipe. Each `prepare` makes a new one.
     socket: Option<Arc<UnixDatagram>>,
     status: Option<String>,
     errno: Option<i32>,
@@ -53,7 +53,7 @@ pub struct SdNotify {
     ready: bool,
 }
 
-/// The same as [`SdNotify::new`], for the condition's bare name.
+/// The same as [`SdNotify::new`], so that the bare name can stand in a recipe.
 #[allow(non_upper_case_globals)]
 pub const SdNotify: SdNotify = SdNotify::new();
 
@@ -70,14 +70,14 @@ impl SdNotify {
     }
 
     /// Stops reading the socket. The kernel then accepts each message and discards it, with the
-    /// descriptors in it. If the kernel cannot do that, the socket is closed: a service that gets
-    /// "connection refused" goes on, but one that finds a full queue waits for ever.
+    /// descriptors in it. If the kernel cannot do that, closes the socket. A service usually
+    /// continues after "connection refused", but a full queue would block it for ever.
     fn discard_the_rest(&mut self, socket: &UnixDatagram) {
         if sockets::filter_messages(socket.as_fd(), Messages::Discard).is_ok() {
-            // The queue still has the messages from before the filter.
+            // Messages from before the filter are still in the queue.
             while socket.recv(&mut [0]).is_ok() {}
         }
-        // If the filter works, the supervisor has a copy of the socket.
+        // If the filter works, the supervisor keeps a copy of the socket.
         self.socket = None;
     }
 
@@ -127,12 +127,13 @@ impl Readiness for SdNotify {
             );
             return Err(cx.invalid("SdNotify", reason));
         };
-        // Messages of an earlier start went to a socket that is no longer read.
+        // The socket of an earlier start may still be there.
         let _ = fs::remove_file(&path);
         let bind = || -> io::Result<UnixDatagram> {
             let socket = UnixDatagram::bind(&path)?;
             socket.set_nonblocking(true)?;
-            // The service may run as another user. The directory's permissions decide who can send.
+            // The service may run as another user. The permissions of the directory keep all others
+            // out.
             fs::set_permissions(&path, Permissions::from_mode(0o666))?;
             Ok(socket)
         };
@@ -157,11 +158,10 @@ impl Readiness for SdNotify {
         let Some(socket) = self.socket.clone() else {
             return Ok(self.ready);
         };
-        // By custom a message is at most a page; the status line may be long. The kernel closes
-        // descriptors that come with it, because this call does not ask for them. A barrier
-        // (BARRIER=1) waits for that.
+        // A message is usually smaller than a page. This call does not ask for descriptors, so the
+        // kernel closes those in a message. That completes a barrier (`BARRIER=1`).
         let mut buffer = [0; 8192];
-        // The limit is for a service that sends messages all the time.
+        // Limit the number of messages, because a service may send them all the time.
         for _ in 0..1024 {
             match socket.recv(&mut buffer) {
                 Ok(_) if self.ready => {}
@@ -231,14 +231,14 @@ mod tests {
         sender.set_nonblocking(true).unwrap();
         sender.send(b"READY=1").unwrap();
         sender.send(b"BARRIER=1").unwrap();
-        // This stands for the supervisor's copy, which keeps the socket open.
+        // Like the supervisor's copy, this one keeps the socket open.
         let _kept = readiness.socket.clone();
         assert!(harness.probe(&mut readiness).unwrap());
-        // If a socket is never read, its queue takes about ten messages.
+        // The queue holds only about ten messages, so without the filter these would not fit.
         for _ in 0..1000 {
             sender.send(b"WATCHDOG=1").unwrap();
         }
-        // The condition stays ready, for an `And` with another half.
+        // The condition stays ready.
         assert!(harness.probe(&mut readiness).unwrap());
     }
 
@@ -282,7 +282,7 @@ mod tests {
         sender.send(b"READY=1").unwrap();
         harness.prepare(&mut readiness).unwrap();
         assert!(!harness.probe(&mut readiness).unwrap());
-        // No process reads the old service's socket.
+        // The socket of the earlier start is closed.
         assert!(sender.send(b"READY=1").is_err());
         assert!(!harness.probe(&mut readiness).unwrap());
     }

@@ -14,21 +14,25 @@ use crate::ports::table;
 use crate::sys::Protocol;
 use crate::util::deadline::scaled;
 
-/// The time limit of a connection to another machine.
+/// Time limit of a connection to another machine.
 const REMOTE_CONNECT: Duration = Duration::from_secs(1);
 /// Ready when the service accepts TCP connections.
 ///
-/// For an address of this machine this asks the kernel and makes no connection, so the service sees
-/// and logs nothing. The listening socket must belong to the service's own processes. A process
-/// that is running or sleeping may only be checking that the port is free; its socket counts once
-/// it has been there for 50 ms. If another process listens there, the error names it. (A service
-/// that runs as another user cannot be inspected unless the test runs as root. Then a listener
-/// without a visible owner is taken for the service's.) For an address of another machine, a
-/// connection is made.
+/// For an address of this machine, mirakuru asks the kernel and makes no connection, so the service
+/// sees and logs nothing. The listening socket must belong to the service's own processes. If
+/// another process listens there, the error names it.
 ///
-/// So a server that only *asks another one* to listen, such as `docker run -p`, is never ready in
-/// this sense: the port belongs to Docker. Use [`Check`](super::Check) or [`Exec`](super::Exec) for
-/// it.
+/// A server may listen briefly only to check that the port is free. If its process runs or sleeps
+/// instead of waiting for connections, the socket counts after 50 ms.
+///
+/// If the service runs as another user and the test does not run as root, mirakuru cannot see the
+/// owner of a socket. A listener without a visible owner counts as the service's.
+///
+/// For an address of another machine, mirakuru makes a connection.
+///
+/// A server that *asks another one* to listen, such as `docker run -p`, never becomes ready,
+/// because another process has the port. Use [`Check`](super::Check) or [`Exec`](super::Exec) for
+/// such a server.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -58,9 +62,9 @@ enum Wanted {
 
 #[derive(Clone, Debug, Default)]
 struct Resolved {
-    /// The address for messages: `localhost:6379`.
+    /// The address for messages, such as `localhost:6379`.
     text: String,
-    /// The addresses to check, each with a flag that says whether it is on this machine.
+    /// The addresses to check.
     places: Vec<Place>,
     /// The address that answered.
     answered: Option<SocketAddr>,
@@ -69,17 +73,16 @@ struct Resolved {
 }
 
 impl Tcp {
-    /// Waits for `host:port`. The host is a name, an IPv4 address or an IPv6 address in brackets,
-    /// and either part may hold placeholders.
+    /// Waits for `host:port`. The host is a name, an IPv4 address or an IPv6 address in brackets.
+    /// Both parts may have placeholders.
     ///
-    /// A name means all addresses that it has when the service starts. One on which the service
-    /// accepts connections is enough: with `localhost` it may be `127.0.0.1` or `::1`. Another
-    /// process on any of them is an error, because a client may reach it. `0.0.0.0` and `[::]` are
-    /// checked through `127.0.0.1` and `::1`.
+    /// A name is resolved when the service starts. If it has several addresses, as `localhost` may
+    /// have, the service must accept connections on one of them. Another process on any of them is
+    /// an error, because a client may reach it. `0.0.0.0` and `[::]` are checked through
+    /// `127.0.0.1` and `::1`.
     ///
-    /// The port is usually `{port}`, a free one that is reserved for this service. A fixed port is
-    /// checked first: if it is in use, the start fails with [`Error::AlreadyRunning`] before the
-    /// program is executed.
+    /// Usually the port is `{port}`, which is free and reserved for this service. If a fixed port
+    /// is in use, the start fails with [`Error::AlreadyRunning`] before the program is executed.
     ///
     /// ```
     /// # use mirakuru_core::Tcp;
@@ -91,7 +94,7 @@ impl Tcp {
         Self::new(Wanted::Addr(addr.into()))
     }
 
-    /// Waits for a port on loopback: `127.0.0.1` or `::1`, whichever the service uses.
+    /// Waits for a port on loopback. The service may use `127.0.0.1` or `::1`.
     ///
     /// ```
     /// # use mirakuru_core::Tcp;
@@ -101,7 +104,7 @@ impl Tcp {
         Self::new(Wanted::Port(port))
     }
 
-    /// Waits for a server that another program has started, and makes a connection to it.
+    /// Waits for a server that another program has started, by connecting to it.
     #[doc(hidden)]
     pub fn __external(addr: impl Into<String>) -> Self {
         Self::new(Wanted::External(addr.into()))
@@ -119,7 +122,7 @@ impl Readiness for Tcp {
     fn describe(&self) -> String {
         match &self.wanted {
             Wanted::Port(port) => format!("it accepted connections on port {port}"),
-            // The condition is not prepared yet.
+            // `prepare` has not been called yet.
             Wanted::Addr(addr) | Wanted::External(addr) if self.resolved.text.is_empty() => {
                 format!("it accepted connections on {addr}")
             }
@@ -148,7 +151,7 @@ impl Readiness for Tcp {
             Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
         let places = match &self.wanted {
-            // mirakuru does not know the process that has the port.
+            // The server's process is unknown, so treat its addresses as remote.
             Wanted::External(_) => addrs
                 .iter()
                 .map(|addr| Place {
@@ -172,8 +175,8 @@ impl Readiness for Tcp {
         let mut last = None;
         for &Place { addr, is_local } in &self.resolved.places {
             if is_local {
-                // Every address is checked, even after one that answers: another process on one of
-                // them is an error.
+                // Check every address, even after one has answered, because another process on one
+                // of them is an error.
                 if let Some(listeners) = cx.listeners_on(addr)? {
                     answered.get_or_insert((addr, Some(listeners)));
                 }
@@ -363,7 +366,7 @@ mod tests {
         let (held, port) = listen_v6(true);
         let mut both = Tcp::port(port);
         prepare(&mut both).unwrap();
-        // The listener belongs to this process, and counts once it has been there for a moment.
+        // A listener counts only after a moment, so try again.
         in_time(|| probe(&mut both, me).unwrap_or(false));
         assert_eq!(both.addr(), Some(address::loopback(port)[1]));
         drop(held);
@@ -392,13 +395,13 @@ mod tests {
         ignore = "the portable back end cannot see the owner of a socket"
     )]
     fn another_process_on_one_address_spoils_the_other() {
-        // This process listens on both, and does not belong to the bystander's tree.
+        // This process listens, and does not belong to the bystander's tree.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let bystander = Bystander::new();
         let mut readiness = Tcp::port(addr.port());
         prepare(&mut readiness).unwrap();
-        // Between its fork and its exec the bystander still has our descriptors.
+        // Until it executes `sleep`, the bystander has a copy of the listener.
         let mut answer = probe(&mut readiness, bystander.0.id());
         for _ in 0..100 {
             if answer.is_err() {
@@ -416,8 +419,8 @@ mod tests {
 
     #[test]
     fn a_remote_address_is_connected_to() {
-        // The address counts as remote in this test: the kernel would say that another process has
-        // the socket.
+        // The test marks the address as remote, because the kernel would report another process on
+        // a local one.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let mut readiness = Tcp::addr(addr.to_string());

@@ -13,14 +13,15 @@ use crate::util::hash;
 
 /// Ready when the service has bound a UDP port of this machine.
 ///
-/// This asks the kernel and sends nothing: UDP has no connections. The socket must belong to the
-/// service's own processes. If another process has a socket there, the error names it.
+/// mirakuru asks the kernel and sends nothing, because UDP has no connections. The socket must
+/// belong to the service's own processes. If another process has bound the port, the error names
+/// it.
 ///
-/// If the kernel does not tell the owner (everywhere except on Linux), the start fails with
+/// Only Linux tells the owner of a UDP port. On other systems the start fails with
 /// [`Error::InvalidReadiness`].
 ///
-/// A server may bind its port before it answers. If that matters, add a question in the server's
-/// own protocol: `Udp::addr(..).and(Check::new(..))`.
+/// A server may bind its port before it answers. If that matters, add a request in the server's own
+/// protocol: `Udp::addr(..).and(Check::new(..))`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -47,12 +48,11 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// Waits for `host:port`, as [`Tcp::addr`](super::Tcp::addr) does. The address must be one of
-    /// this machine.
+    /// Waits for `host:port`, as [`Tcp::addr`](super::Tcp::addr) does. The address must be local.
     ///
-    /// If a name has several addresses, one is enough. The port is usually `{port}`, which is free
-    /// for TCP and UDP. A fixed port is checked first: if it is in use, the start fails with
-    /// [`Error::AlreadyRunning`] before the program is executed.
+    /// If a name has several addresses, one is enough. Usually the port is `{port}`, which is free
+    /// for TCP and UDP. If a fixed port is in use, the start fails with [`Error::AlreadyRunning`]
+    /// before the program is executed.
     pub fn addr(addr: impl Into<String>) -> Udp {
         let given = addr.into();
         Udp {
@@ -110,7 +110,7 @@ impl Readiness for Udp {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let mut bound = None;
         for place in &self.places {
-            // Every address is checked, even after one that is the service's: a client may reach
+            // Check every address, even after the service has bound one, because a client may reach
             // another process on any of them.
             if cx.binds_udp(place.addr)? {
                 bound.get_or_insert(place.addr);
@@ -157,7 +157,7 @@ mod tests {
             error,
             format!("no socket is bound to the UDP address localhost:{port}")
         );
-        // A TCP socket with the same number is on another port.
+        // A TCP listener with the same port number does not count.
         let _tcp = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
         assert!(harness.probe(&mut udp).is_err());
         let _socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();

@@ -17,15 +17,15 @@ use crate::sys::file_watch::Watching;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::util::backoff::poll_pause;
 
-/// `sun_path` has 108 bytes. One is the NUL at the end of a path, or in front of a name.
+/// Maximum length of a path or an abstract name. `sun_path` has 108 bytes, including one NUL.
 const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
 ///
-/// Connects, and disconnects at once. A connection counts even if the service is too busy to accept
-/// it. Stream and `SOCK_SEQPACKET` sockets have connections. A datagram socket has none, and ends
-/// the wait with an error. If another process owns the socket at this path and mirakuru can see it,
-/// the error names that process.
+/// Connects and disconnects at once. A connection counts even if the service has not accepted it
+/// yet. Stream and `SOCK_SEQPACKET` sockets work. A datagram socket has no connections, and ends
+/// the wait with an error. If mirakuru sees that another process owns the socket, the error names
+/// that process.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -45,10 +45,10 @@ pub struct UnixSocket {
     wanted: PathBuf,
     /// The path with its placeholders filled in.
     path: PathBuf,
-    /// A watch that reports the socket file. The service accepts connections only later, without an
-    /// event.
+    /// A watch for the socket file. There is no event when the service begins to accept
+    /// connections.
     watching: Watching,
-    /// Two times since the start of the service: when the path first existed, and the next poll.
+    /// Two times since the start of the service: when the path was first seen, and the next poll.
     there: Option<Duration>,
     next: Duration,
 }
@@ -57,9 +57,8 @@ impl UnixSocket {
     /// Waits for a socket at this path, which has at most 107 bytes and may have placeholders.
     /// Prefer a path in the private directory: `{dir}/server.sock`.
     ///
-    /// A relative path counts from the *test's* current directory, as for a client in the test; the
-    /// service may have another one. On Linux a path that begins with `@` is an abstract name
-    /// (`./@name` is a file).
+    /// A relative path is resolved in the *test's* current directory, which may not be the
+    /// service's. On Linux a path that begins with `@` is an abstract name (`./@name` is a file).
     ///
     /// A path outside `{dir}` must be free. If another process accepts connections there, the start
     /// fails with [`Error::AlreadyRunning`] before the program is executed. A socket that a killed
@@ -96,8 +95,8 @@ impl Readiness for UnixSocket {
         let path = expand_path(cx, &self.wanted)?;
         check(&path).map_err(|reason| cx.invalid(path.to_string_lossy(), reason))?;
         if path.starts_with(cx.dir()) {
-            // A killed service has left this socket, and most servers refuse to start if it exists.
-            // (If it cannot be removed, the service reports that.)
+            // A killed service may have left its socket, and most servers refuse to start if it
+            // exists. If the removal fails, the service reports the problem.
             let _ = free::remove_stale_socket(&path);
         }
         claim_path(cx, &path);
@@ -109,12 +108,13 @@ impl Readiness for UnixSocket {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
         if sockets::abstract_name(path).is_none() {
-            // The watch begins before the poll, so that no event is missed.
+            // Begin to watch before the check, so that no event is missed.
             self.watching.renew(path, cx.elapsed());
         }
         let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {
             Err(error) if sockets::is_another_kind(&error) => {
-                // This is not a stream socket; a datagram socket fails in the same way.
+                // The socket is not a stream socket. With a datagram socket, this call fails as
+                // well.
                 sockets::try_connect_unix(path, UnixKind::SeqPacket)
             }
             answer => answer,
@@ -127,8 +127,8 @@ impl Readiness for UnixSocket {
                 return Ok(false);
             }
             Err(error) => {
-                // Most servers listen a moment after they have bound the socket, so the pause grows
-                // with the time since then.
+                // Most servers begin to listen soon after they have bound the socket. The pause is
+                // short at first, and grows with the time since then.
                 let since = *self.there.get_or_insert(cx.elapsed());
                 self.next = cx.elapsed() + poll_pause(cx.elapsed() - since);
                 return Err(explain(path, error));
@@ -180,8 +180,8 @@ pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, 
         .map_err(|error| error.in_readiness(&path.to_string_lossy()))
 }
 
-/// Claims a path that other services could want too, by a name that does not depend on the current
-/// directory.
+/// Claims a path that other services may want as well. An absolute path does not depend on the
+/// current directory.
 pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
     if sockets::abstract_name(path).is_some() {
         cx.claim_path(path);
@@ -190,7 +190,7 @@ pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
     }
 }
 
-/// Names the mistake in a path, and its remedy.
+/// Checks a path. The error names the mistake and its remedy.
 fn check(path: &Path) -> Result<(), String> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.is_empty() {
@@ -226,7 +226,7 @@ fn check(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The reason why a connection failed.
+/// Explains why a connection failed.
 fn explain(path: &Path, error: io::Error) -> io::Error {
     let shown = path.display();
     if sockets::is_another_kind(&error) {
@@ -284,7 +284,7 @@ mod tests {
         }
     }
 
-    /// Runs a Python script on the path, up to its first line of output.
+    /// Starts a Python script with the path as its argument, and waits for its first output.
     fn python(script: &str, path: &Path) -> Kill {
         let mut child = Command::new("python3")
             .args([OsStr::new("-c"), OsStr::new(script), path.as_os_str()])
@@ -330,8 +330,7 @@ mod tests {
         };
         let absent = pause_after_poll(10);
         drop(UnixListener::bind(&path).unwrap());
-        // The socket is bound, but does not listen yet. So the next poll is soon, and later ones in
-        // proportion to the time since then.
+        // The socket exists but does not listen, so the next poll is soon. Later pauses grow again.
         let bound = pause_after_poll(11);
         assert!(bound < absent / 100, "{bound:?}, {absent:?}");
         assert!(pause_after_poll(13) > bound * 100);
@@ -396,7 +395,8 @@ mod tests {
     fn a_socket_handed_on_to_the_service_is_its_own() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
-        // The listener passes the socket to a child, which is the service, and keeps no copy.
+        // The script listens, passes the socket to a child and closes its own copy. The child
+        // stands for the service.
         let script = "
 import os, socket, subprocess, sys, time
 s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
@@ -466,7 +466,7 @@ child.kill(); child.wait()
             };
             assert!(reason.contains(part), "{reason}");
         }
-        // A client can connect to the longest path that passes the check.
+        // The longest path fits into an address: only the file is missing.
         let error = sockets::try_connect_unix(Path::new(&longest), UnixKind::Stream).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -1,4 +1,4 @@
-//! One HTTP request and its answer, and the reason why an answer is not good enough.
+//! Sends one HTTP request, reads the answer, and explains failures.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,10 +11,10 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
-/// Length of the longest head of an answer, in bytes.
+/// Maximum length of the head of an answer, in bytes.
 const HEAD: usize = 256 * 1024;
-/// Limits for reading an answer's body. Without this read, a server would be cut off in the middle
-/// of a short body.
+/// Limits for reading the body of an answer. If it were not read, the connection would be closed
+/// while the server still sends a short body.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -25,7 +25,7 @@ impl Http {
     }
 
     pub(super) fn ask(&mut self, target: &Target, cx: &Probe<'_>) -> io::Result<bool> {
-        // Without this minimum, the last request before the end could not succeed.
+        // The last request before the end of the wait needs some time to succeed.
         let limit = self.limit.min(cx.remaining()).max(Duration::from_millis(1));
         let answer = send(&self.method, target, limit);
         let request = self.request(target);
@@ -77,7 +77,7 @@ impl Http {
                 ErrorKind::InvalidData,
                 format!("the head of the answer to {request} is longer than {HEAD} bytes"),
             ),
-            // This error's type cannot be named here, so its text decides.
+            // The type of this error cannot be named here, so compare its text.
             ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => (
                 ErrorKind::InvalidData,
                 format!("the answer to {request} has more headers than mirakuru reads; use a URL with fewer"),
@@ -108,11 +108,11 @@ impl Http {
                     );
                     (error.kind(), text)
                 }
-                // The kind of our own error must not end the wait.
+                // Use the kind `Other`, because the original kind could end the wait.
                 _ => (ErrorKind::Other, format!("{request} on {addr}: {error}")),
             },
-            // The error's text could show the URL. The name of the variant is enough for a case
-            // that cannot happen.
+            // This cannot happen, because the URL was parsed before. The error's own text could
+            // show secrets of the URL.
             ureq::Error::BadUri(_) => (ErrorKind::Other, format!("{request} on {addr}: not a URL")),
             other => (ErrorKind::Other, format!("{request} on {addr}: {other}")),
         };
@@ -124,11 +124,11 @@ struct Answer {
     status: u16,
     reason: Option<&'static str>,
     location: Option<String>,
-    /// The first line of the body, if it is a short text.
+    /// The first line of the body, if the body is text.
     line: String,
 }
 
-/// The remedy for a port that speaks TLS, as the end of a sentence.
+/// Advice for a port that speaks TLS, as the end of a sentence.
 const TLS_REMEDY: &str = if cfg!(feature = "tls") {
     "; use `https://`, or the port for plain HTTP"
 } else {
@@ -139,11 +139,11 @@ fn scheme(tls: bool) -> &'static str {
     if tls { "https" } else { "http" }
 }
 
-/// Sends the request to the target's address, on a connection of its own.
+/// Sends the request to the target's address, on a new connection.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
-    // Each phase has a limit, and the whole request has none. With a limit for the whole, ureq
-    // resolves names in a thread of its own, even without a name to resolve. Connecting and sending
-    // take no time on a local port.
+    // Set a limit for each phase, and none for the whole request. With a limit for the whole, ureq
+    // starts a thread to resolve names, even if there is no name to resolve. Connecting and sending
+    // take almost no time on a local port.
     let phase = Some(limit);
     let config = ureq::Agent::config_builder();
     #[cfg(feature = "tls")]
@@ -160,7 +160,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .max_idle_connections(0)
         .allow_non_standard_methods(true)
         .proxy(None)
-        // This buffer is filled with zeros for each request. The longest head fits into it.
+        // ureq fills this buffer with zeros for each request, so it is just large enough for the
+        // longest head.
         .input_buffer_size(HEAD + 8 * 1024)
         .max_response_header_size(HEAD)
         .output_buffer_size(32 * 1024)
@@ -181,10 +182,10 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     *request.headers_mut() = target.headers.clone();
     let needs_body = matches!(method, "POST" | "PUT" | "PATCH");
     let mut response = match &target.body {
-        // If there is a body, ureq sends it with every method.
+        // ureq sends a body with every method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
-        // With no body at all, ureq would send an empty chunked body, which not every server
-        // accepts.
+        // Send an empty body. Without one, ureq sends an empty chunked body, which some servers
+        // refuse.
         None if needs_body => agent.run(request.map(|()| [].as_slice()))?,
         None => agent.run(request)?,
     };
@@ -199,7 +200,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .get(types::header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_none_or(|kind| kind.starts_with("text/plain") || kind.contains("json"));
-    // The body is read only to be polite: a failure does not matter.
+    // If the body cannot be read, the status still counts.
     let mut body = Vec::new();
     let _ = response.body_mut().as_reader().take(BODY).read_to_end(&mut body);
     let text = String::from_utf8_lossy(&body);
@@ -215,7 +216,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     })
 }
 
-/// The first bytes that a port without HTTP answers to a plain request, as the end of a sentence.
+/// Describes the first bytes from a port that does not speak HTTP, as the end of a sentence.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));
@@ -229,7 +230,7 @@ fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
         Ok(bytes)
     };
     match poll() {
-        // These are the type of a TLS alert or handshake, then the major version.
+        // A TLS record begins with its type (alert or handshake) and the major version.
         Ok(bytes) if matches!(bytes.as_slice(), [0x15 | 0x16, 0x03, ..]) => {
             format!(": it speaks TLS{TLS_REMEDY}")
         }

@@ -25,11 +25,12 @@ use crate::util::backoff::{poll_pause, quiet_poll_pause};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// Time limit of the first request. It doubles each time that a request exceeds it.
+/// Time limit of the first request. If a request exceeds its limit, the next one has twice the
+/// time.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
-/// Ready when the service answers an HTTP request with the right status: 2xx, unless
-/// [`status`](Http::status) says otherwise.
+/// Ready when the service answers an HTTP request with the right status. The default is 2xx;
+/// [`status`](Http::status) sets another one.
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -44,26 +45,24 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 ///
 /// # The request
 ///
-/// Each poll first checks whether the service listens on the port, without a connection. Then it
-/// sends the request to exactly the address at which the service was found. `localhost` in the URL
-/// means each address that it resolves to, and another process on one of them is never asked. Each
-/// request has a new connection, which is closed after it. Proxy settings of the environment are
-/// not used, and redirects are not followed: a 301 is an answer like any other.
+/// Each poll first checks, without a connection, whether the service listens on the port. Then it
+/// sends the request to the address on which the service listens. If the host has several
+/// addresses, as `localhost` may have, another process on one of them never gets the request. Each
+/// request has its own connection. Proxy settings of the environment are ignored. Redirects are not
+/// followed: a 301 is an answer like any other.
 ///
-/// Once the service listens, requests repeat with pauses of a fiftieth of the time since then, at
-/// least 0.1 ms. If it answers with a wrong status, the pauses are a twentieth, at least 1 ms, so
-/// that its log does not fill with requests. A request may take 1 s. If that was too short, the
-/// next may take 2 s, and so on. So a server that never answers does not hang the start, and a slow
-/// one gets enough time.
+/// Once the service listens, the pause between two requests is a fiftieth of the time since then,
+/// at least 0.1 ms. If the service answers with a wrong status, the pause is a twentieth, at least
+/// 1 ms, so that its log stays short. The first request may take 1 s. If a request takes too long,
+/// the next one has twice the time.
 ///
-/// The URL begins with `http://` (default port 80), or, with the feature `tls`, with `https://`
-/// (443). A server's certificate is not checked, because test certificates are rarely trusted. No
-/// server name is sent. On this machine mirakuru checks that the port is the service's own. Path
-/// and query are sent as they are given. A user and password (`http://user:password@host/`) are
-/// sent as basic authentication, and never shown in errors.
+/// The URL begins with `http://` (default port 80). With the feature `tls`, it may also begin with
+/// `https://` (443). Certificates are not checked, because test certificates are rarely trusted,
+/// and no server name is sent. On this machine mirakuru checks that the port is the service's own.
+/// Path and query are sent as they are given. A user and password (`http://user:password@host/`)
+/// are sent as basic authentication, and never shown in errors.
 ///
-/// Placeholders are filled in: in the URL, in the values of headers and forms, and in a body that
-/// is UTF-8.
+/// The URL, the values of headers and forms, and a body that is UTF-8 may have placeholders.
 #[derive(Clone)]
 pub struct Http {
     method: String,
@@ -73,14 +72,14 @@ pub struct Http {
     given_body: Body,
     target: Option<Target>,
     limit: Duration,
-    /// Time when the service began to listen, and time of the next request, since its start.
+    /// Two times since the start of the service: when it began to listen, and the next request.
     listens: Option<Duration>,
     next: Duration,
     /// Whether the service has answered a request with a wrong status.
     answers: bool,
-    /// The error of the last request that was answered or had its whole time.
+    /// The error of the last request that the end of the wait did not cut short.
     last_error: Option<String>,
-    /// The first bytes of the port's answer, if they were not HTTP.
+    /// The first bytes of the port's answer, if it was not HTTP.
     first_bytes: Option<String>,
 }
 
@@ -103,8 +102,8 @@ enum WantedKind {
     Pattern(String),
 }
 
-/// The type of argument of [`Http::status`]: a number, or a regular expression for the whole code.
-/// The trait is sealed: it is implemented for `u16`, `i32`, `&str` and `String`.
+/// The argument of [`Http::status`]: a number, or a regular expression for the whole code. This
+/// trait is sealed. It is implemented for `u16`, `i32`, `&str` and `String`.
 pub trait IntoStatus {
     #[doc(hidden)]
     fn into_status(self) -> Wanted;
@@ -143,8 +142,8 @@ impl Wanted {
                 _ => Err(format!("{code} is not an HTTP status; they have three digits")),
             },
             WantedKind::Pattern(pattern) => {
-                // Compiled once without the anchors, so that an error shows the pattern as it was
-                // written.
+                // Compile the pattern without the anchors first, so that an error shows it as it
+                // was written.
                 let build = |pattern: &str| RegexBuilder::new(pattern).unicode(false).build();
                 build(pattern)
                     .and_then(|_| build(&format!("^(?:{pattern})$")))
@@ -183,7 +182,8 @@ impl Accepts {
 }
 
 impl Http {
-    /// A HEAD request, the cheapest: the answer has no body. Some servers do not support it.
+    /// A HEAD request. It is the cheapest, because the answer has no body, but some servers do not
+    /// support it.
     pub fn head(url: impl Into<String>) -> Http {
         Http::new("HEAD", url.into())
     }
@@ -216,7 +216,7 @@ impl Http {
         }
     }
 
-    /// Sets the method: `PUT`, `OPTIONS`, `PROPFIND`.
+    /// Sets the method, such as `PUT`, `OPTIONS` or `PROPFIND`.
     pub fn method(mut self, method: impl Into<String>) -> Http {
         self.method = method.into();
         self
@@ -249,7 +249,7 @@ impl Http {
         self
     }
 
-    /// Sets the body. Add a [`header`](Http::header) `Content-Type` that says what it is.
+    /// Sets the body. Add a [`header`](Http::header) `Content-Type` for its type.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Http {
         self.given_body = Body::Bytes(body.into());
         self
@@ -257,7 +257,7 @@ impl Http {
 }
 
 impl fmt::Debug for Http {
-    /// Prints no headers, body, user or query: they may be secrets.
+    /// Omits headers, body, user and query, because they may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -334,7 +334,7 @@ impl Readiness for Http {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         if cx.elapsed() < self.next {
-            // An event of another condition caused this poll.
+            // It is too early for the next request. An event of another condition caused this poll.
             return match &self.last_error {
                 Some(text) => Err(io::Error::other(text.clone())),
                 None => Ok(false),
@@ -350,17 +350,18 @@ impl Readiness for Http {
                 let listens = *self.listens.get_or_insert(cx.elapsed());
                 let is_cut_short = cx.remaining() < self.limit;
                 let answer = self.ask(&target, cx);
-                // The service listens: the first good answer is near, even after a long wait.
+                // The pauses grow from the moment when the service listened. Even after a long
+                // start, a good answer is near by then.
                 let now = cx.elapsed() + begun.elapsed();
-                // A server that answers logs each request, so it gets fewer requests.
+                // A server that answers may log each request, so send fewer requests.
                 self.next = now
                     + match self.answers {
                         true => quiet_poll_pause(now - listens),
                         false => poll_pause(now - listens),
                     };
                 match (answer, &self.last_error) {
-                    // The end of the wait cut this request short, so the error of the one before
-                    // explains more.
+                    // The end of the wait cut this request short, so return the more helpful error
+                    // of the one before.
                     (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {
                         Err(io::Error::other(last.clone()))
                     }
@@ -395,11 +396,11 @@ impl Readiness for Http {
     }
 }
 
-/// Time of a request and its answer on loopback. Each pause before the listener is found is shorter
-/// by this much, so that `Http` is ready as soon as `Tcp` would be.
+/// Time of a request and its answer on loopback. Until the service listens, pauses are shorter by
+/// this time, so that `Http` is ready as early as `Tcp`.
 const REQUEST: Duration = Duration::from_micros(400);
 
-/// The address for the request. The error is the reason why there is none yet.
+/// The address to which the request goes. If the service does not listen yet, the error says so.
 fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
     let mut found = None;
     let mut last_error = None;
@@ -408,8 +409,8 @@ fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
             found = found.or(Some(place.addr));
             continue;
         }
-        // Every address is checked, even after one of the service's. Clients of the URL may reach
-        // any of them, so another process's listener on one of them is an error.
+        // Check every address, even after one of the service's. Clients may use any of them, so
+        // another process on one of them is an error.
         match cx.listens_on(place.addr) {
             Ok(true) => found = found.or(Some(place.addr)),
             Ok(false) => {}

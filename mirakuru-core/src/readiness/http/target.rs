@@ -1,5 +1,4 @@
-//! The request of an [`Http`] condition: its parsed URL, its headers and its body, with all
-//! placeholders filled in.
+//! The request of an [`Http`] condition, with all placeholders filled in.
 
 use std::net::SocketAddr;
 
@@ -18,11 +17,11 @@ use crate::util::text::printable;
 /// A request with all placeholders filled in.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// The URL in the recipe.
+    /// The whole URL, for clients of the service.
     pub(super) url: String,
-    /// The URL without the user, the password and the query's text.
+    /// The URL for messages, without user, password and query.
     pub(super) shown_url: String,
-    /// Path and query in the request.
+    /// Path and query of the request.
     pub(super) path: String,
     pub(super) places: Vec<Place>,
     /// The address at which the service was found, or the first address to try.
@@ -35,8 +34,7 @@ pub(super) struct Target {
 
 impl Http {
     pub(super) fn resolve(&self, cx: &mut Prepare<'_>) -> Result<Target, Error> {
-        // Errors show the URL as it was written, but without the password and other possible
-        // secrets.
+        // Errors show the URL as it was written, but without parts that may be secret.
         let shown = show(&self.given_url);
         let fill = |cx: &mut Prepare<'_>, text: &str| {
             cx.expand(text).map_err(|e| match e {
@@ -63,7 +61,7 @@ impl Http {
                     printable(name, 80)
                 )
             };
-            // The value may be a secret, so it is never shown.
+            // The value may be a secret, so no error shows it.
             let value = fill(cx, value)?;
             let name = types::HeaderName::try_from(name.as_str())
                 .map_err(|_| cx.invalid(&shown, invalid("name")))?;
@@ -107,7 +105,7 @@ impl Http {
                 Err(_) => bytes.clone(),
             }),
         };
-        // This catches all other characters that a request line cannot have.
+        // Reject all other characters that a request line cannot have.
         if let Err(error) = types::Uri::try_from(format!("http://h{}", parts.path)) {
             let text = format!("the path or query cannot be sent as it is: {error}; percent-encode it");
             return Err(cx.invalid(&shown, text));
@@ -142,7 +140,7 @@ pub(super) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Parses a URL. The error names the mistake, and shows no part that may be a secret.
+    /// Parses a URL. The error names the mistake, without parts that may be secret.
     pub(super) fn of(url: &'a str) -> Result<Parts<'a>, String> {
         if let Some(c) = url.chars().find(|c| c.is_whitespace() || c.is_control()) {
             return Err(format!(
@@ -184,7 +182,7 @@ impl<'a> Parts<'a> {
             Some(port) => address::port_number(port)
                 .ok_or_else(|| format!("`{}` is not a port; they go from 1 to 65535", printable(port, 80)))?,
         };
-        // A fragment is for the client only and is never sent.
+        // A fragment is never sent to the server.
         let path = path.split('#').next().unwrap_or_default();
         let path = if path.starts_with('/') {
             path.to_owned()
@@ -202,7 +200,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A URL for display: without user, password and query text.
+/// A URL for display, without user, password and query.
 pub(super) fn show(url: &str) -> String {
     let url = url.split('#').next().unwrap_or_default();
     let plain = without_query(url);
@@ -230,7 +228,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// The value of an `Authorization` header for `user:password`, both of which may be
+/// Makes the value of an `Authorization` header from `user:password`. Both parts may be
 /// percent-encoded.
 pub(super) fn basic(user: &str) -> String {
     let mut bytes: Vec<u8> = percent_decode_str(user).collect();
@@ -240,7 +238,7 @@ pub(super) fn basic(user: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(bytes))
 }
 
-/// The bytes that a form encodes; a space becomes a plus sign.
+/// The bytes that are percent-encoded in a form. A space becomes a plus sign.
 const FORM: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'*')
     .remove(b'-')

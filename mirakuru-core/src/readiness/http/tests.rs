@@ -1,4 +1,4 @@
-//! The tests of [`Http`], against small servers on threads of this process.
+//! Tests of [`Http`] with small servers on threads of this process.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use crate::readiness::harness::Harness;
 use crate::sys::tests::in_time;
 use crate::util::own_process::{run_alone, test_name};
 
-/// A server that calls a function with each connection and its request, until it is dropped.
+/// A server that reads each request and lets a function answer it.
 struct Server {
     addr: SocketAddr,
     requests: mpsc::Receiver<String>,
@@ -26,7 +26,7 @@ impl Server {
     fn on(listener: TcpListener, answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Server {
         let addr = listener.local_addr().unwrap();
         let (sender, requests) = mpsc::channel();
-        // The thread waits in accept, holds only its socket, and ends with the test process.
+        // The thread holds only its socket, so it may run until the test process ends.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { break };
@@ -90,8 +90,8 @@ fn probe(mut http: Http) -> io::Result<bool> {
     harness.probe(&mut http)
 }
 
-/// If a request has no answer in its time, the service gets another one. Here one request must be
-/// enough, and on a busy machine a thread may need longer than the first limit.
+/// Prepares a condition whose first request has enough time even on a busy machine. After a
+/// time-out, the server would get a second request.
 fn prepare_for_one(harness: &Harness, http: &mut Http) {
     harness.prepare(http).unwrap();
     http.limit = Duration::from_secs(20);
@@ -224,8 +224,7 @@ fn a_server_that_never_answers_gets_more_time_each_time() {
         "accepted the connection but did not answer HEAD / within 1s"
     );
     assert_eq!(http.limit, Duration::from_secs(2));
-    // A request never takes more than the time that is left. Then the error is from the request
-    // that had its whole time.
+    // The end of the wait cuts this request short, so the error is from the request before.
     harness.remaining(Duration::from_millis(50));
     let begun = Instant::now();
     let text = harness.probe(&mut http).unwrap_err().to_string();
@@ -264,7 +263,7 @@ fn requests_begin_anew_once_it_listens_and_then_in_proportion() {
         (Some(hour), 1),
         "the hour before does not count"
     );
-    // Another condition causes an early poll: it gets the same answer without a request.
+    // An early poll, which another condition may cause, gets the same answer without a request.
     assert_eq!(ask(hour), first);
     let later = ask(hour + Duration::from_secs(100));
     assert_eq!((later.1, later.2), (Some(hour), 2));
@@ -320,7 +319,7 @@ fn what_is_not_http_is_said() {
         text.ends_with("is not HTTP: it begins with `SSH-2.0-OpenSSH_9.2`"),
         "{text}"
     );
-    // Servers with TLS answer with a fatal alert, in a record of its own.
+    // Servers with TLS answer a plain request with a fatal alert.
     let server = Server::new(|stream| {
         let _ = stream.write_all(&[0x15, 0x03, 0x01, 0x00, 0x02, 0x02, 0x16]);
     });
@@ -363,7 +362,7 @@ fn a_server_that_answers_is_asked_rarely() {
     let harness = Harness::new();
     let mut http = Http::get(server.url("/"));
     harness.prepare(&mut http).unwrap();
-    // Polls as an executor does, without the real pauses, for ten seconds.
+    // Simulates the polls of an executor during ten seconds, without real pauses.
     let (mut now, mut requests) = (Duration::from_secs(1), 0);
     while now < Duration::from_secs(11) {
         harness.elapsed(now);
@@ -447,7 +446,7 @@ fn a_user_is_sent_and_never_shown() {
             "{shown}"
         );
     }
-    // A client of the service needs this URL.
+    // Clients of the service need the secrets, so `url` keeps them.
     assert_eq!(http.url(), Some(url.as_str()));
     let text = harness.refusal(&mut Http::get("https://me:sesame@h/"));
     assert!(!text.contains("sesame"), "{text}");
@@ -457,8 +456,7 @@ fn a_user_is_sent_and_never_shown() {
 
 #[test]
 fn localhost_is_asked_where_the_service_is() {
-    // The service is on one address only. If the name resolves to a second one, no process of this
-    // machine listens there.
+    // Find a port that no process of this machine uses on `::1`.
     let listener = loop {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -560,8 +558,8 @@ fn a_url_is_taken_apart() {
 
 #[test]
 fn proxies_of_the_environment_are_not_used() {
-    // This test needs a process of its own, because all tests share the environment. The proxy is a
-    // port without a listener.
+    // All tests share the environment, so this one needs a process of its own. No process listens
+    // on the proxy's port.
     let proxy = |name| (name, "http://127.0.0.1:1");
     run_alone(
         test_name!(a_success_is_ready_and_the_request_is_as_given),
