@@ -1,5 +1,5 @@
-//! The methods that wait, as futures for any runtime. A future works only while it is polled.
-//! Between polls, one thread waits for the events of all futures.
+//! Async versions of the methods that wait; they work with any runtime. A future makes progress
+//! only when it is polled. Between polls, one thread waits for the events of all futures.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -31,15 +31,15 @@ impl<R: Readiness> ExecutorBuilder<R> {
 
 /// # Without blocking a runtime
 ///
-/// These are futures for any runtime (tokio, async-std, smol, a `block_on`). While they wait, other
-/// tasks of the same thread go on. A poll takes as long as one probe of the condition. That is
-/// short, with two exceptions: a [`Check`](crate::Check) that blocks, and `Http` if the server
-/// accepts a connection and does not answer (a second at first).
+/// The methods `*_async` return futures for any runtime (tokio, async-std, smol, a `block_on`).
+/// While they wait, other tasks of the same thread go on. A poll takes as long as one probe of the
+/// condition, and most probes are short. Two can take long: a [`Check`](crate::Check) that blocks,
+/// and `Http` if the server accepts a connection and does not answer (a second at first).
 impl<R: Readiness> Executor<R> {
     /// [`start`](Executor::start) as a future.
     ///
-    /// If the future is dropped before it is complete, the service is stopped, and the drop returns
-    /// when nothing of it is left.
+    /// If the future is dropped before it is complete, the drop stops the service, and returns when
+    /// no process of it is left.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -69,7 +69,7 @@ impl<R: Readiness> Executor<R> {
         if self.runs_on() {
             return Ok(());
         }
-        // A future that was dropped may have asked the service to end.
+        // An earlier future that was dropped may have asked the service to end.
         self.end_asked_for().await;
         let mut starting = EndsOnDrop(Some(self));
         let result = starting.run().await;
@@ -79,8 +79,8 @@ impl<R: Readiness> Executor<R> {
 
     /// [`stop`](Executor::stop) as a future.
     ///
-    /// If the future is dropped before it is complete, the service still ends. The next method
-    /// waits for that end.
+    /// If the future is dropped before it is complete, the service still ends. The next start or
+    /// stop waits for its end.
     ///
     /// # Errors
     ///
@@ -91,8 +91,8 @@ impl<R: Readiness> Executor<R> {
         self.stop()
     }
 
-    /// [`restart`](Executor::restart) as a future. If it is dropped before it is complete, the
-    /// service ends: the stop goes on, or the start is undone.
+    /// [`restart`](Executor::restart) as a future. If the future is dropped before it is complete,
+    /// the service ends: the stop goes on, or the start is undone.
     ///
     /// # Errors
     ///
@@ -103,8 +103,8 @@ impl<R: Readiness> Executor<R> {
         stopped
     }
 
-    /// [`wait_until`](Executor::wait_until) as a future. If it is dropped before it is complete,
-    /// the service is left as it is.
+    /// [`wait_until`](Executor::wait_until) as a future. If the future is dropped before it is
+    /// complete, the service is left as it is.
     ///
     /// # Errors
     ///
@@ -135,8 +135,8 @@ impl<R: Readiness> Executor<R> {
     /// [`stopped`](Executor::stopped) as a future, with a closure that returns a future. Stops the
     /// service, awaits the closure's future, and starts the service again.
     ///
-    /// The service is started again even after a panic in the closure or its future. If the whole
-    /// future is dropped before it is complete, the service does not run.
+    /// The service is started again even after a panic in the closure or its future. If the future
+    /// of this method is dropped before it is complete, the service is stopped.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -160,7 +160,7 @@ impl<R: Readiness> Executor<R> {
         closure: impl FnOnce() -> F,
     ) -> Result<T, Error> {
         let stopped = match self.stop_async().await {
-            // After a bad exit the service is down too.
+            // The service has ended all the same, so the closure still runs.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start_async().await?;
@@ -191,7 +191,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Waits for the end of the service, if it has been asked to end.
+    /// If the service has been asked to end, waits for its end.
     async fn end_asked_for(&mut self) {
         let Ok(owned) = self.process.owned(&mut self.core, "stop") else {
             return;
@@ -207,7 +207,8 @@ impl<R: Readiness> Executor<R> {
     }
 }
 
-/// A start that is undone if this value is dropped.
+/// A start in progress. If this value is dropped before the start is complete, the service is
+/// ended.
 struct EndsOnDrop<'e, R: Readiness>(Option<&'e mut Executor<R>>);
 
 impl<R: Readiness> EndsOnDrop<'_, R> {
@@ -242,7 +243,7 @@ impl<R: Readiness> Drop for EndsOnDrop<'_, R> {
     }
 }
 
-/// A condition whose wait ends when this value is dropped.
+/// Calls `wait_is_over` on the condition when dropped.
 struct IsOverOnDrop<R: Readiness>(R);
 
 impl<R: Readiness> Drop for IsOverOnDrop<R> {

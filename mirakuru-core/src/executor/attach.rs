@@ -1,4 +1,5 @@
-//! A service of the run: one process starts and publishes it, and the others attach to it.
+//! A service that a whole run of tests shares: one process starts and publishes it, and the others
+//! attach to it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,14 +23,14 @@ use crate::sys::{self, Exit, RunPlan, User};
 use crate::timeline::events as timeline;
 use crate::util::wakeup::Wakeup;
 
-/// A service of the run, which this process cannot stop.
+/// A service that belongs to the run of tests. This process cannot stop it.
 pub(super) struct Attached {
     state: State,
     published: PathBuf,
-    /// This process's use of a service that ends with its last user.
+    /// Registers this process as a user, if the service ends with its last user.
     user: Option<User>,
-    /// The lock of the endpoints, if this process started the service. It shows other tests of this
-    /// process that the endpoints will not become free.
+    /// The lock on the endpoints, if this process started the service. A test of this process that
+    /// wants the endpoints sees the lock and fails, because a wait would never end.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 
@@ -100,7 +101,7 @@ impl Observed for Attached {
     }
 }
 
-/// A handle that tells later how the service's main process ended.
+/// Returns a function that tells later how the service's main process ended.
 fn how_it_ended(published: PathBuf) -> HowItEnded {
     Box::new(move || State::read(&published).ok().flatten()?.settle(&published).exit)
 }
@@ -126,13 +127,14 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Notes for the timeline when the wait for the service began.
+    /// Records in the timeline that this process has attached. `asked` is the time at which its
+    /// wait began.
     pub(crate) fn note_attached(&self, asked: Option<u64>) {
         let core = &self.core;
         timeline::attached(asked, core.service_dir.id(), core.values.name(), &core.command);
     }
 
-    /// Plans to hand the service over to the run once it has been started.
+    /// Sets the plan for handing the service over to the run after its start.
     pub(crate) fn for_run(&mut self, plan: RunPlan) {
         if let Process::Own(own) = &mut self.process {
             own.run = Some(plan);
@@ -148,8 +150,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Exited`] if the service has ended since; [`Error::System`] if it cannot be
-    /// published. In both cases the service still belongs to this process.
+    /// [`Error::Exited`] if the service has ended; [`Error::System`] if it cannot be published. In
+    /// both cases the service still belongs to this process.
     pub(crate) fn publish(
         &mut self,
         state: State,
@@ -161,7 +163,7 @@ impl<R: Readiness> Executor<R> {
     }
 }
 
-// These functions are for all types of readiness, so they are compiled once.
+// The functions below are not generic over the readiness, so they are compiled only once.
 
 fn attach(
     spec: Spec,
@@ -188,7 +190,7 @@ fn attach(
     let (log, index) = (service_dir.log(), service_dir.index());
     let output = match OutputReader::open(&log, &index) {
         Ok(output) => output,
-        // The supervisor was killed, and a test process has swept the directory.
+        // The supervisor was killed, and the sweep of a test process has removed the directory.
         Err(_) if !is_running => {
             return Err(Error::Died {
                 command: mask_urls(&spec.command.display()).into_owned(),
@@ -231,7 +233,7 @@ fn attach(
     Ok((core, attached))
 }
 
-/// Tells the shared fixture that is being made that its service belongs to the run.
+/// If a shared fixture is being made, records that its service now belongs to the run.
 fn note_published(core: &Core, published: &Path, ends_with_users: bool) {
     let how_it_ended = how_it_ended(published.to_owned());
     shared_use::published(&core.service_dir.log(), how_it_ended, ends_with_users);

@@ -24,7 +24,7 @@ impl Executor<NoWait> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// [`ExecutorBuilder::build`] checks the words, and documents the errors.
+    /// [`ExecutorBuilder::build`] checks the command, and documents the errors.
     pub fn builder(command: impl IntoCommand) -> ExecutorBuilder<NoWait> {
         ExecutorBuilder {
             spec: Spec::new(command.into_command()),
@@ -51,13 +51,14 @@ impl<R: Readiness> ExecutorBuilder<R> {
     /// # Errors
     ///
     /// [`Error::InvalidCommand`] if the command is empty, has unbalanced quotes or an unknown
-    /// placeholder; [`Error::InvalidReadiness`] if the condition makes no sense; [`Error::System`]
-    /// if there is no free port, or the directory cannot be made.
+    /// placeholder; [`Error::InvalidReadiness`] if the condition is invalid; [`Error::System`] if
+    /// there is no free port, or the directory cannot be made.
     pub fn build(self) -> Result<Executor<R>, Error> {
         self.build_as(None)
     }
 
-    /// Makes the executor of a service whose directory and ports other processes know already.
+    /// Makes the executor with the directory and the ports of `identity`, which other services may
+    /// already know.
     #[doc(hidden)]
     pub fn __build_as(self, identity: &Identity) -> Result<Executor<R>, Error> {
         self.build_as(Some(identity))
@@ -72,7 +73,8 @@ impl<R: Readiness> ExecutorBuilder<R> {
             own: &mut own,
         };
         let resolved = owned.resolve(&mut readiness);
-        // Later services that name this one do not need it, if this one needs them.
+        // The needs are recorded in the order of building, so that services that name each other
+        // form no circle.
         let resolved = resolved.map(|()| owned.find_needs());
         core.masked(resolved)?;
         Ok(Executor {

@@ -1,5 +1,5 @@
-//! Locks the endpoints that a service needs for itself, before its start. A second test that needs
-//! them waits for the first.
+//! Before a service starts, locks the endpoints that it needs for itself. Another test that needs
+//! one of them waits until the lock is free.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ pub struct Endpoints {
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
-    /// The command of a service that wants the same endpoint as another one, and that endpoint.
+    /// The command of a service that wants an endpoint of an earlier service, and that endpoint.
     wanted_twice: Option<(String, Endpoint)>,
 }
 
@@ -54,10 +54,11 @@ impl Endpoints {
         }
     }
 
-    /// Joins the endpoints of both.
+    /// Adds the endpoints of `other`.
     #[must_use]
     pub fn and(mut self, other: Endpoints) -> Endpoints {
-        // Two services may have one lock and two addresses: 127.0.0.2:53 and 127.0.0.3:53.
+        // Compares addresses, not locks: 127.0.0.2:53 and 127.0.0.3:53 have the same lock, but two
+        // services of one test can use both.
         fn shared<T: PartialEq>(ours: &[T], theirs: &[T]) -> Option<usize> {
             theirs.iter().position(|endpoint| ours.contains(endpoint))
         }
@@ -85,7 +86,7 @@ impl Endpoints {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRunning`] if that takes more than ten minutes, or would never end.
+    /// [`Error::AlreadyRunning`] if the wait takes more than ten minutes, or would never end.
     pub fn queue(self) -> Result<SharedLock, Error> {
         if let Some((command, endpoint)) = &self.wanted_twice {
             return Err(self.endless(Error::AlreadyRunning {
@@ -130,7 +131,7 @@ impl Endpoints {
         }
     }
 
-    /// The error if a wait for the endpoint would never end.
+    /// Adds the remedy to the error about a wait that would never end.
     fn endless(&self, mut error: Error) -> Error {
         if let Error::AlreadyRunning { evidence, .. } = &mut error {
             evidence.hint =
@@ -144,7 +145,8 @@ impl Endpoints {
         error
     }
 
-    /// The error that names the holder: a process that is visible there, and the note in the lock.
+    /// The error that names the holder: the process visible on the endpoint, or the one that the
+    /// note in the lock names.
     fn busy(&self, note: Option<String>) -> Error {
         let path_is_busy = self
             .paths
@@ -160,7 +162,7 @@ impl Endpoints {
                 holder,
                 mut evidence,
             }) => {
-                // A visible process is the holder, and the note in the lock is further evidence.
+                // If a process is visible, it is the holder, and the note is further evidence.
                 let (holder, note) = match holder {
                     Some(holder) => (Some(holder), note),
                     None => (note, None),
@@ -202,8 +204,8 @@ impl Endpoints {
 pub struct SharedLock(Arc<Mutex<EndpointLock>>);
 
 impl Drop for SharedLock {
-    /// All fixtures have started. From now on only the supervisors have the locks, which are free
-    /// after their end.
+    /// All fixtures have started, so this process closes its copies of the locks. The supervisors
+    /// keep theirs until the services have ended.
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
     }
@@ -218,7 +220,7 @@ impl<R: Readiness> Executor<R> {
         own.map_or_else(Endpoints::default, |own| Endpoints::of(&self.core, own))
     }
 
-    /// Hands over a lock that was taken for several fixtures.
+    /// Gives the service a lock that was taken for several fixtures.
     #[doc(hidden)]
     pub fn __give_lock(&mut self, endpoint_lock: &SharedLock) {
         if let Process::Own(own) = &mut self.process {
@@ -226,15 +228,15 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Ties the service to the test on this thread, which it does not outlive. This holds even if
-    /// rstest's `#[timeout]` ends the test and leaves the thread with the service.
+    /// Ties the service to the test on this thread: the service ends with the test, even if
+    /// rstest's `#[timeout]` ends the test and its thread goes on.
     #[doc(hidden)]
     pub fn __for_test(&mut self) {
         self.core.test = timed_out::this_test();
     }
 
-    /// Ties the service to the process. A wait in this process for the service's endpoints would
-    /// never end, so such a wait fails.
+    /// Ties the service to this process. If another test of the process wants the same endpoints,
+    /// it fails at once, because a wait would never end.
     #[doc(hidden)]
     pub fn __for_process(&mut self) {
         if let Some(endpoint_lock) = self.process.own().and_then(|own| own.endpoint_lock.as_ref()) {

@@ -1,9 +1,8 @@
 //! Finds the remedy for a failure with a known cause: in the service's output, in its exit status,
 //! or from the process that has its port.
 //!
-//! A hint must be right or absent. So each is tied to a text that programs print for a single
-//! reason. Facts that the system knows (the process on the port, the programs that exist) are
-//! looked up.
+//! A wrong hint is worse than none. So a hint depends on a text that programs print for one reason
+//! only, or on a fact that the system reports, such as the process on the port.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -16,14 +15,14 @@ use crate::recipe::command::ADD_SHELL;
 
 /// The facts about a service that failed.
 pub(crate) struct Symptoms<'a> {
-    /// The last lines that the service printed.
+    /// The first and the last lines that the service printed.
     pub(crate) tail: &'a [String],
     pub(crate) exit: Option<ExitStatus>,
-    /// The service's program in the recipe.
+    /// The program's name or path, as executed.
     pub(crate) program: &'a str,
-    /// Whether the program is a script for a shell.
+    /// Whether the command is a shell script.
     pub(crate) shell: bool,
-    /// The part of the command that only a shell would understand, and its remedy.
+    /// The hint about a part of the command that only a shell understands.
     pub(crate) shell_syntax: Option<String>,
     /// The words of the command that a shell would replace by file names.
     pub(crate) globs: Vec<String>,
@@ -33,7 +32,7 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) addrs: &'a [SocketAddr],
     /// The ports that were chosen for the service.
     pub(crate) chosen: Vec<u16>,
-    /// The root of the service's process tree, while it runs.
+    /// Process id of the root of the service's process tree, or 0 if there is none.
     pub(crate) root: u32,
 }
 
@@ -53,8 +52,8 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
         .or_else(|| of_exit(symptoms))
 }
 
-/// Whether a line says that a port is taken: by the C library's text for EADDRINUSE, or by the name
-/// of the error in other runtimes.
+/// Whether a line reports EADDRINUSE, with the C library's text or with another runtime's name for
+/// the error.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     ["address already in use", "address in use", "addrinuse"]
@@ -62,8 +61,8 @@ pub(crate) fn says_in_use(line: &str) -> bool {
         .any(|text| line.contains(text))
 }
 
-/// The hint for a service that took a pattern such as `*.conf` for a file name. Some services
-/// expand patterns themselves, so only the service's own line shows the mistake.
+/// The hint for a service that took a pattern such as `*.conf` as a file name. Some services expand
+/// patterns themselves, so the hint needs a line of output that names the pattern.
 fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     if !line.to_ascii_lowercase().contains("no such file") {
         return None;
@@ -75,8 +74,8 @@ fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     ))
 }
 
-/// The hint that names the process on the port. The line of output only suggests the port; the
-/// kernel tells the process.
+/// The hint that names the process on a port. The output only suggests the port; the kernel tells
+/// which process has it.
 fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
@@ -100,7 +99,7 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     candidates.into_iter().find_map(time_wait::hint)
 }
 
-/// The numbers in a line that may be a port: those after a colon, or after the word "port".
+/// The numbers in a line that may be ports: those after a colon, or after the word "port".
 fn ports_in(line: &str) -> Vec<u16> {
     let starts = line.match_indices([':', ' ']).map(|(at, _)| (at, at + 1));
     let ports = starts.filter_map(|(at, from)| {

@@ -1,7 +1,7 @@
 //! `MIRAKURU_KEEP=1`: keeps the services of a failed test, so that a person can inspect them.
 //!
-//! If there is a terminal, the end of the first service waits for a key. Otherwise the service
-//! becomes the run's, and its supervisor ends it when the runner has ended.
+//! If there is a terminal, mirakuru waits for a key before it ends the first service. Otherwise the
+//! service passes to the run, and its supervisor ends it when the runner has ended.
 
 use std::cell::Cell;
 use std::ffi::CString;
@@ -29,7 +29,8 @@ fn has_keys() -> bool {
 }
 
 thread_local! {
-    /// Whether this thread's test has waited for a key, which it does once for all of its services.
+    /// Whether the test on this thread has waited for a key. A test waits only once for all of its
+    /// services.
     static WAITED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -49,7 +50,7 @@ impl Owned<'_> {
         Ok(RunPlan {
             runner: sys::pidfd(run.runner().0)?,
             ends_with_users: false,
-            // There is no lock to hold: no other process starts this service.
+            // No other process starts this service, so there is no lock to hold.
             start_lock: File::open("/dev/null")?.into(),
             staged: c_string(staged)?,
             published: c_string(published)?,
@@ -57,7 +58,8 @@ impl Owned<'_> {
         })
     }
 
-    /// The names of the service's state in the run's directory, before and after it is published.
+    /// The paths of the service's state file in the run's directory, before and after its
+    /// publication.
     fn kept_in(&self, dir: &Path) -> (PathBuf, PathBuf) {
         let id = self.core.service_dir.id();
         (dir.join(format!("kept-{id}.new")), dir.join(format!("kept-{id}")))
@@ -112,7 +114,7 @@ impl Owned<'_> {
 }
 
 impl Core {
-    /// If services are kept, the text that tells a person about the service of a shared fixture.
+    /// The description of the service for a person, if the environment asks to keep services.
     pub(super) fn description_if_kept(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> Option<String> {
         is_wanted().then(|| self.description(addrs, paths))
     }
@@ -140,7 +142,7 @@ impl Core {
     }
 }
 
-/// Shows the service, and waits for Enter. Serves one test at a time.
+/// Shows the service, and waits for Enter. If several tests fail, they ask one after another.
 fn wait_for_key(description: &str) {
     static ASKING: Mutex<()> = Mutex::new(());
     let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);

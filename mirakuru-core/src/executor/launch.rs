@@ -1,5 +1,4 @@
-//! Prepares the launch of a program: sets up its standard streams, and explains why it could not be
-//! executed.
+//! Sets up the standard streams of a program, and explains why a program could not be executed.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,8 +11,8 @@ use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
 use crate::util::text::distance;
 
-/// A standard stream of the recipe, in the supervisor's form. If the input is piped, also the end
-/// to which the test writes.
+/// Converts a standard stream of the recipe for the supervisor. For a piped input, also returns the
+/// end to which the test writes.
 pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<OwnedFd>)> {
     Ok(match &stdio.0 {
         StdioKind::Null => (Stream::Null, None),
@@ -27,7 +26,8 @@ pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<O
     })
 }
 
-/// Explains the kernel's short error by a look at the program, its interpreter and the directories.
+/// Makes the error for a failed launch. The kernel reports only an error number, so this function
+/// looks at the program, its interpreter and the directories.
 pub(crate) fn explain(
     failure: SpawnFailure,
     command: &str,
@@ -73,7 +73,7 @@ pub(crate) fn explain(
         }
         Stage::Exec => {
             let syntax = spec.shell_syntax().filter(|hint| hint.contains(&program));
-            // A program with a relative path belongs to the project, not to the machine.
+            // A relative path names a file of the project, which no package installs.
             let is_of_project = program.contains('/') && !program.starts_with('/');
             if source.kind() == io::ErrorKind::NotFound
                 && existing(tried, dir).is_none()
@@ -102,8 +102,8 @@ pub(crate) fn explain(
     }
 }
 
-/// Checks a program's file and working directory without starting a process. Only the kernel knows
-/// all other obstacles. A start makes files in the private directory, `service_dir`.
+/// Checks a program's file and working directory without starting the program. Accepts every path
+/// in `service_dir`, because a start makes files there.
 pub(crate) fn check(
     command: &str,
     spec: &Spec,
@@ -145,7 +145,7 @@ pub(crate) fn check(
     found.map_or(Ok(()), |error| failed(Stage::Exec, error))
 }
 
-/// The tried files. Relative paths start from the working directory.
+/// The paths in `tried`, with relative ones joined to the working directory.
 fn from(tried: &[PathBuf], dir: Option<&Path>) -> impl Iterator<Item = PathBuf> {
     let from = move |path: &PathBuf| dir.map_or_else(|| path.clone(), |dir| dir.join(path));
     tried.iter().map(from)
@@ -204,8 +204,8 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
     }
 }
 
-/// Finds at most three similar names in the same directories: they differ by a letter or two, or
-/// begin with this name.
+/// Finds at most three programs with similar names in the same directories. A similar name differs
+/// in a few letters, or begins with `program`.
 fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
     let dirs = tried.iter().filter_map(|path| path.parent());
     let names = dirs.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());

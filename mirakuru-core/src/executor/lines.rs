@@ -1,5 +1,5 @@
-//! Lines that a service logs while a test runs. These methods take `&self`, so tests that share a
-//! service can use them as well.
+//! Reads lines that a service logs while a test runs. The methods take `&self`, so tests that share
+//! a service can use them.
 
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -22,7 +22,7 @@ use crate::sys::file_watch::Watching;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 use crate::util::deadline::Deadline;
 
-/// The pause between two checks whether the service has ended, in a wait for a line.
+/// In a wait for a line, the longest pause between two checks whether the service has ended.
 const END_NOTICED: Duration = Duration::from_millis(20);
 
 impl<R: Readiness> Executor<R> {
@@ -50,7 +50,8 @@ impl<R: Readiness> Executor<R> {
         self.core.mark()
     }
 
-    /// A snapshot of the lines that the service has logged since the mark, or of their last 16 MiB.
+    /// A snapshot of the lines that the service has logged since the mark, limited to the last 16
+    /// MiB.
     ///
     /// # Panics
     ///
@@ -68,9 +69,9 @@ impl<R: Readiness> Executor<R> {
     /// Waits for a line that matches, and returns the first one since the mark. A line that was
     /// logged before this call counts, even if the service has ended since.
     ///
-    /// The pattern is a regular expression, or a [`Banner`] that says more:
+    /// The pattern is a regular expression, or a [`Banner`] with further conditions:
     /// `Banner::matching("done").stderr()`, or `.times(3)` for the third such line. [`Line::get`]
-    /// is the text of a named group.
+    /// returns the text of a named group.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -91,7 +92,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::Timeout`] if no such line comes in time; [`Error::Exited`], [`Error::Died`] or
     /// [`Error::NotRunning`] if there is none and the service has ended;
-    /// [`Error::InvalidReadiness`] if the pattern makes no sense, or the mark belongs to another
+    /// [`Error::InvalidReadiness`] if the pattern is invalid, or the mark belongs to another
     /// service.
     pub fn wait_for_line(
         &self,
@@ -123,7 +124,7 @@ impl<R: Readiness> Executor<R> {
         watching.resize_with(1 + core.log_files.len(), Watching::default);
         loop {
             let waited = deadline.elapsed();
-            // The watch comes before the polls, so that no line is missed.
+            // The files are watched before they are read, so that no line is missed.
             for (watch, path) in watching
                 .iter_mut()
                 .zip([&index].into_iter().chain(&core.log_files))
@@ -186,9 +187,9 @@ impl<R: Readiness> Executor<R> {
             .ok_or_else(|| core.not_running("wait for a line"))
     }
 
-    /// The text of a named group in the line that made the service ready, for a value that the
-    /// service prints at its start. Groups of a later [wait](Executor::wait_until) for a [`Banner`]
-    /// are there as well. `None` if no pattern has such a group.
+    /// The text of a named group in the line that made the service ready, for example a key that
+    /// the service prints at its start. A later [wait](Executor::wait_until) for a [`Banner`] adds
+    /// its groups. `None` if no pattern has such a group.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -209,7 +210,6 @@ impl<R: Readiness> Executor<R> {
 }
 
 impl Core {
-    /// Marks the end of the log so far.
     pub(super) fn mark(&self) -> Mark {
         Mark::now(&self.output, &self.log_files)
     }

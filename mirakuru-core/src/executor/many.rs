@@ -1,5 +1,6 @@
-//! Starts and stops several services at once. All are launched before the first wait. All are asked
-//! to end before the first wait, except for those that others of them need. No thread is needed.
+//! Starts and stops several services at once, without threads. All are launched before the first
+//! wait. At a stop, all are asked to end before the first wait, except for services that others in
+//! the group need.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,10 +14,11 @@ use crate::sys::{self, Plan, Service, SpawnFailure};
 use crate::util::deadline::Deadline;
 use crate::util::wakeup::Wakeup;
 
-/// An executor that starts together with others, whatever its readiness condition.
+/// An executor, with any readiness condition, that is started or stopped together with others.
 #[doc(hidden)]
 pub trait Startable {
-    /// Does all work before the fork of the supervisor. Returns `None` if the service already runs.
+    /// Does everything that comes before the fork of the supervisor. Returns `None` if the service
+    /// already runs.
     ///
     /// # Errors
     ///
@@ -34,8 +36,8 @@ pub trait Startable {
     /// The errors of [`Executor::start`].
     fn step_start(&mut self) -> Result<Option<Pause>, Error>;
 
-    /// The descriptor that becomes readable at the service's next event. `None` if an event is
-    /// waiting.
+    /// The descriptor that becomes readable at the service's next event. `None` if an event has
+    /// already come.
     fn events(&self) -> Option<i32>;
 
     /// The service's private directory.
@@ -44,8 +46,8 @@ pub trait Startable {
     /// Asks the service to stop, without waiting. Returns its grace.
     fn begin_stop(&mut self) -> Duration;
 
-    /// The pause of a wait for the end, of which this time is left. `None` if the end has come or
-    /// its time is over: then [`end_stop`](Startable::end_stop) takes only a moment.
+    /// The next pause while the service ends; `left` is the remaining time. `None` if the service
+    /// has ended or the time is over. Then [`end_stop`](Startable::end_stop) takes only a moment.
     fn pause_of_stop(&mut self, left: Duration) -> Option<Pause>;
 
     /// Ends the service as [`Executor::stop`] does.
@@ -115,12 +117,12 @@ impl<R: Readiness> Startable for Executor<R> {
     }
 }
 
-/// Stops several services at once. A service that others of them need is asked to end when those
-/// are gone; all others are asked before the first wait. No thread is needed.
+/// Stops several services at once, without threads. A service that others in the list need is asked
+/// to end after those have ended. All others are asked before the first wait.
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::stop`]. Even then all services have been stopped.
+/// The first error of [`Executor::stop`], after all services have been stopped.
 #[doc(hidden)]
 pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     let dirs: Vec<&Path> = services.iter().map(|service| service.private_dir()).collect();
@@ -145,7 +147,7 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
                 }
                 None => {
                     results[at] = Some(services[at].end_stop());
-                    // Others may wait for this end.
+                    // Services that this one needs can now be asked to end.
                     time = Duration::ZERO;
                 }
             }
@@ -161,12 +163,13 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
 /// its first service would start only when all are planned.
 const AT_ONE_GO: usize = 8;
 
-/// Launches several services at once, in this order, and waits for none: see [`poll_together`].
+/// Launches several services in this order, and does not wait until they are ready: see
+/// [`poll_together`].
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::start`], with the service's place in the list. Other services may
-/// be starting: the caller drops them.
+/// The first error of [`Executor::start`], with the service's index. Other services may be
+/// starting: the caller drops them.
 #[doc(hidden)]
 pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
@@ -188,7 +191,7 @@ pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize
 /// The progress of services that are starting.
 #[doc(hidden)]
 pub struct Polled {
-    /// Places in the list, of the services that are ready.
+    /// Indexes of the services that are ready.
     pub ready: Vec<usize>,
     /// Time until the next poll of the services that are not ready.
     time: Duration,
@@ -201,7 +204,7 @@ impl Polled {
         sys::wait_readable(&self.events, self.time);
     }
 
-    /// Waits as [`wait`](Polled::wait), as a future.
+    /// [`wait`](Polled::wait) as a future.
     pub fn wakeup(self) -> Wakeup {
         Wakeup::new(self.time, self.events)
     }
@@ -211,7 +214,7 @@ impl Polled {
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::start`], with the service's place in the list.
+/// The first error of [`Executor::start`], with the service's index.
 #[doc(hidden)]
 pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usize, Error)> {
     let mut polled = Polled {

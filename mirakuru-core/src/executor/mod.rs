@@ -1,7 +1,7 @@
 //! The executor: a service under the control of a test.
 //!
-//! [`Executor<R>`] is a thin generic shell with the public methods. [`Core`], [`Own`] and
-//! [`Attached`] do the work; they know readiness only as a trait object.
+//! [`Executor<R>`] is a thin generic wrapper with the public methods. [`Core`], [`Own`] and
+//! [`Attached`] do the work, and see the readiness only as a trait object.
 
 mod asynchronous;
 mod attach;
@@ -47,8 +47,7 @@ use crate::util::deadline::Deadline;
 pub use crate::executor::endpoints::{Endpoints, SharedLock};
 pub use crate::executor::many::{Polled, Startable, launch_together, poll_together, stop_together};
 
-/// A service that a test holds: running or stopped, and startable again. Made with
-/// [`Executor::builder`].
+/// A service that a test can start, stop and start again. [`Executor::builder`] makes one.
 ///
 /// An executor controls more than a process. A service is a process *and everything that it forks*,
 /// and each method applies to all of it. Name the variable after the service, for example `redis`.
@@ -70,12 +69,12 @@ pub use crate::executor::many::{Polled, Startable, launch_together, poll_togethe
 ///
 /// # Drop
 ///
-/// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when nothing
-/// of it is left. Errors of `stop` are ignored. If the test panics, the end of the service's log is
-/// printed into the test's output, and the log file is kept and named.
+/// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when no
+/// process of it is left. Errors of `stop` are ignored. If the test panics, its output shows the
+/// end of the service's log and the path of the log file, which is kept.
 ///
-/// If the test process ends without this drop (a signal, `abort`, `process::exit`, SIGKILL), the
-/// supervisor does the same from outside.
+/// If the test process ends without dropping the executor (a signal, `abort`, `process::exit`,
+/// SIGKILL), the supervisor ends the service.
 #[must_use = "the service is stopped when its executor is dropped"]
 pub struct Executor<R = NoWait> {
     core: Core,
@@ -99,7 +98,7 @@ impl<R: Readiness> Executor<R> {
     /// * [`Error::AlreadyRunning`]: another process has the port or the socket.
     /// * [`Error::Spawn`]: the program could not be executed.
     /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::WrongListener`]:
-    ///   it was executed, but did not become ready.
+    ///   the program was executed, but the service did not become ready.
     /// * [`Error::System`]: the operating system refused something that mirakuru itself needs.
     ///
     /// After an error no process of the service is left, and `start` may be called again.
@@ -110,11 +109,10 @@ impl<R: Readiness> Executor<R> {
         self.verb("start", |mut owned, readiness| owned.start(readiness))
     }
 
-    /// Ends the service: sends the stop signal to its process group, waits out the grace, kills all
-    /// of its remaining processes, and returns when none is left. Does nothing if the service is
-    /// not running.
+    /// Ends the service. Sends the stop signal to its process group, waits for at most the grace,
+    /// then kills all processes that are left. Does nothing if the service is not running.
     ///
-    /// Dropping the executor ends the service, too, but ignores errors; this method returns them.
+    /// Dropping the executor ends the service, too, but ignores errors. This method returns them.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -138,17 +136,17 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadExit`] if the service crashed before, had to be killed, or ended with a bad
-    /// status. Good ones are exit code 0, death by the stop signal, and 128 plus that signal's
-    /// number (a JVM or a shell that handles SIGTERM exits with 143). The recipe can add one
-    /// ([`expected_exit`](ExecutorBuilder::expected_exit)). After this error the service is gone as
-    /// well.
+    /// [`Error::BadExit`] if the service crashed before, had to be killed, or ended with a status
+    /// that is not accepted. Exit code 0, death by the stop signal, and 128 plus that signal's
+    /// number are accepted. (A JVM or a shell that handles SIGTERM exits with 143.)
+    /// [`expected_exit`](ExecutorBuilder::expected_exit) adds another code. After this error the
+    /// service is gone as well.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.verb("stop", |mut owned, _| owned.stop())
     }
 
-    /// Kills the service with the recipe's kill signal, without grace, and returns when nothing of
-    /// it is left. Every exit status is accepted.
+    /// Kills the service at once with the recipe's kill signal, and returns when no process of it
+    /// is left. Every exit status is accepted.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -165,7 +163,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the supervisor could not finish.
+    /// [`Error::System`] if the supervisor failed to end the service.
     pub fn kill(&mut self) -> Result<(), Error> {
         self.verb("kill", |mut owned, _| {
             let signal = owned.core.spec.kill_signal.number();
@@ -193,8 +191,9 @@ impl<R: Readiness> Executor<R> {
     /// # Errors
     ///
     /// The errors of `stop` and `start`. Once the service has been ready, its ports never change:
-    /// if another process has taken one, the error is [`Error::AlreadyRunning`] and names it. After
-    /// a [`Error::BadExit`] the service is started all the same, and the error is returned then.
+    /// if another process has taken one, the error is [`Error::AlreadyRunning`] and names that
+    /// process. If the stop fails with [`Error::BadExit`], the service is started again before the
+    /// error is returned.
     pub fn restart(&mut self) -> Result<(), Error> {
         let stopped = self.stop();
         self.start()?;
@@ -217,15 +216,15 @@ impl<R: Readiness> Executor<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The closure gets the latest recipe, and later starts use the changed one. The name of the
-    /// service stays.
+    /// The closure gets the current recipe. This start and later ones use the recipe that it
+    /// returns. The service keeps its name.
     ///
     /// # Errors
     ///
-    /// The errors of [`restart`](Executor::restart). If the changed recipe makes no sense
+    /// The errors of [`restart`](Executor::restart). If the changed recipe is invalid
     /// ([`Error::InvalidCommand`], [`Error::InvalidReadiness`]), or its program or working
-    /// directory does not exist ([`Error::Spawn`]), the service keeps running unchanged, and the
-    /// error says so.
+    /// directory does not exist ([`Error::Spawn`]), the service keeps running unchanged. The error
+    /// says so.
     pub fn restart_with(
         &mut self,
         change: impl FnOnce(ExecutorBuilder<R>) -> ExecutorBuilder<R>,
@@ -264,7 +263,7 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// Stops the service, runs the closure, and starts the service again. Use it to test how other
-    /// code bears the loss of the service.
+    /// code copes with an outage.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -285,12 +284,12 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// The errors of [`stop`](Executor::stop) and [`start`](Executor::start). An [`Error::BadExit`]
-    /// of the stop is returned only after the closure and the new start, because the service is
-    /// down all the same.
+    /// The errors of [`stop`](Executor::stop) and [`start`](Executor::start). After
+    /// [`Error::BadExit`] the service is down as well: the closure runs, the service is started
+    /// again, and then the error is returned.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
         let stopped = match self.stop() {
-            // After a bad exit the service is down too.
+            // The service has ended all the same, so the closure still runs.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start()?;
@@ -312,8 +311,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Stops every process of the service with SIGSTOP: it keeps its connections and answers
-    /// nothing.
+    /// Suspends every process of the service with SIGSTOP. The service keeps its connections, but
+    /// answers nothing.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -334,7 +333,7 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Lets a [paused](Executor::pause) service go on.
+    /// Continues a [paused](Executor::pause) service.
     ///
     /// # Errors
     ///
@@ -391,9 +390,9 @@ impl<R: Readiness> Executor<R> {
     /// # Errors
     ///
     /// [`Error::NotRunning`] if the service was never started; [`Error::Timeout`] if the condition
-    /// does not hold in time; [`Error::Exited`] if the service has ended, or ends before that;
-    /// [`Error::InvalidReadiness`] if the condition makes no sense. After an error the service runs
-    /// on unchanged.
+    /// does not hold in time; [`Error::Exited`] if the service has ended, or ends during the wait;
+    /// [`Error::InvalidReadiness`] if the condition is invalid. The error does not change the
+    /// service.
     ///
     /// Output is searched first: a printed line counts even if the service has ended since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
@@ -408,9 +407,9 @@ impl<R: Readiness> Executor<R> {
         core.masked(held)
     }
 
-    /// Records that this service needs another one, known by its [`dir`](Executor::dir). When a
-    /// test process or a run ends in any way, the other service ends after this one. Applies to
-    /// later starts.
+    /// Records that this service needs the one with this [`dir`](Executor::dir). From the next
+    /// start on, the needed service ends after this one, no matter how the test process or the run
+    /// ends.
     #[doc(hidden)]
     pub fn __needs(&mut self, dir: &Path) {
         if let (Process::Own(own), Some(private)) = (&mut self.process, dir.parent()) {
@@ -429,8 +428,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if it has not ended in time; [`Error::NotRunning`] if it was never
-    /// started.
+    /// [`Error::Timeout`] if the process does not end in time; [`Error::NotRunning`] if the service
+    /// was never started.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, Error> {
         self.verb("wait for the end of", |mut owned, _| {
             owned.wait(Deadline::after(timeout))
@@ -444,7 +443,7 @@ impl<R: Readiness> Executor<R> {
         self.process.observed().is_running()
     }
 
-    /// The way in which the service has ended, in words, if it has.
+    /// Describes in words how the service has ended. `None` while it runs.
     #[doc(hidden)]
     #[must_use]
     pub fn __ended(&self) -> Option<String> {
@@ -458,7 +457,7 @@ impl<R: Readiness> Executor<R> {
         self.is_running() && own.is_none_or(|own| own.asked_to_end.is_none())
     }
 
-    /// Calls a method of this process's own service.
+    /// Calls `act` if the service belongs to this process.
     fn verb<T>(
         &mut self,
         action: &str,
@@ -469,7 +468,7 @@ impl<R: Readiness> Executor<R> {
         self.core.masked(done)
     }
 
-    /// Calls a method of this process's own service, which must be running.
+    /// Calls `act` if the service belongs to this process and is running.
     fn verb_of_running(&mut self, action: &str, act: impl FnOnce(&mut Own)) -> Result<(), Error> {
         self.verb(action, |Owned { core, own }, _| match own.is_running() {
             true => {
@@ -480,7 +479,8 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// The process id of the service's main process, even after that has ended.
+    /// The process id of the service's main process. It stays available after that process has
+    /// ended.
     ///
     /// # Panics
     ///
@@ -607,7 +607,7 @@ impl<R: Readiness> Executor<R> {
         url
     }
 
-    /// The socket or the file of the service's readiness condition.
+    /// The path of the socket or the file that the readiness condition waits for.
     ///
     /// # Panics
     ///
@@ -627,8 +627,8 @@ impl<R: Readiness> Executor<R> {
         panic!("`{}` has no {what}: {remedy}", self.core.values.name())
     }
 
-    /// A snapshot of the service's output so far, over all its starts. (If another process of the
-    /// run has started the service, the output of the last instant may be missing.)
+    /// A snapshot of the service's output so far, over all its starts. If another test process has
+    /// started the service, the newest output may be missing.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -662,8 +662,8 @@ impl<R: Readiness> Executor<R> {
         set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
     }
 
-    /// The command with placeholders filled in, as a person would type it and as errors show it.
-    /// `{env:VAR}` is left as it is, and passwords in URLs are shown as `***`.
+    /// The command with placeholders filled in, as errors show it. `{env:VAR}` is left as it is,
+    /// and passwords in URLs are shown as `***`.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -696,8 +696,8 @@ impl<R: Readiness> Executor<R> {
         self.core.service_dir.dir().to_owned()
     }
 
-    /// Lets a recipe fill the private directory before the first start. After that, all its content
-    /// belongs to the service's user.
+    /// Lets a recipe fill the private directory before the first start. Afterwards all files in the
+    /// directory belong to the service's user.
     #[doc(hidden)]
     pub fn __prepare(
         &mut self,
@@ -707,15 +707,16 @@ impl<R: Readiness> Executor<R> {
         if owner.is_none() {
             return fill(self);
         }
-        // Meanwhile the directory is ours, so that the service's user can put no link into it.
+        // While the recipe fills the directory, the service's user must not be able to put a link
+        // into it.
         self.core.take_back()?;
         fill(self)?;
         self.core.hand_over(owner)
     }
 
-    /// The writer to the service's standard input, if the recipe says
-    /// [`Stdio::piped`](crate::recipe::builder::Stdio::piped): once for each start. Dropping the
-    /// writer ends the input.
+    /// Takes the writer to the service's standard input, if the recipe says
+    /// [`Stdio::piped`](crate::recipe::builder::Stdio::piped). Each start makes a new writer.
+    /// Dropping the writer closes the input.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -1,14 +1,14 @@
-//! Finds the services that a service needs. These are services of this process whose port or
-//! directory appears in its command, its environment or its files. When the process or the run
-//! ends, they end after it.
+//! Finds the services that a service needs: services of this process whose port or directory
+//! appears in its command, environment or files. At the end of the process or the run, a needed
+//! service ends after the services that need it.
 //!
-//! For example, an application with the address of its database stops before the database, however
-//! they end. A wrong guess only makes one end wait for another.
+//! For example, an application that is given the address of its database ends before the database.
+//! A wrong guess only makes one service end later than another.
 //!
 //! Services that name each other, such as the nodes of a cluster, end one by one, the last built
-//! first. For that, a service finds its needs as soon as it is built, among those built before it.
-//! A later start asks again, and leaves out those that need this service. So no circle arises, in
-//! which each would wait for the others.
+//! first. To avoid a circle, a service searches for its needs as soon as it is built, among the
+//! services built before it. A later start searches again, and leaves out services that need this
+//! one.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,11 +24,11 @@ struct Known {
     ports: Vec<u16>,
     /// The service's `{dir}`, and its socket or file outside the private directory.
     paths: Vec<PathBuf>,
-    /// Numbers of the services that this one needs, since its build or its last start.
+    /// Numbers of the services that this one needs, as found at its build or its last start.
     needs: Vec<u64>,
 }
 
-/// Number of services at which the list drops those that are gone.
+/// Length at which the list drops services that are gone.
 const MANY: usize = 64;
 
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
@@ -37,7 +37,8 @@ fn all() -> MutexGuard<'static, Vec<Known>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notes a service that others may need, or new endpoints of a service that has been noted.
+/// Adds a service that others may need. If the service is already in the list, replaces its
+/// endpoints.
 pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let mut known = all();
@@ -57,13 +58,13 @@ pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
     });
 }
 
-/// Removes a service that is gone.
+/// Removes a service from the list.
 pub(super) fn forget(private: &Path) {
     all().retain(|known| known.private != private);
 }
 
-/// Finds the services that a noted service needs, and notes them: the `given` ones and those in
-/// these texts, without those that need the service itself. Returns their private directories.
+/// Finds and records the services that `own` needs: the `given` ones, and those that `texts` name.
+/// Leaves out services that need `own`. Returns their private directories.
 pub(super) fn find<'a>(own: &Path, given: &[PathBuf], texts: impl Iterator<Item = &'a [u8]>) -> Vec<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let texts: Vec<&[u8]> = texts.collect();
@@ -95,8 +96,8 @@ pub(super) fn find<'a>(own: &Path, given: &[PathBuf], texts: impl Iterator<Item 
     found.into_iter().map(|(_, private)| private).collect()
 }
 
-/// For each of these services, known by their private directories, the places in the list of those
-/// that need it, directly or through others.
+/// For each of these private directories, finds the services in the list that need it, directly or
+/// through others. Returns their indexes.
 pub(super) fn dependents_among(services: &[&Path]) -> Vec<Vec<usize>> {
     let known = all();
     let number = |private: &Path| {
@@ -134,7 +135,7 @@ fn dependents(known: &[Known], number: u64) -> BTreeSet<u64> {
     }
 }
 
-/// Whether a service still has its `lock`, which is removed last.
+/// Whether a service still exists: its `lock` is removed last.
 pub(super) fn is_there(private: &Path) -> bool {
     private.join("lock").exists()
 }
@@ -143,7 +144,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
-/// Whether a text has these digits as a whole number.
+/// Whether a text contains these digits as a whole number.
 fn has_number(text: &[u8], digits: &[u8]) -> bool {
     let is_digit = |at: Option<usize>| at.and_then(|at| text.get(at)).is_some_and(u8::is_ascii_digit);
     text.windows(digits.len()).enumerate().any(|(at, window)| {
@@ -163,7 +164,7 @@ mod tests {
         assert!(!has_number(b"637", b"6379"));
     }
 
-    /// Makes and notes a service without ports.
+    /// Makes the directory of a service without ports, and adds the service to the list.
     fn noted(dir: &Path, name: &str) -> PathBuf {
         let private = dir.join(name);
         std::fs::create_dir(&private).unwrap();
@@ -200,7 +201,7 @@ mod tests {
         let dir = crate::sys::tests::TestDir::new();
         let text = ["a", "b", "c"].map(|name| dir.path().join(name).join("d").display().to_string());
         let text = text.join(",");
-        // Each service is noted and asks at its build.
+        // Each service is added to the list, and then searches for its needs.
         let nodes = ["a", "b", "c"].map(|name| {
             let node = noted(dir.path(), name);
             find_in(&node, &text);

@@ -1,6 +1,6 @@
-//! A service from the inside: the data that both kinds have, and the kinds.
+//! The internal state of a service, own or attached.
 //!
-//! This process's [own](Own) service has a supervisor that this process talks to. An
+//! This process starts and stops its [own](Own) services, each through a supervisor. An
 //! [attached](Attached) service belongs to the run of tests. [`Core`] holds the data of both kinds.
 
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ pub(super) struct Core {
     pub(super) argv: Vec<OsString>,
     /// The command, as a person would type it.
     pub(super) command: String,
-    /// The command at the end, with placeholders filled in.
+    /// The recipe's `on_end` command, with placeholders filled in.
     pub(super) on_end: Option<Vec<OsString>>,
     /// The changes that the recipe makes in the environment, with placeholders filled in.
     pub(super) env: Vec<(OsString, Option<OsString>)>,
@@ -58,18 +58,19 @@ pub(super) struct Core {
     pub(super) log_files: Vec<PathBuf>,
     /// The place in the logs where the last start begins.
     pub(super) since: Mark,
-    /// The notes of the conditions since the last start.
+    /// Data that the conditions have recorded since the last start.
     pub(super) notes: Mutex<Notes>,
     /// The named groups in the lines that a [`Banner`](crate::Banner) waited for.
     pub(super) captured: Vec<(String, String)>,
     pub(super) pid: u32,
-    /// The id of the test that the service ends with, or 0.
+    /// The id of the test with which the service ends, or 0.
     pub(super) test: u64,
     /// Whether the service is a node of a cluster.
     pub(super) is_node: bool,
 }
 
-/// The two kinds of service: started and stopped by this process, or attached to.
+/// The two kinds of service: one that this process starts and stops, or one that it has attached
+/// to.
 pub(super) enum Process {
     Own(Box<Own>),
     Attached(Box<Attached>),
@@ -78,7 +79,7 @@ pub(super) enum Process {
 /// A service that this process starts and stops.
 #[derive(Default)]
 pub(super) struct Own {
-    /// The patterns as they were given, and their searches, which are cloned before use.
+    /// The failure patterns as given, each with its matcher. Every start clones the matchers.
     pub(super) fail_on: Vec<(String, LineWatch)>,
     /// The sockets that the service inherits.
     pub(super) listen: Listen,
@@ -88,7 +89,7 @@ pub(super) struct Own {
     pub(super) addrs: Vec<SocketAddr>,
     pub(super) udp_addrs: Vec<SocketAddr>,
     pub(super) paths: Vec<PathBuf>,
-    /// The endpoints' lock, held while the service runs. Fixtures of one test may share it.
+    /// The lock on the endpoints, held while the service runs. Fixtures of one test may share it.
     pub(super) endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
     pub(super) stdin: Option<File>,
     /// The time on CLOCK_MONOTONIC at which the service was executed.
@@ -101,24 +102,24 @@ pub(super) struct Own {
     pub(super) starting: Option<Starting>,
     /// The failed start of a service that has not ended yet.
     pub(super) failing: Option<Failing>,
-    /// Whether the service had ended by itself before it was asked to end. Set until a verb has
-    /// waited for the end.
+    /// `Some` from the request to end until a method has waited for the end. The value says whether
+    /// the service had already ended by itself.
     pub(super) asked_to_end: Option<bool>,
     /// Private directories of the services that this one needs.
     pub(super) needs: Vec<PathBuf>,
-    /// The additions for a service that will belong to the run.
+    /// The plan for handing the service over to the run, if it will belong to the run.
     pub(super) run: Option<RunPlan>,
-    /// The supervised service, behind a lock that the reports of tests take as well.
+    /// The supervised service. Reports of tests read it too, so it has a lock.
     service: Arc<Mutex<Option<Service>>>,
 }
 
-/// This process's own service with all its data. Verbs that change the service are called on this.
+/// Access to a service of this process. The methods that change the service are on this type.
 pub(super) struct Owned<'a> {
     pub(super) core: &'a mut Core,
     pub(super) own: &'a mut Own,
 }
 
-/// The questions that a wait asks about a service of either kind.
+/// The methods that a wait needs, for both kinds of service.
 pub(super) trait Observed {
     /// Process id of the root of the service's tree; 0 if there is none.
     fn supervisor(&self) -> u32;
@@ -126,33 +127,33 @@ pub(super) trait Observed {
     /// Whether the main process runs, or any process of a service that made itself a daemon.
     fn is_running(&self) -> bool;
 
-    /// `None` while the service runs, also as a daemon; otherwise the exit of the main process, if
+    /// `None` while the service runs, also as a daemon. Otherwise the exit of the main process, if
     /// known.
     fn ended(&self) -> Option<Option<Exit>>;
 
     /// The exit of the main process, if it has ended.
     fn exit(&self) -> Option<Exit>;
 
-    /// Asks for one event at the next new output.
+    /// Requests one event at the next output.
     fn arm_output(&mut self);
 
-    /// Forgets new output, so that it ends no wait.
+    /// Discards the event of new output, so that it does not end a wait.
     fn forget_output(&mut self);
 
     /// Waits until all output of the service so far is in the log.
     fn sync_output(&self);
 
-    /// Sleeps until an event of the service or of the pause's descriptors, but no longer than the
+    /// Waits for an event of the service or of the pause's descriptors, at most for the time of the
     /// pause.
     fn wait_event(&mut self, pause: &Pause);
 
-    /// Waits as [`wait_event`](Observed::wait_event), as a future.
+    /// [`wait_event`](Observed::wait_event) as a future.
     fn wakeup(&self, pause: Pause) -> Wakeup;
 
     /// Fixed endpoints that the service needs for itself.
     fn addrs(&self) -> &[SocketAddr];
 
-    /// CLOCK_MONOTONIC at the last start, if this process made it.
+    /// The time of the last start on CLOCK_MONOTONIC, if this process started the service.
     fn started_ns(&self) -> Option<u64>;
 }
 
@@ -201,11 +202,11 @@ impl Process {
         }
     }
 
-    /// Gives access to the own service for a verb that a test calls.
+    /// Gives access to the service for a method that a test calls.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] also if the server is an external one.
+    /// [`Error::System`] if the service belongs to the run, or stands in for an external server.
     pub(super) fn ours<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match action {
             // The stand-in for an external server starts like any service.
@@ -251,9 +252,9 @@ impl Observed for Own {
             // The service has been stopped, or could not be executed.
             return Some(self.last_exit);
         };
-        // The order matters. The supervisor reports the exit before it reports that nothing is
-        // left. So if this process has the second message, it also has the first. If `exit` were
-        // asked first, both messages could come between the two questions.
+        // The order matters. The supervisor reports the exit first, and then that no process is
+        // left. If `exit` came first here, both reports could arrive between the two calls, and the
+        // exit would be missed.
         let is_gone = service.is_gone();
         match service.exit() {
             Some(exit) if exit.is_daemonised() && !is_gone => None,
@@ -281,7 +282,7 @@ impl Observed for Own {
     fn wait_event(&mut self, pause: &Pause) {
         match self.lock().as_mut() {
             Some(service) => service.wait_event(&pause.events, pause.time),
-            // No process of the service is left to send a message.
+            // No process is left that could send an event.
             None => crate::sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
         }
     }
@@ -317,11 +318,11 @@ impl Own {
         }
     }
 
-    /// A handle that tells later how the service's main process ended.
+    /// Returns a function that tells later how the service's main process ended.
     pub(super) fn how_it_ended(&self) -> HowItEnded {
         let service = Arc::clone(&self.service);
         Box::new(move || {
-            // Another thread has the lock and is about to report the exit itself.
+            // If another thread has the lock, that thread reports the exit.
             service.try_lock().ok()?.as_mut().and_then(Service::exit)
         })
     }
@@ -333,7 +334,7 @@ impl Own {
 }
 
 impl Core {
-    /// Makes the data of a service that will be this process's own.
+    /// Makes the data of a new service of this process.
     pub(super) fn new(
         spec: Spec,
         readiness: &dyn Readiness,
@@ -364,7 +365,7 @@ impl Core {
         })
     }
 
-    /// Fails if the service stands in for an external server: the method needs a server of ours.
+    /// Fails if the service stands in for an external server, which mirakuru does not control.
     ///
     /// # Errors
     ///
@@ -440,7 +441,7 @@ impl Core {
         Ok(())
     }
 
-    /// Registers the service, so that services that are built or start later can need it.
+    /// Adds the service to the list in which other services search for their needs.
     pub(super) fn note_for_others(&self, addr: Option<SocketAddr>, path: Option<&Path>) {
         let ports = self.values.ports().map(|(_, port)| port);
         let ports = ports.chain(addr.map(|addr| addr.port())).collect();
@@ -475,7 +476,8 @@ impl Core {
         live::follow(name, &dir.log(), &dir.index(), all);
     }
 
-    /// Removes the secrets from the error of a verb. Every verb ends here.
+    /// Removes the secrets from an error. Every public method returns its errors through this
+    /// function.
     pub(super) fn masked<T>(&self, done: Result<T, Unmasked>) -> Result<T, Error> {
         done.map_err(|error| self.values.mask_error(error))
     }
@@ -486,7 +488,7 @@ impl Core {
         Ok(cx)
     }
 
-    /// All changes of the environment.
+    /// All changes that the recipe and its readiness make in the environment.
     pub(super) fn changes(&self) -> Vec<(OsString, Option<OsString>)> {
         let added = self
             .readiness_env
@@ -522,7 +524,7 @@ impl Core {
         })
     }
 
-    /// The error of a verb that needs a running service.
+    /// The error of a method that needs a running service.
     pub(super) fn not_running(&self, action: &str) -> Unmasked {
         let (command, action) = (self.command.clone(), action.to_owned());
         Error::NotRunning { command, action }.into()
@@ -579,10 +581,10 @@ impl Owned<'_> {
         Ok(())
     }
 
-    /// Finds the private directories of the services that this one needs, and notes them.
+    /// Finds and records the services that this one needs. Returns their private directories.
     pub(super) fn find_needs(&self) -> Vec<PathBuf> {
         let texts = self.core.argv.iter().map(|word| word.as_bytes());
-        // A later change of a variable replaces an earlier one.
+        // Applies the changes first, because a later change of a variable replaces an earlier one.
         let environment = environment(BTreeMap::new(), &self.core.env, "");
         let texts = texts.chain(environment.values().map(|value| value.as_bytes()));
         let texts = texts.chain(self.own.files.iter().map(|(_, text)| text.as_slice()));
@@ -596,7 +598,7 @@ pub(super) fn name(spec: &Spec) -> String {
     name.unwrap_or_else(|| spec.command.program_name(spec.shell))
 }
 
-/// Makes the log and its index, both private.
+/// Makes the log and its index, which only this user can read.
 fn open_log(service_dir: &ServiceDir) -> Result<OutputReader, Error> {
     let (log, index) = (service_dir.log(), service_dir.index());
     let open = OutputReader::open_with(&log, &index, append);

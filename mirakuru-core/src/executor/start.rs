@@ -1,4 +1,5 @@
-//! The start of a service: plan, launch, wait. Another port replaces one that has been taken.
+//! The start of a service: plan, launch, wait. If a chosen port has been taken, the start is tried
+//! again with another port.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -33,11 +34,11 @@ use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
 use crate::util::settings;
 
-/// Number of new tries with other ports after a chosen port was taken.
+/// Number of times that a start is tried again with other ports.
 const PORT_RETRIES: u32 = 5;
 /// The smallest `log_limit`.
 const LEAST_LOG: u64 = 64 * 1024;
-/// Time that the kernel gets at least to load the program, even if the time-out is shorter.
+/// The kernel gets at least this time to load the program, even if the time-out is shorter.
 const EXECUTION_TAKES_AT_MOST: Duration = Duration::from_secs(1);
 
 impl Owned<'_> {
@@ -58,7 +59,7 @@ impl Owned<'_> {
     pub(super) fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Plan, Unmasked> {
         (self.own.starting, self.own.failing) = (None, None);
         if self.own.lock().is_some() {
-            // A crash may have left descendants behind.
+            // A crashed service may have left processes behind.
             let _ = self.end(self.policy());
         }
         if let Some((variable, reason)) = settings::unknown() {
@@ -80,7 +81,7 @@ impl Owned<'_> {
         self.try_to_plan(readiness, PORT_RETRIES)
     }
 
-    /// Does the second step, for a service that starts alone.
+    /// The second step of a start, for a service that starts alone.
     fn launch(&mut self, plan: Plan) {
         for launched in Service::launch(vec![plan]) {
             self.launched(launched);
@@ -92,9 +93,9 @@ impl Owned<'_> {
         match launched {
             Ok(service) => {
                 if let Some(endpoint_lock) = &self.own.endpoint_lock {
-                    // The supervisor has the locks now, so they are free exactly when the tree is
-                    // gone. If several fixtures share locks, this process keeps them until all have
-                    // started (`together`).
+                    // The supervisor has the locks now, and frees them when the tree is gone. If
+                    // several fixtures share the locks, this process keeps them until all have
+                    // started.
                     if Arc::strong_count(endpoint_lock) == 1 {
                         endpoint_lock
                             .lock()
@@ -112,8 +113,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Polls the last step. Returns `None` if the service is ready, otherwise the pause before the
-    /// next poll. After an error no process of the service is left.
+    /// Polls once whether the start is complete. Returns `None` if the service is ready, otherwise
+    /// the pause before the next poll. After an error no process of the service is left.
     pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Unmasked> {
         if let Some(failing) = self.own.failing.take() {
             if let Some(pause) = self.pause_of_end(&failing.limit) {
@@ -151,7 +152,7 @@ impl Owned<'_> {
                 Ok(None)
             }
             Err(error) => {
-                // Other services may start in the meantime.
+                // Does not wait for the end, because other services may start in the meantime.
                 let policy = self.policy();
                 self.begin_end(policy);
                 self.own.failing = Some(Failing {
@@ -164,7 +165,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Waits until the program is executed. This time counts towards the time-out.
+    /// Returns the pause until the program has been executed, or an error if that takes too long.
+    /// The time counts towards the time-out.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(EXECUTION_TAKES_AT_MOST));
         if !deadline.is_over() {
@@ -185,7 +187,7 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Whether the service has been executed, or the error if that failed.
+    /// Whether the program has been executed, or the error if that failed.
     fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Unmasked> {
         let Some(launch) = &mut starting.launch else {
             return Ok(true);
@@ -207,7 +209,7 @@ impl Owned<'_> {
                 Some(Err(failure)) => failure,
             },
         };
-        // No service is there to stop.
+        // The program was not executed, so there is no service to stop.
         *self.own.lock() = None;
         Err(launch::explain(
             failure,
@@ -269,8 +271,8 @@ impl Owned<'_> {
         Ok(retries - 1)
     }
 
-    /// The way to try again after this error, if it can help. This asks the kernel: the service's
-    /// output counts only if the kernel cannot know.
+    /// Decides whether and how to try again after this error. Asks the kernel about the ports, and
+    /// uses the service's output only if the kernel cannot know.
     fn other_try(&mut self, error: &Error) -> Option<OtherTry> {
         let (may_be_about_port, tail) = match error {
             Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
@@ -285,13 +287,13 @@ impl Owned<'_> {
         }
         let chosen: Vec<SocketAddr> = self.chosen().collect();
         if free::check_free(&chosen).is_err() {
-            // Two kinds of ports never change. Clients know the ports of a service that has been
-            // ready, and the nodes of a cluster know each other's ports.
+            // These ports never change: clients know the ports of a service that has been ready,
+            // and the nodes of a cluster know each other's ports.
             let are_known = self.own.was_ready || self.core.values.are_known();
             return (!are_known).then_some(OtherTry::NewPorts);
         }
-        // Only this process has the ports. A service without SO_REUSEADDR cannot bind over the
-        // hold, and no table of the kernel shows that.
+        // Only this process holds the ports. A service without SO_REUSEADDR cannot bind to a held
+        // port, and only its output shows that.
         let cannot_bind = tail.iter().any(|line| hint::says_in_use(line));
         (cannot_bind && self.core.values.loosen()).then_some(OtherTry::LooserHold)
     }
@@ -302,8 +304,8 @@ impl Owned<'_> {
         ports.map(|(_, port)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
 
-    /// Frees the endpoints that cannot be replaced: fixed ones, and chosen ports that clients of
-    /// the service already know.
+    /// Removes closed connections that block ports, and checks that the ports are free. Needed for
+    /// ports that cannot be replaced: fixed ones, and chosen ones that clients already know.
     fn make_free(&self) -> Result<(), Unmasked> {
         let mut addrs = self.own.addrs.clone();
         if self.own.was_ready {
@@ -330,8 +332,7 @@ impl Owned<'_> {
 
     fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Unmasked> {
         self.lock_endpoints()?;
-        // Forgets the last start, and asks the condition again for the endpoints that the service
-        // needs.
+        // `prepare` makes the condition forget the last start.
         let Prepare { env, keep, .. } = self.core.prepare(readiness)?;
         self.core.readiness_env = env;
         self.check_ipv6(readiness)?;
@@ -363,10 +364,11 @@ impl Owned<'_> {
         Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
     }
 
-    /// Refuses a service on IPv6 loopback if the kernel has none: no server could start there.
+    /// Refuses a service on IPv6 loopback if the kernel has no IPv6, because no server could start
+    /// there.
     fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Error> {
         let is_loopback = |addr: SocketAddr| addr.ip() == Ipv6Addr::LOCALHOST;
-        // The name of a host may have addresses of both kinds.
+        // A host name such as `localhost` may have addresses of both kinds, so only `[::1]` counts.
         if !readiness.addr().is_some_and(is_loopback) || !readiness.describe().contains("[::1]") {
             return Ok(());
         }
@@ -402,7 +404,7 @@ impl Owned<'_> {
         )
     }
 
-    /// Finds the mistakes of a command that are known before a start.
+    /// Checks the command for mistakes that can be found before a start.
     pub(super) fn check_command(&self) -> Result<(), Unmasked> {
         let (core, environment) = (&self.core, self.environment());
         c_environment(&environment, &core.command)?;
@@ -533,9 +535,9 @@ enum OtherTry {
 pub(super) struct Starting {
     /// Number of tries left with other ports.
     retries: u32,
-    /// The data until the program has been executed.
+    /// `None` once the program has been executed.
     launch: Option<Launch>,
-    /// The reason for a missing supervisor.
+    /// The error, if the supervisor could not be started.
     failure: Option<SpawnFailure>,
     wait: Wait,
 }
@@ -545,19 +547,19 @@ pub(super) struct Failing {
     error: Unmasked,
     /// Number of tries left with other ports.
     retries: u32,
-    /// The deadline at the end of the grace.
+    /// The end of the grace.
     limit: Deadline,
 }
 
-/// The data of a start until the program has been executed.
+/// The part of a start that is needed until the program has been executed.
 pub(super) struct Launch {
-    /// The candidate files of the program.
+    /// The paths that are tried for the program.
     tried: Vec<PathBuf>,
     /// The test's end of a piped standard input.
     stdin: Option<File>,
 }
 
-/// Writes a record into the index that separates two starts' output. Returns the index.
+/// Writes a record into the index that separates the output of two starts. Returns the index.
 fn mark_start(index: OwnedFd, now: u64) -> io::Result<OwnedFd> {
     let mut index = File::from(index);
     index.write_all(&Record::start(now).encode())?;

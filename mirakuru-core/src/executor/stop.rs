@@ -71,7 +71,7 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Asks the service to end. [`end`](Owned::end) waits for that.
+    /// Asks the service to end. [`end`](Owned::end) waits for the end.
     pub(super) fn begin_end(&mut self, policy: StopPolicy) {
         let had_ended = self.own.has_ended();
         if self.own.asked_to_end.is_some() || self.own.lock().is_none() {
@@ -88,8 +88,8 @@ impl Owned<'_> {
         }
     }
 
-    /// The next pause while the service ends. `None` if it has ended or its time is over; then
-    /// [`end`](Owned::end) takes only a moment.
+    /// The next pause while the service ends. `None` if the service has ended or the time is over.
+    /// Then [`end`](Owned::end) takes only a moment.
     pub(super) fn pause_of_end(&self, limit: &Deadline) -> Option<Pause> {
         let mut service = self.own.lock();
         let service = service.as_mut().filter(|_| !limit.is_over())?;
@@ -134,8 +134,8 @@ impl Owned<'_> {
 
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
-            // A service reports its exit before its end, and both reports may come between these
-            // two checks. So this check comes first.
+            // The supervisor reports the exit before the end. If this check came second, both
+            // reports could arrive between the checks, and the exit would be missed.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();
             if let Some(exit) = exit {

@@ -1,5 +1,5 @@
-//! Waits for a condition: polls it at each event, until it holds, the service ends, or the time is
-//! over. The error has the evidence.
+//! Waits for a condition: polls it at each event until it holds, the service ends, or the time is
+//! over.
 
 use std::io;
 use std::sync::PoisonError;
@@ -26,7 +26,7 @@ use crate::util::deadline::Deadline;
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 /// The end of a message about the output of an external server.
 pub(super) const NOT_OURS: &str = ", whose output mirakuru does not see";
-/// A probe that had less time than this says less than the one before it.
+/// If a probe had less time than this, its error says less than the error of the probe before.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
@@ -59,7 +59,7 @@ impl Core {
     ) -> Result<Option<Pause>, Unmasked> {
         let supervisor = process.supervisor();
         loop {
-            // The output is synchronised before the poll. So all of it is in the log, and the
+            // If the service has ended, all of its output gets into the log before the poll. So the
             // result of the poll is final.
             let ended = process.ended().is_some();
             if ended {
@@ -67,7 +67,7 @@ impl Core {
             }
             let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
             if wants_output {
-                // This comes before the search of the output, so that no line is missed.
+                // The event is requested before the output is searched, so that no line is missed.
                 process.arm_output();
             } else {
                 process.forget_output();
@@ -115,7 +115,7 @@ impl Core {
                     }
                     Err(error) => {
                         if let Some(wrong_listener) = WrongListener::of(&error) {
-                            // The service's own exit is often the reason, and explains more.
+                            // If the service has exited, its exit explains more.
                             if let Some(error) = self.exit_error(process, readiness, None) {
                                 return Err(error);
                             }
@@ -132,7 +132,6 @@ impl Core {
                         }
                         let text = self.values.mask(&error.to_string());
                         trace::not_ready(&text);
-                        // A probe with hardly any time left says less than the one before it.
                         let cut_short = error.kind() == io::ErrorKind::TimedOut && remaining < CUT_SHORT;
                         if !(cut_short && wait.last_probe.is_some()) {
                             wait.last_probe = Some(text);
@@ -165,8 +164,8 @@ impl Core {
             }
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
-                // With this poll, one half of an `And` held, and the other half needs output. No
-                // watch for output was set before, so output may have come unnoticed: poll again.
+                // In this poll one half of an `And` held, and the other half needs output. No event
+                // for output was requested before the poll, so output may be unnoticed: poll again.
                 continue;
             }
             if readiness.waits_for_output() {
@@ -272,7 +271,7 @@ impl Core {
         let printed = self.output.excerpt(self.since.output, HEAD_LINES, TAIL_LINES);
         let hint = hint::of(&hint::Symptoms {
             tail: &[printed.head.as_slice(), &printed.tail].concat(),
-            // A daemon goes on after the end of its first process.
+            // A daemon goes on after its first process has exited.
             exit: exit
                 .filter(|exit| !exit.is_daemonised() || process.ended().is_some())
                 .map(|exit| exit.status),
@@ -301,7 +300,8 @@ impl Core {
         })
     }
 
-    /// Tells the fixture that is being made, if there is one, that this service belongs to it.
+    /// Records the start for the test, and for the shared fixture that is being made, if there is
+    /// one.
     pub(super) fn note_start(&self, how_it_ended: HowItEnded, description: Option<String>) {
         timed_out::started(self.test, &self.command, &self.output);
         shared_use::started(&self.command, self.pid, &self.output, how_it_ended, description);
@@ -316,10 +316,9 @@ impl Core {
     }
 }
 
-/// A wait for a condition.
 pub(super) struct Wait {
     pub(super) deadline: Deadline,
-    /// The failure patterns as they were given, and their matchers.
+    /// The failure patterns as given, each with its matcher.
     fail_on: Vec<(String, LineWatch)>,
     last_probe: Option<String>,
     progress: Progress,
@@ -354,7 +353,7 @@ impl Pause {
     }
 }
 
-/// The wake-ups that a condition asks for at this time since the start.
+/// Asks the condition for its wake-ups, `elapsed` after the start.
 fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
     let mut wake = Wake::new(elapsed);
     readiness.wakes(&mut wake);
