@@ -1,4 +1,4 @@
-//! Errors that explain themselves, with all facts that the reader needs.
+//! Errors whose text has all facts that a reader needs to find the cause.
 //!
 //! Every variant displays as one line with the whole message, followed by indented evidence: the
 //! last probe's own error, a timeline, the end of the service's log and its path, and the remedy.
@@ -21,7 +21,7 @@ use crate::error::report::{Printed, Report, Reported};
 use crate::error::secrets::mask_urls;
 use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
 
-/// The reason why a service could not be started, or did not end as it should.
+/// The reason why a service could not be started, used or stopped.
 ///
 /// `Display` and `Debug` print the same multi-line report, so that `unwrap()` and a test that
 /// returns a `Result` show it as well. Its first line has the whole message. Programs use the
@@ -76,7 +76,7 @@ pub enum Error {
     Exited {
         /// The command, as a person would type it.
         command: String,
-        /// The awaited condition, as the end of "before ...".
+        /// The awaited condition, worded to follow "before".
         awaited: String,
         /// Time from the start of the service until its exit.
         elapsed: Duration,
@@ -90,7 +90,7 @@ pub enum Error {
     Timeout {
         /// The command, as a person would type it.
         command: String,
-        /// The awaited condition, as the end of "before ...".
+        /// The awaited condition, worded to follow "before".
         awaited: String,
         /// Time that the start waited for the condition.
         elapsed: Duration,
@@ -157,8 +157,8 @@ pub enum Error {
         /// If several services start together, the progress of each of the others.
         system: Vec<String>,
     },
-    /// A service that the whole run shares has ended. It is not started again: a new one would lack
-    /// the data of the old one, and tests would not notice that.
+    /// A service that the whole run shares has ended. mirakuru does not start it again, because the
+    /// new service would lack the data of the old one, and tests would not notice.
     #[non_exhaustive]
     Died {
         /// The command, as a person would type it.
@@ -182,7 +182,7 @@ pub enum Error {
     NotRunning {
         /// The command, as a person would type it.
         command: String,
-        /// The action of that method, as in "failed to `action`".
+        /// The action of the method, worded to follow "failed to".
         action: String,
     },
     /// mirakuru itself could not get a directory, a socket or a process that it needs.
@@ -198,9 +198,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html) itself,
-    /// for example from the statements that set up a database. The error names the step that
-    /// failed, as in "apply the migrations", and the reason.
+    /// Makes the error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)
+    /// itself, for example from the statements that set up a database. The error names the step
+    /// that failed, as in "apply the migrations", and the reason.
     ///
     /// ```
     /// # use mirakuru_core::Error;
@@ -212,7 +212,7 @@ impl Error {
         attempt: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync + 'static>>,
     ) -> Error {
-        // An error of the operating system stays unchanged, because it may have a remedy.
+        // Keeps an error of the operating system as it is, because `of_system` may know its remedy.
         let source = match source.into().downcast::<io::Error>() {
             Ok(error) => *error,
             Err(error) => io::Error::other(error),
@@ -220,7 +220,7 @@ impl Error {
         Error::system(mask_urls(&attempt.into()), source)
     }
 
-    /// Makes the error of a failed system call. The texts are masked where the error is shown.
+    /// Makes an [`Error::System`]. Does not mask its texts.
     pub(crate) fn system(attempt: impl Into<String>, source: io::Error) -> Error {
         let attempt = attempt.into();
         Error::System {
@@ -244,7 +244,7 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// A missing thing that the package of this program contains.
+    /// A missing program or feature that comes with the package of `program`.
     pub(crate) fn of(what: impl Into<String>, program: &str) -> Missing {
         Missing {
             what: what.into(),
@@ -262,7 +262,7 @@ impl Missing {
         }
     }
 
-    /// Sets the recipe's decision about skipping.
+    /// Sets whether the recipe allows the test to be skipped.
     pub(crate) fn optional(self, optional: bool) -> Missing {
         Missing { optional, ..self }
     }
@@ -276,9 +276,9 @@ impl Missing {
 }
 
 impl Error {
-    /// The thing that this machine lacks, if that is the reason for the error. It is a program, a
-    /// version that a preset needs, or a feature of the kernel (a system call that the supervisor
-    /// needs, IPv6).
+    /// The program or feature that this machine lacks, if that is the reason for the error. It can
+    /// also be a version that a preset needs, or a feature of the kernel (IPv6, a system call that
+    /// the supervisor needs).
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -313,7 +313,7 @@ impl Error {
         }
     }
 
-    /// Notes whether the recipe is `optional`.
+    /// If something is missing and the recipe is `optional`, allows the test to be skipped.
     #[doc(hidden)]
     #[must_use]
     pub fn __optional(mut self, is_optional: bool) -> Error {
@@ -383,8 +383,8 @@ pub struct Evidence {
     /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     pub dropped: u64,
     /// The last lines that the service printed, at most 20. If four or more successive lines differ
-    /// only in times and process ids, `tail` has only the first and the last of them, and
-    /// between these a line with the number of the others.
+    /// only in times and process ids, only the first and the last of them are here. A line between
+    /// them gives the number of the others.
     pub tail: Vec<String>,
     /// The log file with the whole output, which is kept after a failure.
     pub log: Option<PathBuf>,
@@ -400,7 +400,7 @@ pub struct Evidence {
     pub hint: Option<String>,
 }
 
-/// The evidence of an error, borrowed as the error is. `None` if the variant has no evidence.
+/// The evidence of an error, borrowed as `$error` is. `None` if the variant has no evidence.
 macro_rules! evidence {
     ($error:expr) => {
         match $error {
@@ -417,7 +417,7 @@ macro_rules! evidence {
 }
 
 impl Error {
-    /// Applies the function to the error's own texts. The service's output stays as it is.
+    /// Applies `shown` to the error's own texts. The service's output stays as it is.
     pub(crate) fn map_texts(mut self, shown: impl Fn(&str) -> String) -> Error {
         let texts: Vec<&mut String> = match &mut self {
             Error::Spawn {
@@ -438,7 +438,7 @@ impl Error {
             Error::FailureLine { command, .. }
             | Error::BadExit { command, .. }
             | Error::Died { command, .. } => vec![command],
-            // The process with the original report has already shown these lines.
+            // The process that made the report has already masked it.
             Error::FailedBefore { .. } => Vec::new(),
             Error::WrongListener {
                 command, endpoint, ..
@@ -453,8 +453,9 @@ impl Error {
         for text in texts {
             *text = shown(text);
         }
-        // The pattern has no `..`, so that no new text is forgotten. The lists hold output, which
-        // stays as it is, and lines of other errors, which are masked already.
+        // Without `..` in the pattern, a new field does not compile until its author decides
+        // whether to mask it. The lists hold output, which is not masked, and lines that are masked
+        // already.
         if let Some(Evidence {
             last_probe,
             hint,
@@ -494,7 +495,7 @@ impl Error {
         self
     }
 
-    /// Adds the name of a cluster's node to the error of a condition that asked this node.
+    /// Adds to the last probe the name of the cluster's node that it asked.
     #[doc(hidden)]
     #[must_use]
     pub fn __at_node(mut self, node: &str) -> Error {
@@ -506,7 +507,7 @@ impl Error {
         self
     }
 
-    /// Sets the length of the whole wait: this error knows only the last part.
+    /// Sets the length of the whole wait, because the error has only the length of the last part.
     #[doc(hidden)]
     #[must_use]
     pub fn __after(mut self, waited: Duration) -> Error {
@@ -520,7 +521,6 @@ impl Error {
         evidence!(self)
     }
 
-    /// The evidence, if the variant has any.
     fn evidence(&self) -> Option<&Evidence> {
         evidence!(self)
     }

@@ -190,7 +190,7 @@ pub(crate) fn install(program: &str) -> Option<String> {
     system.package(program).map(|package| system.install(package))
 }
 
-/// Finds a program on PATH, or in the usual places outside PATH.
+/// Finds a program on PATH, or in one of the usual places outside PATH.
 #[must_use]
 pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
@@ -205,8 +205,8 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Finds a program in usual places outside PATH. Daemons are only on root's PATH, and each version
-/// of PostgreSQL is in a folder of its own; the newest comes first.
+/// Finds a program outside PATH: in the `sbin` directories, which are often only on root's PATH, or
+/// in the directory of the newest PostgreSQL.
 fn off_path(program: &str) -> Option<PathBuf> {
     for dir in ["/usr/sbin", "/usr/local/sbin", "/sbin"] {
         let path = Path::new(dir).join(program);

@@ -13,9 +13,8 @@
 //!   hint:       it does not know one of its arguments: see `redis-server --help`
 //! ```
 //!
-//! A [`Report`] consists of lines with a meaning. `Display` prints them plain. [`shown`] prints
-//! them as mirakuru's own output: in colours on a terminal, and with the lines that a CI server
-//! recognises.
+//! A [`Report`] is a list of lines of several kinds. `Display` prints them as plain text. [`shown`]
+//! adds colours on a terminal, and the lines that a CI server recognises.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -26,15 +25,15 @@ use once_cell::sync::Lazy;
 use crate::error::text::Bytes;
 use crate::util::thread;
 
-/// Number of lines that a report shows from the end of the output, at most.
+/// Maximum number of lines that a report shows from the end of the output.
 pub(crate) const TAIL_LINES: usize = 20;
-/// Number of lines that a report shows from the beginning of the output, at most. It leaves them
-/// out if they are among the last ones.
+/// Maximum number of lines that a report shows from the beginning of the output. A line that is
+/// also among the last ones is shown only there.
 pub(crate) const HEAD_LINES: usize = 5;
 /// The column at which the text after a label begins.
 const COLUMN: usize = 12;
 
-/// The layout of a report before it is printed.
+/// The lines of a report, before they are printed.
 #[derive(Debug, Default)]
 pub struct Report {
     lines: Vec<Line>,
@@ -50,11 +49,11 @@ enum Line {
     Output(String),
     /// A note in place of lines that are not shown.
     Gap(String),
-    /// A line of a report that another process has made.
+    /// A further line of the headline, for example of a report from another process.
     Other(String),
 }
 
-/// An object that mirakuru can report.
+/// A value that can be shown as a report.
 pub trait Reported {
     fn report(&self) -> Report;
 }
@@ -69,7 +68,7 @@ pub(crate) struct Printed<'a> {
     /// Number of bytes that are not in the log, because it has reached its limit.
     pub(crate) dropped: u64,
     pub(crate) tail: &'a [String],
-    /// The file with all lines.
+    /// The log file.
     pub(crate) log: Option<&'a Path>,
 }
 
@@ -83,7 +82,7 @@ impl Report {
         }
     }
 
-    /// A label and its text. Further lines of the text stand below the first.
+    /// Adds a label and its text. Further lines of the text stand below the first.
     pub(super) fn entry(&mut self, label: &'static str, text: &str) {
         for (number, line) in text.lines().enumerate() {
             let label = if number == 0 { label } else { "" };
@@ -91,8 +90,7 @@ impl Report {
         }
     }
 
-    /// The first and the last lines that a service printed, and the path of the file with all of
-    /// them.
+    /// Adds the first and the last lines that a service printed, and the path of its log.
     pub(super) fn output(&mut self, printed: Printed<'_>) {
         self.log = printed.log.map(Path::to_owned);
         let (head, tail) = match printed.head {
@@ -156,7 +154,7 @@ impl Report {
         Ok(())
     }
 
-    /// The first line alone.
+    /// The text of the first line.
     fn first(&self) -> &str {
         match self.lines.first() {
             Some(Line::Headline(text) | Line::Entry(_, text) | Line::Output(text)) => text,
@@ -171,7 +169,7 @@ fn without_empty(lines: &[String]) -> &[String] {
     lines.get(first.unwrap_or(lines.len())..).unwrap_or_default()
 }
 
-/// The sequences that turn colours on and off.
+/// The escape sequences that turn colours on and off.
 #[derive(Clone, Copy, Default)]
 struct Paint {
     bold: &'static str,
@@ -201,11 +199,11 @@ impl fmt::Display for Coloured<'_> {
     }
 }
 
-/// The end of a service's output, for the report of a test that failed.
+/// An excerpt of a service's output, for the report of a test that failed.
 pub(crate) struct Tail<'a> {
     pub(crate) command: &'a str,
     pub(crate) printed: Printed<'a>,
-    /// Whether the lines are only from this test.
+    /// Whether the excerpt has only lines that were printed during this test.
     pub(crate) of_test: bool,
 }
 
@@ -231,15 +229,15 @@ pub(crate) fn is_set(name: &str) -> bool {
 pub(crate) fn has_colours() -> bool {
     static COLOURS: Lazy<bool> = Lazy::new(|| {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        // The harness prints a test's captured output to standard output, even the part that went
-        // to standard error.
+        // Both streams must be terminals, because the harness prints a test's captured standard
+        // error to standard output.
         !is_set("NO_COLOR") && !dumb && std::io::stderr().is_terminal() && std::io::stdout().is_terminal()
     });
     *COLOURS
 }
 
-/// Prints a report as mirakuru's own output: in colours on a terminal, and with the lines that a CI
-/// server recognises.
+/// The text of a report as mirakuru prints it: in colours on a terminal, and with the lines that a
+/// CI server recognises.
 pub fn shown(reported: &dyn Reported) -> String {
     let report = reported.report();
     let text = match has_colours() {
@@ -249,8 +247,8 @@ pub fn shown(reported: &dyn Reported) -> String {
     text + &for_ci(&report, |name| std::env::var(name).unwrap_or_default())
 }
 
-/// Lines after a report: `[[ATTACHMENT|path]]`, by which GitLab and Jenkins attach the log to the
-/// test, and `::error`, which GitHub shows beside the change.
+/// The lines for a CI server after a report. GitLab and Jenkins attach the log that
+/// `[[ATTACHMENT|path]]` names; GitHub shows `::error` beside the change.
 fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
     let set = |name| !variable(name).is_empty();
     let mut lines = String::new();
@@ -277,10 +275,11 @@ fn escape_command(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Prints into the output of the test on this thread. Unlike `eprintln!`, it never panics if the
-/// output is closed: a second panic during a panic would abort the process.
+/// Prints into the output of the test on this thread. Unlike `eprintln!`, this function does not
+/// panic if the output is closed: a second panic during a panic would abort the process.
 pub(crate) fn print(text: String) {
-    // A new thread inherits its maker's captured output, but not its state of panic.
+    // A new thread prints into the same captured output. If it panics, that is not a second panic
+    // on this thread.
     if let Ok(printer) = thread::spawn("mirakuru-print", Box::new(move || eprintln!("{text}"))) {
         let _ = printer.join();
     }

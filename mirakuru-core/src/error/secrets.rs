@@ -2,9 +2,9 @@
 //!
 //! Every text that mirakuru makes itself is masked. A service's output is shown as it is.
 //!
-//! Inside the executor an error is an [`Unmasked`]. Each public method must mask it before it
-//! returns (`Core::masked`), or it does not compile. Other functions that return an [`Error`] mask
-//! it themselves.
+//! Inside the executor an error is an [`Unmasked`], which only `Core::masked` turns into an
+//! [`Error`]. So a public method that does not mask its errors does not compile. Other functions
+//! that return an [`Error`] mask it themselves.
 
 use std::borrow::Cow;
 
@@ -43,7 +43,7 @@ const NAMES: [&str; 9] = [
 /// Whether a variable of this name holds a secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    // These two have directories, not passwords.
+    // These two hold directories, not passwords.
     !matches!(name.as_str(), "PWD" | "OLDPWD") && NAMES.iter().any(|part| name.contains(part))
 }
 
@@ -75,8 +75,8 @@ fn mask_user(url: &str) -> Cow<'_, str> {
     let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
     let at = match (authority.rfind('@'), authority.split_once(':')) {
         (Some(at), _) => Some(at),
-        // This is a password with one of `/?#` in it, not `host:port`. That is not legal, but it
-        // happens.
+        // The text after the colon is not a port, so it is a password that contains `/`, `?` or
+        // `#`. Such a URL is invalid, but people write it.
         (None, Some((_, port)))
             if !port.is_empty() && !port.starts_with(|c: char| c.is_ascii_digit() || c == '{') =>
         {
@@ -127,7 +127,7 @@ impl Secrets {
         if value.chars().count() < 4 || is_port || self.0.iter().any(|(known, _)| known == value) {
             return;
         }
-        // The longest value comes first, because one value may be a part of another.
+        // Longer values come first, because one value may be a part of another.
         let place = self.0.partition_point(|(known, _)| known.len() >= value.len());
         self.0.insert(place, (value.to_owned(), shown.to_owned()));
     }
@@ -160,7 +160,7 @@ impl Secrets {
 pub(crate) struct Unmasked(Error);
 
 impl Unmasked {
-    /// Marks the error as found before the running service was stopped.
+    /// Adds to the error that the service runs on unchanged.
     pub(crate) fn before_a_stop(mut self) -> Unmasked {
         match &mut self.0 {
             Error::Spawn { attempt, .. } => attempt.push_str(", so the service runs on unchanged"),

@@ -50,7 +50,7 @@ impl fmt::Display for Cause<'_> {
             }
             source = error.source();
         }
-        // Other libraries show the URL of a failed connection.
+        // Some libraries print the URL of a failed connection, with its password.
         let text = without_number(&mask_urls(&text));
         let mut letters = text.chars();
         match letters.next() {

@@ -1,8 +1,8 @@
-//! Knows whether the test on this thread has failed. If so, a service that ends shows the end of
-//! its log.
+//! Records whether the test on this thread has failed. After a failure, a service that ends shows
+//! the end of its log.
 //!
-//! [`std::thread::panicking`] shows a panic. A test that returns `Err` does not panic: the
-//! attribute reports it here, before the test's services end.
+//! A failed test panics or returns `Err`. [`std::thread::panicking`] reports a panic. The attribute
+//! reports an `Err` here, before the test's services end.
 
 pub(crate) mod shared_use;
 pub(crate) mod timed_out;
@@ -13,8 +13,8 @@ thread_local! {
     static ERR_RETURNED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Notes that the test on this thread may start services. From now on rstest's `#[timeout]` ends
-/// them, and forbids new ones.
+/// Notes that the test on this thread may start services. If rstest's `#[timeout]` ends the test,
+/// its services end, and it can start no others.
 pub fn test_may_start() {
     timed_out::this_test();
 }

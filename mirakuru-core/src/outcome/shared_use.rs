@@ -1,15 +1,16 @@
-//! Shows each failed test the output of the services that it shares with other tests.
+//! For a failed test, shows the output of the services that it shares with other tests.
 //!
-//! If a test owns its executor, dropping it in the failing test shows the end of the log. An
-//! executor in a `static` is never dropped. So each thread notes its uses of such a service, with
-//! the time of the first. A panic on that thread shows the output since then, by a panic hook. The
-//! hook is installed when the first service is shared, and calls the previous hook first.
+//! An executor that belongs to a failing test shows the end of its log when it is dropped. An
+//! executor in a `static` is never dropped. So each thread records which shared services it uses,
+//! and since when. If the thread panics, a panic hook shows the output of these services since
+//! their first use. The hook is installed with the first shared service, and calls the previous
+//! hook first.
 //!
-//! This relies on one fact: each test has its own thread (libtest) or process (nextest). The hook
-//! runs on the thread that panics, whose output the test harness captures. A task on another thread
-//! shows only the services that this thread has used. A test that returns `Err` does not panic: the
-//! attribute reports the error, and a test without the attribute shows nothing. A hook that the
-//! test installs afterwards replaces this one.
+//! Each test has its own thread (libtest) or process (nextest). The hook runs on the thread that
+//! panics, and the test harness captures the output of that thread. If a task on another thread
+//! panics, the hook shows only the services that this other thread has used. A test that returns
+//! `Err` does not panic: the attribute reports the error, and without the attribute nothing is
+//! shown. If a test installs a hook of its own later, that hook replaces this one.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -44,15 +45,16 @@ struct Inner {
 
 struct Service {
     command: String,
-    /// Reader of the log, shared with the executor, which may be dropped first.
+    /// The reader of the log. The executor shares it, and may be dropped first.
     output: Arc<OutputReader>,
-    /// Path of the file that makes the log outlive its executor.
+    /// The path of a file that, if it exists, makes the log outlive its executor.
     kept: PathBuf,
     /// Process id and start time of the main process. `None` for a daemon, and for a job that was
     /// done when the fixture was made.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
-    /// The text for a person who inspects the service after a failed test, until it is shown.
+    /// The text for a person who inspects the service after a failed test. `None` once it has been
+    /// shown.
     description: Mutex<Option<String>>,
     /// The event at which the service ends, in words.
     stays_until: &'static str,
@@ -62,14 +64,15 @@ struct Service {
 pub(crate) type HowItEnded = Box<dyn Fn() -> Option<Exit> + Send>;
 
 thread_local! {
-    /// The services that this thread has started while it makes a shared fixture.
+    /// The services that this thread has started for the shared fixture that it is making.
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
     /// The services that the test on this thread has used, each with the time of its first use.
     static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
-    /// The logs of ended services about which an error tells the test on this thread. The report
-    /// of the test's failure does not repeat the error.
+    /// The ended services, by their `kept` path, that an error has reported to the test on this
+    /// thread. The report of a failed test leaves them out.
     static TOLD: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
-    /// Id of the service that was used last, which is nearly always used next.
+    /// Id of the [`SharedServices`] that this thread used last. Nearly always the next use has the
+    /// same id.
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -82,13 +85,13 @@ impl SharedServices {
                 MAKING.set(self.0.take());
             }
         }
-        // If the fixture needs another one, that fixture has its own list.
+        // If this fixture needs another one, each of them has its own list.
         let began = sys::clock_ns();
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
-        // A program such as a client that loads a schema may have done its work by now. That is not
-        // a crash.
+        // A program such as a client that loads a schema may have exited by now, which is not a
+        // crash.
         for service in &mut services {
             service.main = service
                 .main
@@ -101,22 +104,23 @@ impl SharedServices {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let services = SharedServices(Arc::new(Inner { id, services }));
-        // The test that makes the fixture should see the output of its start.
+        // Making the fixture counts as a use, so that a failure of this test shows the output of
+        // the start.
         services.used_since(began);
         (made, services)
     }
 
-    /// Notes that the test on this thread uses the fixture, which takes some nanoseconds.
+    /// Records that the test on this thread uses the fixture. Takes only some nanoseconds.
     ///
     /// # Errors
     ///
     /// [`Error::Died`] at the first use in this test, if one of the services has ended before.
-    /// Without it, the test would see only its client's "connection refused".
+    /// Without this error, the test would see only its client's "connection refused".
     pub fn used(&self) -> Result<(), Error> {
-        // A thread that ends may have lost its notes already, but then it runs no test either.
+        // If the thread-local is gone, the thread is about to end, and runs no test.
         let known = LATEST.try_with(|latest| latest.replace(self.0.id) == self.0.id);
         let is_first = !known.unwrap_or(true) && self.used_since(sys::clock_ns());
-        // A second panic would abort the whole process.
+        // Returns no error during a panic, because a second panic would abort the process.
         if !is_first || thread::panicking() {
             return Ok(());
         }
@@ -130,21 +134,22 @@ impl SharedServices {
         }
     }
 
-    /// Notes that the test on this thread waited for another test to make the fixture, from `since`
-    /// on.
+    /// Records that, since the time `since`, the test on this thread has waited for another test to
+    /// make the fixture.
     pub fn waited_since(&self, since: u64) {
         for service in &self.0.services {
             timeline::waited(since, service.id());
         }
     }
 
-    /// Notes a use of the fixture from `since` on. Returns whether it is the first in this test.
+    /// Records a use of the fixture that began at `since`. Returns whether it is the first in this
+    /// test.
     fn used_since(&self, since: u64) -> bool {
         if self.0.services.is_empty() {
             return false;
         }
         let is_first = USED.try_with(|used| {
-            // The list is borrowed already only while this thread reports a panic.
+            // The borrow fails only while this thread reports a panic.
             if let Ok(mut used) = used.try_borrow_mut() {
                 if !used.iter().any(|(known, _)| known.0.id == self.0.id) {
                     used.push((self.clone(), since));
@@ -168,7 +173,7 @@ pub(super) fn is_making() -> bool {
         .unwrap_or(false)
 }
 
-/// Notes a service that was started, if it is for a shared fixture.
+/// If this thread is making a shared fixture, records a service that was started for it.
 pub(crate) fn started(
     command: &str,
     pid: u32,
@@ -230,7 +235,7 @@ pub(crate) fn test_has_failed() {
             );
             let running = services.0.services.iter().filter(|service| !service.has_died());
             descriptions.extend(running.filter_map(Service::description));
-            // A test may panic many times, and catch each panic.
+            // The test may catch this panic and fail again. The next report then begins here.
             *since = now;
         }
     });
@@ -249,7 +254,7 @@ impl Service {
         dir.and_then(OsStr::to_str).unwrap_or_default()
     }
 
-    /// Whether the service has ended too early. A job that is done does not count.
+    /// Whether the service has ended too early. A job that exited with status 0 does not count.
     fn has_died(&self) -> bool {
         let has_ended = self
             .main
@@ -257,8 +262,9 @@ impl Service {
         has_ended && self.exit().is_none_or(|exit| !exit.status.success())
     }
 
-    /// Asks for the exit of the service. The supervisor reports it a moment after the end of the
-    /// process. At the end of the run it removes the published state, which would have the exit.
+    /// Returns the exit of the service. Waits for a moment, because the supervisor reports the exit
+    /// after the end of the process. Does not wait at the end of the run, when the supervisor
+    /// removes the published state.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
@@ -271,7 +277,7 @@ impl Service {
         }
     }
 
-    /// The error for a test whose first use of the service comes after the service's end.
+    /// The error for a test that first uses the service after the service has ended.
     fn died(&self) -> Error {
         let tail = self.output.tail(TAIL_LINES, Cursor::START);
         Error::Died {
@@ -285,7 +291,7 @@ impl Service {
         }
     }
 
-    /// Notes that an error tells this test about the end of the service.
+    /// Records that an error has told this test about the end of the service.
     fn tell(&self) {
         let _ = TOLD.try_with(|told| told.borrow_mut().push(self.kept.clone()));
     }
@@ -319,7 +325,7 @@ impl Service {
             if self.was_told() {
                 return None;
             }
-            // The reader of the test's result needs this log.
+            // The error names the log, so the log must stay.
             self.keep();
             return Some(shown(&self.died()));
         }
@@ -338,8 +344,8 @@ impl Service {
 }
 
 impl Service {
-    /// Keeps the log for the reader of the test's result. If the run is over, the test was killed,
-    /// and its files are removed.
+    /// Keeps the log for a person who reads the test's result. Does nothing after the end of the
+    /// run, when its files are removed.
     fn keep(&self) {
         if !run::is_over() {
             let _ = std::fs::File::create(&self.kept);
@@ -356,7 +362,7 @@ pub(super) fn install_hook() {
     INSTALLED.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // `before` may take a second for its backtrace, so this comes first.
+            // `before` may take a second for its backtrace, so the time-out is noted first.
             let over = timed_out::note(info);
             before(info);
             if let Some(test) = over {

@@ -32,8 +32,8 @@ static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
 /// Ids of the tests that are over.
 static OVER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
-/// The id of the test on this thread, the same for the thread of its body. 0 if no test is known,
-/// or if the thread makes something that other tests use as well.
+/// The id of the test on this thread. If rstest runs the body on another thread, that thread has
+/// the same id. 0 if no test is known, or if the thread is making a shared fixture.
 pub(crate) fn this_test() -> u64 {
     let thread = thread::current();
     match thread.name() {
@@ -74,17 +74,17 @@ pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     });
 }
 
-/// Forgets a service whose handle was dropped.
+/// Forgets a service whose executor was dropped.
 pub(crate) fn forget(test: u64, log: &Path) {
     if test != 0 {
         lock(&STARTED).retain(|started| started.output.path != log);
     }
 }
 
-/// Notes a panic of this thread. If rstest's time-out caused it, returns the test, for which no
-/// service starts from now on.
+/// Checks a panic of this thread. If rstest's time-out caused it, returns the test, which can start
+/// no service from now on.
 pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
-    // `MIRAKURU_KEEP` lets a person inspect the services of a failed test.
+    // With `MIRAKURU_KEEP`, a person wants to inspect the services of a failed test.
     if !is_timeout(info) || is_on("MIRAKURU_KEEP") {
         return None;
     }
