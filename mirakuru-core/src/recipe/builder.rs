@@ -1,5 +1,5 @@
-//! The recipe: plain data that says how to start a service. A recipe alone makes no process, port
-//! or file.
+//! The recipe: plain data that says how to start a service. Making a recipe starts no process,
+//! takes no port and makes no file.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -15,8 +15,8 @@ use crate::recipe::signal::Signal;
 /// The recipe of a service, made with [`Executor::builder`](crate::executor::Executor::builder).
 ///
 /// The setters take and return the recipe by value. They have the names of
-/// [`std::process::Command`]'s methods wherever the meaning is the same. The recipe is [`Clone`]:
-/// nothing runs until [`start`](ExecutorBuilder::start). The usual variable name is `recipe`.
+/// [`std::process::Command`]'s methods wherever the meaning is the same. The recipe is [`Clone`],
+/// and nothing runs until [`start`](ExecutorBuilder::start). The usual variable name is `recipe`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -50,12 +50,13 @@ use crate::recipe::signal::Signal;
 /// | `{env:VAR}` | the value of the test process's environment variable VAR |
 ///
 /// A placeholder is a brace, a lower-case word, optionally `:` and an argument, and a closing
-/// brace, with no `$` before it. Every other brace stands for itself. `{{port}}` gives `{port}`:
-/// escape a word in braces like this if another program reads it, as in awk's `{{print}}`.
+/// brace, with no `$` before it. Every other brace stands for itself. To pass a word in braces to
+/// another program, double the braces: `{{port}}` gives `{port}`, and awk's `{print}` is
+/// `{{print}}`.
 ///
-/// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then
-/// reads it. So write `"$VAR"` there instead of `{env:VAR}`: the value may contain quotes and
-/// dollar signs.
+/// The value of `{env:VAR}` is inserted as it is. In the script of a
+/// [`shell`](ExecutorBuilder::shell), the shell would interpret quotes and dollar signs in the
+/// value, so write `"$VAR"` there.
 #[derive(Clone)]
 #[must_use = "a recipe does nothing until it is started with `.start()`"]
 pub struct ExecutorBuilder<R = NoWait> {
@@ -64,7 +65,7 @@ pub struct ExecutorBuilder<R = NoWait> {
 }
 
 impl<R> fmt::Debug for ExecutorBuilder<R> {
-    /// Prints the command and the name, but not the environment: it may contain secrets.
+    /// Prints the command and the name, but not the environment, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ExecutorBuilder")
             .field("command", &self.spec.command.display())
@@ -76,7 +77,7 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
 /// Ready as soon as the program has been executed. This is the condition of a recipe without
 /// [`wait_for`](crate::recipe::builder::ExecutorBuilder::wait_for).
 ///
-/// By then the program has been loaded, so a missing one is an error. But it may not have done
+/// By then the program has been loaded, so a missing program is an error. But it may not have done
 /// anything yet, and may fail at once. Use this condition for programs that need no wait, or if you
 /// wait later with [`Executor::wait_until`](crate::executor::Executor::wait_until).
 ///
@@ -91,8 +92,7 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoWait;
 
-/// Everything in a recipe except for the readiness, for the executor's non-generic core. `Debug`
-/// shows all of it.
+/// All fields of a recipe except for the readiness, so that this type is not generic.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) command: Command,
@@ -128,7 +128,7 @@ pub(crate) struct Spec {
     pub(crate) on_end: Option<Command>,
     /// The variable with the server's address, if another program has started the server.
     pub(crate) not_ours: Option<String>,
-    /// The name of the field, parameter or node whose service this is, for the output on a screen.
+    /// The name of the field, parameter or node that the service belongs to, for the live output.
     pub(crate) label: Option<String>,
     /// The variable that gives the program's path, if there is one.
     pub(crate) program_variable: Option<String>,
@@ -171,8 +171,8 @@ impl Spec {
         }
     }
 
-    /// The part of the command that only a shell would understand, and its remedy. In a list each
-    /// word is literal.
+    /// A hint about the first part of the command that only a shell would understand. `None` for a
+    /// list, because each word of a list is literal.
     pub(crate) fn shell_syntax(&self) -> Option<String> {
         match &self.command.words {
             Words::Line(line) if !self.shell => shell_syntax(line, ADD_SHELL),
@@ -180,7 +180,7 @@ impl Spec {
         }
     }
 
-    /// The shell syntax in the `on_end` command, which never runs in a shell.
+    /// A hint about shell syntax in the `on_end` command, which runs without a shell.
     pub(crate) fn shell_syntax_at_end(&self) -> Option<String> {
         match &self.on_end.as_ref()?.words {
             Words::Line(line) => shell_syntax(line, "write `.on_end([\"sh\", \"-c\", \"..\"])`"),
@@ -253,11 +253,11 @@ impl Stdio {
         Stdio(StdioKind::Inherit)
     }
 
-    /// For standard input: a pipe that the test writes to
+    /// For standard input: a pipe to which the test writes
     /// ([`Executor::take_stdin`](crate::executor::Executor::take_stdin)). For standard output and
-    /// error, which have this as their default: the private log file that
-    /// [`Executor::logs`](crate::executor::Executor::logs) reads. The log takes output without the
-    /// test's help and never blocks the service.
+    /// standard error, where it is the default: the private log file that
+    /// [`Executor::logs`](crate::executor::Executor::logs) reads. Writing to the log needs no
+    /// reader, and never blocks the service.
     #[must_use]
     pub fn piped() -> Stdio {
         Stdio(StdioKind::Piped)
@@ -280,7 +280,7 @@ impl From<OwnedFd> for Stdio {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Whether the service needs a stream of the starting process, or a pipe that ends with it.
+    /// Whether the service depends on a stream or a pipe of the process that starts it.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_for_one_process(&self) -> bool {
@@ -397,7 +397,8 @@ impl<R> ExecutorBuilder<R> {
     ///
     /// A command that is one string becomes the script, and further arguments become its `$1`,
     /// `$2`, ... If the command is a list, its first entry is the script. In the script `{dir}` is
-    /// quoted if necessary, with or without quotes around it: it always belongs to one word.
+    /// quoted if necessary, so that it always belongs to one word, with or without quotes around
+    /// it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -414,8 +415,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Names the service: in errors, in the names of its private directory and its supervisor, and
-    /// as `{name}`. The default is the program's file name.
+    /// Sets the service's name, which appears in errors, in the names of its private directory and
+    /// its supervisor, and as `{name}`. The default is the program's file name.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.spec.name = Some(name.into());
         self
@@ -435,19 +436,20 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Sets the grace: the longest time that the service may take to end after the stop signal.
-    /// After it, every process of the service that is left is killed. The default is 10 s.
+    /// After the grace, every process of the service that is left is killed. The default is 10 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.spec.stop_timeout = timeout;
         self
     }
 
-    /// Sets the size that the service's log may have on the disk, in bytes, over all starts. The
-    /// default is 256 MiB, and the least is 64 KiB.
+    /// Sets the maximum size of the service's log on the disk, in bytes, over all starts. The
+    /// default is 256 MiB, and the minimum is 64 KiB.
     ///
-    /// A longer log keeps its first half, and the last quarter or more.
-    /// [`Logs::dropped`](crate::output::logs::Logs::dropped) and the reports tell how many bytes
-    /// between them are missing. Conditions such as [`Banner`](crate::readiness::Banner) see all
-    /// output as it comes, unless the service prints faster than they read.
+    /// If the service prints more, the log keeps the first half of this size, and at least a
+    /// quarter of it from the end. [`Logs::dropped`](crate::output::logs::Logs::dropped) and the
+    /// reports tell how many bytes are missing between them. Conditions such as
+    /// [`Banner`](crate::readiness::Banner) see all output as it comes, unless the service prints
+    /// faster than they read.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -469,8 +471,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the exit code of the service after a stop. Without it, 0, death by the stop signal and
-    /// 128 plus that signal's number are accepted. This code is accepted in addition to those.
+    /// Accepts this exit code after a stop, in addition to the default ones: 0, death by the stop
+    /// signal, and 128 plus that signal's number.
     pub fn expected_exit(mut self, code: i32) -> Self {
         self.spec.expected_exit = Some(code);
         self
@@ -497,12 +499,12 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds a file that the service logs to: a source of lines besides its output. The path may
-    /// have placeholders.
+    /// Adds a file that the service logs to, as a source of lines besides the service's output. The
+    /// path may have placeholders.
     ///
-    /// The file is followed by its name, even if the service moves it away and begins another one.
-    /// It may be missing at first. [`wait_for_line`](crate::executor::Executor::wait_for_line),
-    /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines; a
+    /// The file is followed by its name: it may be missing at first, and the service may replace
+    /// it. [`wait_for_line`](crate::executor::Executor::wait_for_line),
+    /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines. A
     /// report of a failure shows only the output.
     ///
     /// ```
@@ -524,9 +526,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Puts a file into the service's private directory before each start, such as its
-    /// configuration. Placeholders in the text are filled in. The path is relative to that
-    /// directory. The file belongs to the service's user, and no other user can read it.
+    /// Before each start, writes a file such as a configuration into the service's private
+    /// directory. The path is relative to that directory. Placeholders in the text are filled in.
+    /// The file belongs to the service's user, and no other user can read it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -550,15 +552,15 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Listens on this TCP address of this machine before the service runs, and lets the service
-    /// inherit the socket, by systemd's protocol for socket activation. The service finds the
-    /// sockets as its descriptors 3, 4 and so on, in the order of these calls. `$LISTEN_FDS` has
-    /// their number, `$LISTEN_FDNAMES` their names, and `$LISTEN_PID` the service's process id.
+    /// Opens a listening TCP socket on this address before the service starts. The service inherits
+    /// the socket by systemd's protocol for socket activation: the sockets are its descriptors 3, 4
+    /// and so on, in the order of these calls. `$LISTEN_FDS` has their number, `$LISTEN_FDNAMES`
+    /// their names, and `$LISTEN_PID` the service's process id.
     ///
-    /// Once [`start`](ExecutorBuilder::start) has returned, the kernel accepts each connection, and
-    /// the service serves it once it can. None is refused, so the start waits for nothing. The
-    /// first of these addresses is the executor's [`addr`](crate::executor::Executor::addr), unless
-    /// its readiness knows another one.
+    /// As soon as a start returns, the kernel accepts connections, and the service serves each of
+    /// them once it can. So a start need not wait until the service is ready. The first of these
+    /// addresses is the executor's [`addr`](crate::executor::Executor::addr), unless its readiness
+    /// knows another one.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -574,19 +576,21 @@ impl<R> ExecutorBuilder<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The address is `host:port`. A host name means one socket for each address that it has;
-    /// `[::]` means IPv6 alone. The sockets are opened for each start, and closed with the service.
-    /// `Tcp` finds such a port open before the service has done anything. To know that the service
-    /// serves, wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell),
-    /// `exec` the server: otherwise `$LISTEN_PID` is the shell's. Each socket has the service's
-    /// name, unless [`listen_as`](ExecutorBuilder::listen_as) gives another one.
+    /// The address is `host:port`. A host name gives one socket for each of its addresses; `[::]`
+    /// means IPv6 alone. The sockets are opened for each start, and closed with the service. Each
+    /// has the service's name, unless [`listen_as`](ExecutorBuilder::listen_as) gives another one.
+    ///
+    /// The port is open before the service has done anything, so `Tcp` holds at once. To know that
+    /// the service answers, wait for `Http`, a `Banner` or a program. With
+    /// [`shell`](ExecutorBuilder::shell), start the server with `exec`. Otherwise `$LISTEN_PID` is
+    /// the shell's process id.
     pub fn listen(mut self, addr: impl Into<String>) -> Self {
         self.spec.listen.push((None, addr.into()));
         self
     }
 
-    /// As [`listen`](ExecutorBuilder::listen), with the socket's name in `$LISTEN_FDNAMES`. The
-    /// name may not contain a colon.
+    /// Like [`listen`](ExecutorBuilder::listen), but sets the socket's name in `$LISTEN_FDNAMES`.
+    /// The name may not contain a colon.
     pub fn listen_as(mut self, name: impl Into<String>, addr: impl Into<String>) -> Self {
         self.spec.listen.push((Some(name.into()), addr.into()));
         self
@@ -601,25 +605,25 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// With `true`, chooses `{port}` and `{port:NAME}` from 20000 to 49999, and avoids the range
-    /// that the kernel uses for outgoing connections if enough ports are left. The default is
+    /// With `true`, `{port}` and `{port:NAME}` are chosen from 20000 to 49999. If enough ports are
+    /// left, the range that the kernel uses for outgoing connections is avoided. The default is
     /// `false`: the kernel chooses.
     ///
     /// Use it for a server that derives other ports from its own. For example, a Redis cluster adds
-    /// 10000.
+    /// 10000 to the port.
     pub fn low_ports(mut self, low: bool) -> Self {
         self.spec.low_ports = low;
         self
     }
 
-    /// Lets a test be skipped if the program, or a feature of the kernel that the service needs, is
-    /// not on this machine. Otherwise the test fails. It also fails if the variable `CI` is set.
+    /// Lets a test be skipped if this machine lacks the program, or a feature of the kernel that
+    /// the service needs. Without this setting, or if the variable `CI` is set, the test fails.
     ///
-    /// A test whose attribute starts this recipe is skipped with a message, and counted at the end
-    /// of the run. `MIRAKURU_MISSING=skip` does the same for all recipes, and
-    /// `MIRAKURU_MISSING=fail` for none. [`start`](ExecutorBuilder::start) returns an error whose
-    /// [`missing`](crate::error::Error::missing) tells how to install the program. A start that
-    /// fails for another reason is never a skip.
+    /// If the attribute starts the recipe, the test is skipped with a message, and counted at the
+    /// end of the run. `MIRAKURU_MISSING=skip` allows that for all recipes, and
+    /// `MIRAKURU_MISSING=fail` for none. [`start`](ExecutorBuilder::start) itself returns an error,
+    /// whose [`missing`](crate::error::Error::missing) tells how to install the program. A start
+    /// that fails for another reason never skips the test.
     pub fn optional(mut self) -> Self {
         self.spec.optional = true;
         self
@@ -675,8 +679,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets a command that cleans up after the service. It removes things that are not the
-    /// service's descendants, such as a container of a daemon, a unit of systemd, or a record in a
+    /// Sets a command that cleans up after the service. Use it for things that do not end with the
+    /// service's processes, such as a container of a daemon, a unit of systemd, or a record in a
     /// shared server. The default is none.
     ///
     /// ```
@@ -689,36 +693,37 @@ impl<R> ExecutorBuilder<R> {
     /// The supervisor runs the command each time the service has ended, even if the test process
     /// was killed. At that time every process of the service is gone, and its directory still
     /// exists. The command runs without a shell, as the test's own user, in the service's
-    /// environment and working directory. Its output goes to the service's log. After 10 s it is
-    /// killed. Half a second later it runs once more, because a daemon may still have been busy
-    /// with the last request of a killed client. So it must do no harm if nothing is left to clean
-    /// up. A failure is noted only in the log.
+    /// environment and working directory. Its output goes to the service's log.
     ///
-    /// This is clean-up and not a guarantee: if both processes of the supervisor are killed, the
-    /// command does not run.
+    /// The command runs twice, half a second apart, because a daemon may still be busy with the
+    /// last request of a killed client. So the command must do no harm if nothing is left to clean
+    /// up. It is killed if it takes more than 10 s. A failure is noted only in the log.
+    ///
+    /// The command is not guaranteed to run: if both processes of the supervisor are killed, it
+    /// does not.
     pub fn on_end(mut self, command: impl IntoCommand) -> Self {
         self.spec.on_end = Some(command.into_command());
         self
     }
 
-    /// Marks the command as a stand-in for the external server that this variable names: tests
-    /// cannot stop it. The file of the command is no part of the recipe.
+    /// Marks the command as a stand-in for the external server that this variable names, so that
+    /// tests cannot stop it. The command's file then does not count in the recipe's key.
     #[doc(hidden)]
     pub fn __not_ours(mut self, variable: &str) -> Self {
         self.spec.not_ours = Some(variable.to_owned());
         self
     }
 
-    /// Sets the name of the field, parameter or node whose service this is. It stands before the
-    /// lines that `MIRAKURU_LIVE` shows, if the recipe has no name. Empty text changes nothing.
+    /// Sets the name of the field, parameter or node that the service belongs to. If the recipe has
+    /// no name, `MIRAKURU_LIVE` shows this one before each line. An empty text sets no name.
     #[doc(hidden)]
     pub fn __label(mut self, label: &str) -> Self {
         self.spec.label = Some(label.to_owned()).filter(|label| !label.is_empty());
         self
     }
 
-    /// Says that this variable names the program. Errors then name the variable, and the program
-    /// never counts as missing, because a person has named it.
+    /// Records that this variable names the program. Errors then name the variable, and the program
+    /// never counts as missing, because a person has chosen it.
     #[doc(hidden)]
     pub fn __program_of(mut self, variable: &str) -> Self {
         self.spec.program_variable = Some(variable.to_owned());

@@ -55,8 +55,8 @@ pub(crate) enum Words {
     Program(Arc<dyn Program>),
 }
 
-/// A program whose path is known only when an executor is made, because it may have to be built.
-/// `Debug` distinguishes it from others, and is the same in all processes.
+/// A program that may have to be built, so its path is known only when an executor is made. Its
+/// `Debug` text identifies the program, and is the same in all processes.
 pub(crate) trait Program: fmt::Debug + Send + Sync {
     /// The program's name, for people.
     fn name(&self) -> &str;
@@ -89,7 +89,7 @@ impl Command {
         let mut words: Vec<OsString> = match &self.words {
             Words::Line(line) if !shell => match shell_words::split(line) {
                 Ok(words) => words.into_iter().map(OsString::from).collect(),
-                // Building the executor reports the mistake.
+                // The error is reported when the executor is built.
                 Err(_) => return,
             },
             Words::List(list) => list.clone(),
@@ -146,7 +146,7 @@ impl Command {
     /// # Errors
     ///
     /// [`Error::InvalidCommand`] if there is no program, a quote is not closed, a word has a NUL
-    /// byte, or a placeholder makes no sense; [`Error::System`] if the system has no free port.
+    /// byte, or a placeholder is invalid; [`Error::System`] if the system has no free port.
     pub(crate) fn resolve(&self, expand: Expand<'_>, shell: bool) -> Result<Vec<OsString>, Error> {
         let (mut words, what) = match &self.words {
             Words::Line(line) if shell => (vec![OsString::from(line)], "script"),
@@ -163,7 +163,8 @@ impl Command {
         };
         words.extend_from_slice(&self.extra);
         let is_blank = |word: &OsString| word.as_bytes().trim_ascii().is_empty();
-        // `"" arg` has a program with an empty name. Extra arguments alone have none.
+        // An empty command has no program, even with extra arguments. The command `"" arg` has one,
+        // with an empty name.
         let given = match &self.words {
             Words::Line(line) => !line.trim().is_empty(),
             Words::List(list) => !list.is_empty(),
@@ -215,8 +216,8 @@ impl Command {
         text
     }
 
-    /// The program in the recipe: the first word, with its placeholders, and never the shell of
-    /// `shell(true)`.
+    /// The first word of the command, with its placeholders. With `shell(true)` it comes from the
+    /// script, so it is never the shell.
     pub(crate) fn program(&self) -> Option<OsString> {
         match &self.words {
             Words::Line(line) => shell_words::split(line)
@@ -229,8 +230,8 @@ impl Command {
         }
     }
 
-    /// The service's name if the recipe sets none: the file name of the program, or the nearest
-    /// thing to it.
+    /// The service's name if the recipe sets none: the file name of the program, or `sh` or
+    /// `service` if that is not known.
     pub(crate) fn program_name(&self, shell: bool) -> String {
         let first = match &self.words {
             Words::Line(line) if shell => first_command(line),
@@ -248,7 +249,7 @@ impl Command {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
         match name {
-            // The remaining part of a placeholder such as `{env:SERVER}` is not a name.
+            // An unexpanded placeholder such as `{env:SERVER}` is not a name.
             Some(name) if !name.contains(['{', '}']) => name,
             _ if shell => "sh".to_owned(),
             _ => "service".to_owned(),
@@ -287,7 +288,7 @@ impl Command {
     }
 }
 
-/// The words in the form for a shell, quoted where necessary.
+/// Joins the words into a command line, quoted for a shell where necessary.
 pub(crate) fn display(words: &[OsString]) -> String {
     words
         .iter()
@@ -305,7 +306,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// The quote that is still open at the end of a line, and its position. Reads the line as
+/// Finds the quote that is still open at the end of a line, and its position. Parses the line as
 /// `shell_words` does.
 fn open_quote(line: &str) -> Option<(char, usize)> {
     let mut chars = line.char_indices();
@@ -423,7 +424,7 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
 /// The remedy that gives the command of a service a shell.
 pub(crate) const ADD_SHELL: &str = "add `.shell(true)`";
 
-/// The line with `_` in place of each quoted character: text in quotes is literal.
+/// Replaces each quoted character by `_`, because text in quotes is literal.
 fn unquoted(line: &str) -> String {
     let mut quote = None;
     line.chars()
@@ -440,8 +441,8 @@ fn unquoted(line: &str) -> String {
         .collect()
 }
 
-/// The first part of a command line that only a shell would understand, and its remedy. `shell` is
-/// the remedy that adds a shell.
+/// A hint about the first part of a command line that only a shell would understand. `shell` is the
+/// remedy that adds a shell.
 pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
     let is_name = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -529,7 +530,7 @@ mod tests {
         )
     }
 
-    /// The words that `sh` itself makes of a line.
+    /// Splits a line into words with a real `sh`.
     fn by_shell(line: &str) -> Vec<String> {
         // The newline ends a comment at the end of the line.
         let script = format!("words() {{ printf '%s\\0' \"$@\"; }}; words {line}\n");
@@ -805,7 +806,7 @@ mod tests {
     }
 
     #[test]
-    // This test checks that a reference is accepted.
+    // The references are on purpose: this test checks that they are accepted.
     #[allow(clippy::needless_borrows_for_generic_args)]
     fn builders_need_no_annotation() {
         let words = vec!["a".to_owned(), "b".to_owned()];

@@ -4,9 +4,10 @@
 //!
 //! A *placeholder* is `{`, a word, optionally `:` and an argument, and `}`. The word begins with a
 //! lower-case ASCII letter, and continues with such letters, digits and `_`. The argument is not
-//! empty and has no braces, quotes or white space. So JavaScript's `{port: 80}` is not one. A `$`
-//! directly before the brace leaves it to another program: `${port}` stays. Every brace that does
-//! not begin a placeholder stands for itself: JSON, `{1..9}`, `{a,b}` and awk's programs are safe.
+//! empty and has no braces, quotes or white space. So JavaScript's `{port: 80}` is not a
+//! placeholder. With a `$` directly before the brace, the text is left to another program:
+//! `${port}` stays. Every brace that does not begin a placeholder stands for itself: JSON,
+//! `{1..9}`, `{a,b}` and awk's programs are safe.
 //!
 //! An *escape* is a placeholder in one more pair of braces, and gives the text of the placeholder:
 //! `{{port}}` gives `{port}`.
@@ -76,7 +77,7 @@ pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec
 
 /// A part of a text with placeholders.
 pub(crate) enum Token<'a> {
-    /// Literal text. An escape is here without its outer braces.
+    /// Literal text. For an escape, the text without the outer braces.
     Text(&'a [u8]),
     Placeholder(Placeholder<'a>),
 }
@@ -105,7 +106,7 @@ pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<
                 false => None,
             };
             match found {
-                // The text before the placeholder comes first.
+                // The text before the escape or the placeholder comes first.
                 Some(_) if at > start => return Some(Token::Text(&text[start..at])),
                 Some((token, len)) => {
                     at += len;
@@ -118,7 +119,6 @@ pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<
     })
 }
 
-/// A placeholder in a text.
 pub(crate) struct Placeholder<'a> {
     pub(crate) word: &'a str,
     pub(crate) argument: Option<&'a [u8]>,
@@ -167,7 +167,7 @@ fn escape_at(text: &[u8]) -> Option<&[u8]> {
 }
 
 /// Escapes each placeholder in a text, so that the result expands to the text itself. Use it for
-/// real paths and passwords in a recipe.
+/// paths and passwords that may contain braces.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {
     let text = text.as_ref().as_bytes();

@@ -79,7 +79,7 @@ pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsStr
     std::env::split_paths(path).map(|dir| dir.join(program)).collect()
 }
 
-/// Data that distinguishes a file from every other one, and from a replacement.
+/// A text that identifies a file, and changes if the file is replaced.
 pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     let file = path.metadata()?;
     Ok(format!(
@@ -92,7 +92,7 @@ pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     ))
 }
 
-/// A text as a C string. `command` is for the error.
+/// Converts a text to a C string. The error names `command`.
 pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
         command: command.replace('\0', "\\0"),

@@ -20,7 +20,7 @@ pub enum Signal {
     Term,
     /// `SIGINT`, which Ctrl-C sends. For PostgreSQL it means "fast shutdown".
     Int,
-    /// `SIGQUIT`. For nginx it means "finish the present requests, then end".
+    /// `SIGQUIT`. For nginx it means "finish the current requests, then end".
     Quit,
     /// `SIGHUP`, to which many servers respond by reading their configuration again.
     Hup,

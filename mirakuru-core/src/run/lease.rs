@@ -1,5 +1,5 @@
-//! A number that a test uses alone, for a service that many tests share. The test locks a file in a
-//! directory that all test processes know.
+//! Leases a number to one test at a time, for example the number of a database in a shared Redis. A
+//! lease is a lock on a file in a directory that all test processes know.
 //!
 //! The kernel frees the lock when its holder ends in any way, so a number is never lost.
 
@@ -30,8 +30,8 @@ impl Lease {
     /// Leases a free number below `limit`, or returns `None` if all are taken. Makes the directory
     /// if it is missing.
     ///
-    /// The numbers rotate: the search begins after the number that was leased last. So a client
-    /// that outlives its lease meets the next holder of that number as late as possible.
+    /// The numbers rotate: the search begins after the number that was leased last. So if a client
+    /// outlives its lease, its number stays unused for as long as possible.
     ///
     /// # Errors
     ///
@@ -42,7 +42,8 @@ impl Lease {
             _ => {}
         }
         let next = dir.join("next");
-        // This is only a hint: two processes that read the same number still get different locks.
+        // The file is only a hint: two processes that read the same number still get different
+        // locks.
         let first = fs::read_to_string(&next)
             .ok()
             .and_then(|text| text.parse().ok())
@@ -63,8 +64,8 @@ impl Lease {
         Ok(None)
     }
 
-    /// Leases the only number of a directory, which makes the lease an exclusive lock. Waits up to
-    /// `patience` for it, then returns `None`.
+    /// Leases the only number of a directory, as an exclusive lock. Waits for at most `patience`,
+    /// then returns `None`.
     ///
     /// # Errors
     ///
@@ -111,7 +112,7 @@ mod tests {
             [Some(0), Some(1), Some(2)]
         );
         assert_eq!(number(&take()), None);
-        // A process that another thread has just forked would have such a copy of the lock.
+        // Stands for the copy in a process that another thread has just forked.
         let copy = two.as_ref().map(|lease| lease.lock.try_clone().expect("a copy"));
         drop(two);
         let again = take();

@@ -40,8 +40,8 @@ impl Run {
     /// The run that this process belongs to. `None` if there is none; then a shared service belongs
     /// to this process alone.
     ///
-    /// The answer is found once and kept. If the runner is killed, another process adopts its test
-    /// processes, which live on for a moment.
+    /// This process searches for its run only once. After the runner is killed, its test processes
+    /// live on for a moment with another parent, and a search would fail.
     #[must_use]
     pub fn current() -> Option<&'static Run> {
         static RUN: Lazy<Option<Run>> = Lazy::new(|| {
@@ -70,12 +70,12 @@ impl Run {
         RUN.as_ref()
     }
 
-    /// The run whose processes share services, which end with the run or with their last user.
-    /// `None` if [`current`](Run::current) is. Also `None` if `MIRAKURU_SCOPE=process` lets shared
-    /// services end with their test process.
+    /// The run whose processes share services. The services end with the run, or with their last
+    /// user. `None` if [`current`](Run::current) returns `None`, or if `MIRAKURU_SCOPE=process`
+    /// ends shared services with their test process.
     #[must_use]
     pub fn for_services(with_users: bool) -> Option<&'static Run> {
-        // A start refuses unknown values.
+        // Every start refuses unknown values of the variable.
         static SET: Lazy<OsString> = Lazy::new(|| std::env::var_os(SCOPE).unwrap_or_default());
         static WITH_USERS: Lazy<Option<Run>> = Lazy::new(|| {
             Run::current().map(|run| Run {
@@ -99,9 +99,10 @@ impl Run {
         self.with_users
     }
 
-    /// Finds the runner, which gives its tests a variable: the nearest ancestor without it. If none
-    /// is set, the runner is the nearest ancestor named `cargo`. The chain begins with the process
-    /// itself. Above an orphan the search stops, because the parent did not start it.
+    /// Finds the runner. A runner sets a variable for its tests, so the runner is the nearest
+    /// ancestor without this variable. If no variable is set, the runner is the nearest ancestor
+    /// named `cargo`. The chain begins with the process itself. The search stops at an orphan,
+    /// because the orphan's parent did not start it.
     fn find(
         variables: &[(&str, String)],
         chain: impl Iterator<Item = (u32, Stat)>,
@@ -119,11 +120,12 @@ impl Run {
             let giver = ancestors.all().find(|(pid, stat)| {
                 // If a test under nextest starts `cargo test`, that is a run of its own.
                 let is_inner = *name == NEXTEST && stat.comm == "cargo";
-                // If a wrapper has changed the user, the variables of no process can be read.
+                // If a wrapper has changed the user, the variables cannot be read. Then only cargo
+                // counts as the runner.
                 is_inner || !carries(*pid, entry.as_bytes()).unwrap_or_else(|| !is_cargo(stat))
             });
-            // The first process of a machine adopts orphans. It is a runner only if it is cargo, as
-            // the first process of a container.
+            // Process 1 adopts orphans. It is a runner only if it is cargo, as the first process of
+            // a container.
             let is_real = |(pid, stat): &(u32, Stat)| *pid != 1 || is_cargo(stat);
             let is_there = giver.is_some();
             if let Some((pid, stat)) = giver.filter(is_real) {
@@ -133,8 +135,7 @@ impl Run {
                 return Some(Run::lost());
             }
         }
-        // A watcher starts the same runner again and again, for hours. Each start is a run of its
-        // own.
+        // `cargo watch` starts the same runner again and again, and each start is a run of its own.
         let (pid, stat) = ancestors
             .all()
             .take_while(|(_, stat)| stat.comm != "cargo-watch")
@@ -179,8 +180,8 @@ impl Run {
     }
 }
 
-/// The ancestors of a process, each read only when needed: a read takes time, and the nearest one
-/// or two nearly always decide.
+/// The ancestors of a process. Each is read only when needed, because nearly always the nearest one
+/// or two suffice.
 struct Ancestors<C> {
     /// The chain of all ancestors, from the process itself on.
     chain: C,
@@ -200,9 +201,9 @@ impl<C: Iterator<Item = (u32, Stat)>> Ancestors<C> {
     fn get(&mut self, at: usize) -> Option<&(u32, Stat)> {
         while self.known.len() <= at && !self.is_orphan {
             let (pid, stat) = self.chain.next()?;
-            // A process is in its parent's session or begins one of its own. If it is in neither,
-            // the first process or another one that collects orphans has adopted it. The ancestors
-            // above it are then unrelated.
+            // A process is in its parent's session, or in a session of its own. Otherwise the
+            // process is an orphan that another process has adopted, and the ancestors above it are
+            // unrelated.
             self.is_orphan = self.known.last().is_some_and(|(child, of_child)| {
                 self.was_orphaned || (of_child.session != stat.session && of_child.session != *child)
             });
@@ -236,7 +237,7 @@ pub fn make_run_dir(run: &Run) -> io::Result<(PathBuf, u32)> {
     Ok((run.dir.clone(), run.runner))
 }
 
-/// Whether the run of this process is over. Its services then remove all their files.
+/// Whether the run of this process is over. All files of its services are then removed.
 pub(crate) fn is_over() -> bool {
     Run::current().is_some_and(|run| !service_dir::is_alive(run.runner, run.started))
 }
@@ -245,15 +246,15 @@ const SESSION: &str = "MIRAKURU_SESSION_ID";
 const SCOPE: &str = "MIRAKURU_SCOPE";
 const NEXTEST: &str = "NEXTEST_RUN_ID";
 
-/// Whether a program is `cargo`, or has a name like `cargo-nextest` or `cargo-tarpaulin` and runs
+/// Whether a program is `cargo`, or a tool such as `cargo-nextest` or `cargo-tarpaulin`, which runs
 /// test binaries itself.
 pub(crate) fn is_cargo(stat: &Stat) -> bool {
     stat.comm == "cargo" || stat.comm.starts_with("cargo-")
 }
 
-/// The folder of the runs' directories: the system's place for files of a user's session, or the
-/// temporary directory if there is none. (Service directories are always in the temporary
-/// directory: a session's place is in memory, and may be too small for a database.)
+/// The folder of the runs' directories: in `$XDG_RUNTIME_DIR`, or in the temporary directory if
+/// that cannot be used. (Service directories are always in the temporary directory, because
+/// `$XDG_RUNTIME_DIR` is in memory, and may be too small for a database.)
 pub(crate) fn runs_base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let ours = |dir: &PathBuf| {
@@ -278,7 +279,7 @@ pub(crate) fn is_in_use(dir: &Path) -> bool {
     entries
         .map(|entry| entry.path())
         .any(|path| match path.extension() {
-            // First the process that starts a service holds this lock, then the supervisor.
+            // The process that starts a service holds this lock, and later the supervisor.
             kind if kind.is_some_and(|kind| kind == "lock") || path.ends_with("lock") => {
                 sys::files::open_lock(&path, false)
                     .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
@@ -300,7 +301,7 @@ fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
     Some(environ.split(|b| *b == 0).any(|e| e == entry))
 }
 
-/// This hash is the same in every build, unlike the standard library's.
+/// A hash that is the same in every build, unlike the standard library's.
 #[must_use]
 pub fn hash(seed: u8, text: &str) -> u64 {
     let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
@@ -451,7 +452,8 @@ mod tests {
         );
     }
 
-    /// The parent of no process is visible, so a shared service belongs to its process alone.
+    /// On the portable back end the parents of processes are not visible, so a shared service
+    /// belongs to one process.
     #[test]
     #[cfg(mirakuru_portable)]
     fn there_are_no_runs_without_a_search_of_other_processes() {

@@ -13,8 +13,8 @@ use crate::run::hash;
 use crate::service_dir::is_alive;
 use crate::sys;
 
-/// A process as the beginning of a name on a server: `mk5f3a91c2p1a2fs3b9ac9t69268f10`. The text
-/// has at most 41 characters, all of them lower-case letters and digits.
+/// A process, as text at the beginning of a name on a server: `mk5f3a91c2p1a2fs3b9ac9t69268f10`.
+/// The text has at most 41 characters, all of them lower-case letters and digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Hash of the machine's boot and of the namespace of process ids.
@@ -51,7 +51,7 @@ impl Owner {
             start: u64::from_str_radix(start, 16).ok()?,
             made: u64::from_str_radix(made, 16).ok()?,
         };
-        // The text must be exactly an owner, without more behind it.
+        // Refuses text after the owner, and other spellings of the numbers.
         (owner.to_string() == text).then_some(owner)
     }
 

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit};
 
-/// Time that a busy machine may take to record the end of a service. Meanwhile its supervisor still
-/// runs.
+/// Time that the supervisor may take on a busy machine to record the end of its service.
 const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The published state of a service. The file has a list of `key=value` entries, each with a zero
 /// byte at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The report of a failed start. If it is there, all other fields but `process` are empty.
+    /// The report of a failed start. If this field is set, all others except for `process` are
+    /// empty.
     pub(crate) failed: Option<String>,
     /// The process that started the service, as reports name it: `tests-1 (pid 8)`.
     pub(crate) process: String,
@@ -37,7 +37,7 @@ pub(crate) struct State {
     pub(crate) env: Vec<(String, String)>,
     /// The named groups in the lines that made the service ready.
     pub(crate) captured: Vec<(String, String)>,
-    /// The end of the service's main process.
+    /// The exit of the service's main process, once it has ended.
     pub(crate) exit: Option<Exit>,
 }
 
@@ -159,9 +159,9 @@ impl State {
         !main_has_ended && ServiceDir::is_supervised(&self.service_dir)
     }
 
-    /// The state as it is now, for a user of a service that ends with its users. When another user
-    /// leaves, the supervisor hides the file for microseconds while it checks for users again. So a
-    /// missing file counts only if the directory or the supervisor is gone, too.
+    /// The current state, for a user of a service that ends with its users. When another user
+    /// leaves, the supervisor hides the file for microseconds and checks for users again. So a
+    /// missing file counts only if the directory or the supervisor is gone as well.
     pub(crate) fn now_for_user(&self, path: &Path) -> Option<State> {
         let began = Instant::now();
         loop {
@@ -176,8 +176,8 @@ impl State {
         }
     }
 
-    /// Waits a moment until the end of a service is recorded, if it has just ended. The supervisor
-    /// records the end within microseconds, unless it was killed as well.
+    /// If the service has just ended, waits until the end is recorded. The supervisor records the
+    /// end within microseconds, unless it was killed as well.
     pub(crate) fn settle(self, path: &Path) -> State {
         let began = Instant::now();
         let mut state = self;

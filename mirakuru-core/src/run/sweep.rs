@@ -1,6 +1,7 @@
 //! Removes the services and directories that killed test processes left behind, and old logs.
 //!
-//! The file is in `run/`, not in `service_dir/`: it sweeps the directories of runs as well.
+//! This module is in `run/`, not in `service_dir/`, because it also removes the directories of
+//! runs.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -19,8 +20,8 @@ use crate::sys;
 
 /// Time that the log of a failed service is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// Number of kept logs above which the oldest stay only [`MANY_KEPT_FOR`]: each log costs every
-/// test process two system calls.
+/// Beyond this number of kept logs, the oldest are kept only for [`MANY_KEPT_FOR`], because a check
+/// of all logs takes several system calls for each.
 const MANY_KEPT: usize = 200;
 const MOST_KEPT: usize = 1_000;
 /// Size that all kept logs may have together. Beyond it, the oldest are removed.
@@ -69,7 +70,7 @@ pub(crate) fn sweep() {
     let base = base_in(&std::env::temp_dir());
     let mut bases = vec![base, runs_base()];
     if sys::files::euid() == 0 {
-        // Services of other users may be in this base: see `ServiceDir::create`.
+        // Services that run as other users may be in this base: see `ServiceDir::create`.
         bases.push(base_in(Path::new(FALLBACK)));
     }
     bases.sort();
@@ -107,13 +108,14 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 examine(&entry.path(), name)
             } else {
                 if let Some((pid, started)) = runner_of(name) {
-                    // The last service of a run removes the run's directory. No service was left to
-                    // remove this one.
+                    // Normally the last service of a run removes the run's directory. This
+                    // directory was left behind.
                     if !is_alive(pid, started) && !is_in_use(&entry.path()) {
                         remove_tree(&entry.path());
                     }
                 } else if let Some((pid, started, namespace)) = unfinished_by(name) {
-                    // The processes of another namespace are not visible here.
+                    // In another pid namespace the process is not visible, so the age of the
+                    // directory decides.
                     let is_dead = !is_alive(pid, started)
                         && (namespace == sys::procfs::pid_namespace()
                             || is_older(&entry.path(), MAKING_TAKES_AT_MOST));
@@ -129,8 +131,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     stale
 }
 
-/// The kept logs of a base: a file lists their names, so most sweeps need not check each log. From
-/// time to time a sweep makes the file anew, and removes old logs.
+/// The kept logs of a base. A file lists their names, so most sweeps need not check each log. From
+/// time to time a sweep rewrites the file and removes old logs.
 struct KeptLogs {
     list: PathBuf,
     /// The names in the file. Empty if this sweep checks all logs.
@@ -157,18 +159,18 @@ impl KeptLogs {
         self.names.contains(name)
     }
 
-    /// Notes new logs. If this sweep checked all logs, removes those that are too old, too many or
-    /// too large.
+    /// Adds new logs to the file. If this sweep checked all logs, removes those that are too old,
+    /// too many or too large.
     fn update(&self, mut logs: Vec<(SystemTime, PathBuf)>, new: &str) {
         if self.is_fresh {
             if !new.is_empty() {
                 let list = fs::OpenOptions::new().append(true).open(&self.list);
-                // A later sweep checks a log again if its name could not be noted.
+                // If this fails, a later sweep checks the log again.
                 let _ = list.and_then(|mut list| list.write_all(new.as_bytes()));
             }
             return;
         }
-        // This puts the newest log first.
+        // The newest log comes first.
         logs.sort_by(|one, other| other.cmp(one));
         let (mut size, mut names) = (0, String::new());
         for (at, (kept_at, path)) in logs.iter().enumerate() {
@@ -201,8 +203,8 @@ fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
         .then_some(kept_at)
 }
 
-/// Decides whether a service directory is stale. Each check comes *after* the checks that it relies
-/// on. A process that keeps a log writes `kept` before it removes anything or frees the lock.
+/// Decides whether a service directory is stale. The order of the checks matters: a process that
+/// keeps a log writes `kept` before it removes anything or frees the lock.
 fn examine(path: &Path, id: &str) -> Option<Stale> {
     match sys::files::open_lock(&path.join("lock"), false) {
         Ok(lock) => {

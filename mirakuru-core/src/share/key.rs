@@ -25,8 +25,8 @@ use crate::recipe::program::{candidates, file_identity};
 use crate::sys;
 use crate::util::hash::{self, Fnv1a};
 
-/// The key of a recipe, as a name for files. Two services with one key are the same. `kind` is the
-/// type of the recipe.
+/// The key of a recipe, as a name for files. Two services with the same key are the same service.
+/// `kind` is the type of the recipe.
 pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
     let ExecutorBuilder { spec, readiness } = recipe;
     let mut key = Key([Fnv1a(0xcbf2_9ce4_8422_2325), Fnv1a(0x6c62_272e_07bb_0142)]);
@@ -95,7 +95,8 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     hash::number(key, u64::from(*env_clear));
     match current_dir {
         Some(dir) => hash::path(key, dir),
-        // The arguments or the program itself may depend on this directory.
+        // Without a setting, the service runs in this process's directory, and its arguments may
+        // depend on that directory.
         None => hash::text(key, std::env::current_dir().unwrap_or_default()),
     }
     for Stdio(stream) in [stdin, stdout, stderr] {
@@ -103,7 +104,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
             StdioKind::Null => hash::number(key, 0),
             StdioKind::Inherit => hash::number(key, 1),
             StdioKind::Piped => hash::number(key, 2),
-            // The file matters, and not the number of its descriptor in this process.
+            // The file counts, not the number of its descriptor in this process.
             StdioKind::File(file) => {
                 let file = file.metadata().map_or((0, 0), |file| (file.dev(), file.ino()));
                 hash::number(key, file.0);
@@ -184,8 +185,8 @@ fn program_file(spec: &Spec) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The name of a type without its modules. If many test binaries include the same file, its types
-/// belong to another crate in each.
+/// The name of a type without its modules. If several test binaries include the same file, its
+/// types have a different path in each.
 fn without_paths(name: &str) -> String {
     let mut short = String::new();
     let mut word = String::new();

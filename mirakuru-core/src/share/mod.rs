@@ -20,22 +20,21 @@
 //!
 //! # Deaths of each process
 //!
-//! * The process that starts the service, before it is published. Until then the service belongs to
-//!   that process and ends with it. The lock is free once its last holder, the supervisor, is gone;
-//!   then the next process starts another service. The test process alone must not hold the lock.
-//!   Otherwise the next process could find it free while the supervisor still has an order to
-//!   publish.
-//! * The same process, while it publishes. Publishing is one message: the worker renames the state
-//!   into place *and* stops watching the test process. Between the two, no other process can see a
-//!   service that is about to end, or lose one that stays.
-//! * The service itself, later. The worker appends the service's end to the state. A process that
-//!   attaches after that gets an error, with the end of the log. No process starts another service,
+//! * The process that starts the service, before publication: the service ends with this process.
+//!   The lock is free once its last holder, the supervisor, is gone; then the next process starts
+//!   another service. The test process must not be the only holder of the lock. Otherwise the lock
+//!   could become free while the supervisor still has an order to publish.
+//! * The same process, during publication: publication is one message to the worker, which renames
+//!   the state into place *and* stops watching the test process. So another process never sees a
+//!   service that is about to end.
+//! * The service, after publication: the worker appends the service's end to the state. A process
+//!   that attaches later gets an error with the end of the log. No process starts another service,
 //!   because tests may have used the first.
-//! * The runner. The worker ends the service as always, and removes state and directories. Test
+//! * The runner: the worker ends the service, and removes the state and the directories. Test
 //!   processes that a killed runner left behind get an error, and start nothing.
-//! * Guard and worker. Each ends the service if the other is killed, and the free lock says that
-//!   the service is over. A worker without a guard waits for the end of the run, to clean up.
-//!   Without a worker, the next run cleans up.
+//! * The guard or the worker: the other one ends the service, and the lock becomes free. A worker
+//!   without a guard waits for the end of the run, to clean up. Without a worker, the next run
+//!   cleans up.
 
 pub(crate) mod key;
 pub(crate) mod slot;

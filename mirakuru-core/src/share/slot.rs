@@ -22,8 +22,8 @@ use crate::timeline::events::timeline_now;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
 
-/// Time to wait for another process that starts the service, beyond the recipe's own limits. The
-/// set-up of a service may take long.
+/// Time to wait for another process that is starting the service, in addition to the recipe's own
+/// limits. Setting up a service may take minutes.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Run {
@@ -32,8 +32,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the run's directory cannot be made, or if the runner has ended. The
-    /// remaining processes of the run must then start no service.
+    /// [`Error::System`] if the run's directory cannot be made, or if the runner has ended. A
+    /// process that outlives its runner must not start a service.
     pub fn slot<R: Readiness>(
         &self,
         name: &str,
@@ -45,7 +45,8 @@ impl Run {
     }
 
     fn slot_of(&self, key: &str, grace: Duration) -> Result<RunSlot, Error> {
-        // A service that ends before the run has a directory of its own, removed with the service.
+        // A service that ends with its last user has its own directory, which is removed with the
+        // service.
         let (dir, names) = match self.with_users {
             true => (with_suffix(&self.dir, key), ["state", "lock"].map(str::to_owned)),
             false => (
@@ -69,7 +70,7 @@ impl Run {
     }
 }
 
-/// A directory beside this one, for the same run.
+/// The path of `dir` with a suffix. Both directories belong to the same run.
 fn with_suffix(dir: &Path, suffix: &str) -> PathBuf {
     let mut name = dir.as_os_str().to_owned();
     name.push("-");
@@ -88,7 +89,7 @@ pub struct RunSlot {
     runner_started: u64,
     /// The FIFO of the service's users, if the service ends with the last of them.
     users: Option<PathBuf>,
-    /// The longest time that the end of the service may take.
+    /// The longest time that the service may take to end.
     grace: Duration,
 }
 
@@ -102,7 +103,8 @@ pub enum SlotState<R> {
     Empty(StartPermit, Box<ExecutorBuilder<R>>),
 }
 
-/// The permit to start the service of a run slot. Dropping it gives the permit up.
+/// The permit to start the service of a run slot. Dropping the permit lets another process start
+/// the service.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct StartPermit {
@@ -113,7 +115,7 @@ pub struct StartPermit {
 
 /// The result of the search for the service of a slot.
 enum Found {
-    /// The service runs, or has ended: its state, and this process's use of it.
+    /// The service has been published. It may have ended since.
     Published(RunSlot, Box<State>, Option<User>),
     Empty(StartPermit),
 }
@@ -141,7 +143,8 @@ impl RunSlot {
             let mut published = State::read(&self.published).map_err(|e| self.error(e))?;
             let mut user = None;
             if published.is_some() && self.users.is_some() {
-                // This process becomes a user before it checks: see `is_over` of the supervisor.
+                // Becomes a user first, and reads the state again: a service with a user does not
+                // end.
                 user = self.join().map_err(|e| self.error(e))?;
                 published = State::read(&self.published).map_err(|e| self.error(e))?;
             }
@@ -149,7 +152,7 @@ impl RunSlot {
                 if user.is_some() || self.users.is_none() {
                     return Ok(Found::Published(self, Box::new(state), user));
                 }
-                // The service was published between the two checks.
+                // The old service has ended and a new one was published: try again.
                 continue;
             }
             drop(user);
@@ -161,7 +164,7 @@ impl RunSlot {
                 };
                 return permit.check();
             }
-            // The remaining processes of a killed run must not wait for each other.
+            // The processes that a killed runner left behind must not wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
             if pauses.elapsed() > patience {
                 return Err(self.error(io::Error::new(
@@ -176,8 +179,8 @@ impl RunSlot {
         }
     }
 
-    /// Makes this process a user, if the service ends with its users. Returns `None` also if the
-    /// service has just ended.
+    /// Makes this process a user, if the service ends with its users. Returns `None` otherwise, and
+    /// if the service has just ended.
     fn join(&self) -> io::Result<Option<User>> {
         let Some(users) = &self.users else {
             return Ok(None);
@@ -201,7 +204,7 @@ impl RunSlot {
                 executor.note_attached(asked);
                 Ok(SlotState::Running(Box::new(executor)))
             }
-            // The end of the service is an error only while the run goes on.
+            // If the runner has ended, reports that: the service has ended with it.
             Err(error) => Err(self.check_runner().map_or_else(|e| self.error(e), |()| error)),
         }
     }
@@ -229,7 +232,8 @@ impl RunSlot {
         let mut tries = if self.users.is_some() { 20 } else { 0 };
         loop {
             match make_dir(&self.dir) {
-                // The service of earlier users has just ended, and its directory is gone.
+                // The service has just ended with its last user, and its directory was removed: try
+                // again.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && tries > 0 => {
                     tries -= 1;
                     std::thread::sleep(Duration::from_millis(1));
@@ -268,7 +272,7 @@ impl RunSlot {
 }
 
 impl StartPermit {
-    /// Checks with the lock held that the slot is really empty.
+    /// Checks, with the lock held, that the slot is still empty.
     fn check(mut self) -> Result<Found, Error> {
         if let Err(error) = self.slot.check_runner() {
             // The process that would have removed this file is gone.
@@ -296,7 +300,8 @@ impl StartPermit {
             Some(user) => user.reader(),
             None => sys::pidfd(slot.runner),
         };
-        // If the runner still lives after the open, the descriptor is the runner's.
+        // If the runner is still alive here, no other process had its id when the descriptor was
+        // opened.
         slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {
@@ -309,8 +314,9 @@ impl StartPermit {
         })
     }
 
-    /// Makes the executor of the service. It belongs to this process until it is
-    /// [published](StartPermit::publish). Other code may know its directory and ports already.
+    /// Makes the executor of the service, which belongs to this process until it is
+    /// [published](StartPermit::publish). Other services may already know the directory and the
+    /// ports of `identity`.
     ///
     /// # Errors
     ///
@@ -330,8 +336,8 @@ impl StartPermit {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the service cannot be published, [`Error::Exited`] if it has ended
-    /// meanwhile. In both cases it still belongs to the caller.
+    /// [`Error::System`] if the service cannot be published, [`Error::Exited`] if it has ended in
+    /// the meantime. In both cases it still belongs to the caller.
     pub fn publish<R: Readiness>(&mut self, executor: &mut Executor<R>) -> Result<(), Error> {
         let state = executor.state();
         let staged = self.slot.staged();
@@ -347,7 +353,7 @@ impl StartPermit {
 
     /// Tells all other processes that the service cannot be started, so that they fail at once.
     pub fn failed(self, error: &Error) {
-        // The end of the runner is no failure of the service, and no process would remove the
+        // If the runner has ended, the service did not fail, and no process would remove the
         // report.
         if self.slot.check_runner().is_err() {
             return;
