@@ -280,25 +280,23 @@ fn boot() -> String {
 /// Removes the directories that were made before the previous period, and the locks that no process
 /// has taken since then.
 fn remove_old(cache: &Path, now: &Age) {
-    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let age = name.to_str().and_then(|name| {
-            let mut parts = name.trim_end_matches(".new").rsplitn(3, '.');
-            let period = parts.next()?.parse::<u64>().ok()?;
-            Some((parts.next()?.to_owned(), period))
-        });
-        if age.is_some_and(|(boot, period)| boot != now.boot || period + 1 < now.period) {
-            let _ = fs::remove_dir_all(entry.path());
+    for path in paths(cache) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut parts = name.trim_end_matches(".new").rsplitn(3, '.');
+        let period = parts.next().and_then(|period| period.parse::<u64>().ok());
+        if let (Some(period), Some(boot)) = (period, parts.next()) {
+            if boot != now.boot || period + 1 < now.period {
+                let _ = fs::remove_dir_all(&path);
+            }
         }
-        let lock = entry.path();
-        let taken = |lock: &Path| lock.join("next").metadata().and_then(|file| file.modified());
-        if lock.extension().is_some_and(|end| end == "lock")
-            && taken(&lock).is_ok_and(|taken| taken.elapsed().is_ok_and(|idle| idle.as_secs() > 2 * PERIOD))
+        let taken = || path.join("next").metadata()?.modified();
+        if path.extension().is_some_and(|end| end == "lock")
+            && taken().is_ok_and(|taken| taken.elapsed().is_ok_and(|idle| idle.as_secs() > 2 * PERIOD))
         {
             // A process that has already opened the file notices the removal, and makes another
             // file.
-            if let Ok(Some(_held)) = Lease::take(&lock, 1) {
-                let _ = fs::remove_dir_all(&lock);
+            if let Ok(Some(_held)) = Lease::take(&path, 1) {
+                let _ = fs::remove_dir_all(&path);
             }
         }
     }
@@ -311,43 +309,58 @@ fn note_use(dir: &Path) {
 
 /// Removes the directories with the oldest last use, until the rest is within the bounds.
 fn bound(cache: &Path) {
-    let mut dirs: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(cache)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir() && path.extension().is_none_or(|end| end != "new" && end != "lock"))
-        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, size(&path), path)))
-        .collect();
-    dirs.sort();
-    let mut bytes: u64 = dirs.iter().map(|(_, size, _)| size).sum();
-    let mut count = dirs.len();
-    for (used, size, path) in dirs {
-        let is_idle = used.elapsed().is_ok_and(|idle| idle > IN_USE);
-        if (count > MOST || bytes > MOST_BYTES) && is_idle {
-            // The directory is renamed first, so that no process finds half of it. If this process
-            // is killed, `remove_old` recognises the name and removes the rest.
-            let mut going = path.clone().into_os_string();
-            going.push(format!(".{}.new", std::process::id()));
-            if fs::rename(&path, &going).is_ok() {
-                let _ = fs::remove_dir_all(&going);
-                count -= 1;
-                bytes -= size;
+    let (mut count, mut bytes) = (0, 0);
+    let mut idle: Vec<(Duration, u64, PathBuf)> = Vec::new();
+    for path in paths(cache) {
+        let unused = path.metadata().and_then(|dir| dir.modified());
+        let Ok(unused) = unused.map(|used| used.elapsed().unwrap_or_default()) else {
+            continue;
+        };
+        let is_complete = path.extension().is_none_or(|end| end != "new" && end != "lock");
+        if is_complete && path.is_dir() {
+            let size = size(&path);
+            (count, bytes) = (count + 1, bytes + size);
+            if unused > IN_USE {
+                let at = idle.partition_point(|(known, ..)| *known > unused);
+                idle.insert(at, (unused, size, path));
             }
+        }
+    }
+    for (_, size, path) in idle {
+        if count <= MOST && bytes <= MOST_BYTES {
+            break;
+        }
+        // The directory is renamed first, so that no process finds half of it. If this process is
+        // killed, `remove_old` recognises the name and removes the rest.
+        let mut going = path.clone().into_os_string();
+        going.push(format!(".{}.new", std::process::id()));
+        if fs::rename(&path, &going).is_ok() {
+            let _ = fs::remove_dir_all(&going);
+            (count, bytes) = (count - 1, bytes - size);
         }
     }
 }
 
+/// The paths in a directory, as far as it can be read.
+fn paths(dir: &Path) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        paths.push(entry.path());
+    }
+    paths
+}
+
 /// Sum of the sizes of all files below a directory.
 fn size(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Some((entry.metadata().ok()?, entry.path())))
-        .map(|(metadata, path)| match metadata.is_dir() {
-            true => size(&path),
-            false => metadata.len(),
-        })
-        .sum()
+    let mut sum = 0;
+    for path in paths(dir) {
+        sum += match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => size(&path),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        };
+    }
+    sum
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! <build directory>/mirakuru/skipped.tsv   the same list, for programs
 //! ```
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -92,8 +93,9 @@ impl Skipped {
     }
 
     fn line(&self) -> String {
-        let fields = [&self.test, &self.what, &self.install].map(|field| field.replace(['\t', '\n'], " "));
-        fields.join("\t") + "\n"
+        let line = |field: &str| field.replace(['\t', '\n'], " ");
+        let (test, what, install) = (line(&self.test), line(&self.what), line(&self.install));
+        format!("{test}\t{what}\t{install}\n")
     }
 
     fn parse(line: &str) -> Option<Skipped> {
@@ -177,10 +179,13 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
             (&list).read_to_string(&mut text)?;
             (&list).write_all(skipped.line().as_bytes())?;
             text += &skipped.line();
-            let mut lines: Vec<&str> = text.lines().collect();
-            lines.sort();
-            lines.dedup();
-            let all: Vec<Skipped> = lines.into_iter().filter_map(Skipped::parse).collect();
+            let mut all = Vec::new();
+            let mut seen = HashSet::new();
+            for line in text.lines() {
+                if seen.insert(line.to_owned()) {
+                    all.extend(Skipped::parse(line));
+                }
+            }
             // This opens the same file each time, because the writer has it open.
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
@@ -231,28 +236,30 @@ fn at_end_of_process(skipped: Skipped) {
 
 /// The skips, grouped by the missing thing, the most frequent first.
 fn summary(all: &[Skipped]) -> String {
-    let mut tests: Vec<&str> = all.iter().map(|skipped| &*skipped.test).collect();
-    tests.sort();
-    tests.dedup();
-    let mut by_cause: Vec<((&str, &str), usize)> = Vec::new();
-    for skipped in all {
-        let cause = (&*skipped.what, &*skipped.install);
-        match by_cause.iter_mut().find(|(known, _)| *known == cause) {
-            Some((_, count)) => *count += 1,
-            None => by_cause.push((cause, 1)),
+    let mut tests = HashSet::new();
+    let mut by_cause: Vec<(String, usize)> = Vec::new();
+    for Skipped { test, what, install } in all {
+        tests.insert(test.clone());
+        let cause = match &**install {
+            "" => what.clone(),
+            _ => format!("{what}: {install}"),
+        };
+        match by_cause.binary_search_by(|(known, _)| known.cmp(&cause)) {
+            Ok(at) => by_cause[at].1 += 1,
+            Err(at) => by_cause.insert(at, (cause, 1)),
         }
     }
-    by_cause.sort_by_key(|(cause, count)| (std::cmp::Reverse(*count), *cause));
     let (count, were) = match tests.len() {
         1 => ("1 test".to_owned(), "was"),
         n => (format!("{n} tests"), "were"),
     };
     let mut text = format!("mirakuru: {count} {were} skipped, because something is not on this machine:\n");
-    for ((what, install), count) in by_cause {
-        let _ = match install {
-            "" => writeln!(text, "  {count} for {what}"),
-            _ => writeln!(text, "  {count} for {what}: {install}"),
-        };
+    for often in (1..=all.len()).rev() {
+        for (cause, count) in &by_cause {
+            if *count == often {
+                let _ = writeln!(text, "  {count} for {cause}");
+            }
+        }
     }
     if let Some((path, _)) = skipped_list().filter(|(path, _)| fs::exists(path).unwrap_or(false)) {
         let _ = writeln!(text, "  (the list is in {})", path.display());

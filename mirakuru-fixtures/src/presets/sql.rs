@@ -85,17 +85,15 @@ fn is_sql(given: &str) -> bool {
 
 fn find_in(dir: &Path, scripts: &mut Vec<Script>) -> Result<(), Error> {
     let failed = |source| failed(format!("load the SQL in {}", dir.display()), source);
+    // In the order of their names.
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        entries.push((in_order(&name), name, path));
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let entry = (in_order(&name), name, entry.path());
+        let at = entries.partition_point(|known| *known < entry);
+        entries.insert(at, entry);
     }
-    entries.sort();
     for (_, name, path) in entries {
         let undoes = name == "down.sql" || name.ends_with(".down.sql");
         if name.starts_with('.') || undoes {
