@@ -222,6 +222,8 @@ struct Member<'a> {
     stage: Stage<'a>,
 }
 
+type Shared<'a> = Rc<RefCell<dyn Service + 'a>>;
+
 type Waiting<'a> = dyn FnOnce(&mut System<'a>) -> Result<(), Error> + 'a;
 
 enum Stage<'a> {
@@ -232,8 +234,8 @@ enum Stage<'a> {
     /// A task that is called repeatedly once its needs are ready, until it returns `true`. It may
     /// block for some milliseconds.
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
-    New(Rc<RefCell<dyn Service + 'a>>),
-    Starting(Rc<RefCell<dyn Service + 'a>>),
+    New(Shared<'a>),
+    Starting(Shared<'a>),
     /// The service is gone once its handle has been passed on.
     Ready(Weak<RefCell<dyn Service + 'a>>),
     Over,
@@ -355,12 +357,7 @@ impl<'a> System<'a> {
         let needs = self.added.clone();
         let parts = needs.clone();
         let stage = Stage::Waits(Box::new(move |_| {
-            let dirs = parts
-                .iter()
-                .filter_map(Weak::upgrade)
-                .flat_map(|part| part.dirs());
-            let dirs = dirs.collect();
-            place.fill(make(), dirs);
+            place.fill(make(), dirs_of(&parts, Vec::new()));
             Ok(())
         }));
         self.push(String::new(), needs, stage);
@@ -384,7 +381,7 @@ impl<'a> System<'a> {
     }
 
     /// Adds a service.
-    pub(crate) fn add(&mut self, name: String, service: Rc<RefCell<dyn Service + 'a>>) {
+    pub(crate) fn add(&mut self, name: String, service: Shared<'a>) {
         self.push(name, Vec::new(), Stage::New(service));
     }
 
@@ -515,8 +512,11 @@ impl<'a> System<'a> {
 
     /// The progress of each service, if there are several, without those that have no name.
     fn others(&self, failed: usize) -> Vec<String> {
-        let lines = self.members.iter().enumerate().filter_map(|(at, member)| {
-            let name = member.shown_name()?;
+        let mut lines = Vec::new();
+        for (at, member) in self.members.iter().enumerate() {
+            let Some(name) = member.shown_name() else {
+                continue;
+            };
             let state = match &member.stage {
                 _ if at == failed => "failed".to_owned(),
                 Stage::Ready(_) => match member.ended() {
@@ -525,11 +525,10 @@ impl<'a> System<'a> {
                 },
                 Stage::Starting(_) => "was starting".to_owned(),
                 Stage::New(_) | Stage::Recipe(_) => "was not started".to_owned(),
-                Stage::Waits(_) | Stage::Polls(_) | Stage::Over => return None,
+                Stage::Waits(_) | Stage::Polls(_) | Stage::Over => continue,
             };
-            Some(format!("{name} {state}"))
-        });
-        let lines: Vec<String> = lines.collect();
+            lines.push(format!("{name} {state}"));
+        }
         if lines.len() > 1 { lines } else { Vec::new() }
     }
 
@@ -570,7 +569,7 @@ impl<'a> System<'a> {
 
     /// Launches all new services, without waiting for them.
     fn launch(&mut self, at: &mut usize) -> Result<(), Error> {
-        let new: Vec<(usize, Rc<RefCell<dyn Service + 'a>>)> = self.all(|stage| match stage {
+        let new = self.all(|stage| match stage {
             Stage::New(service) => Some(service),
             _ => None,
         });
@@ -601,10 +600,13 @@ impl<'a> System<'a> {
             *at = *index;
             service.borrow_mut().prepare()?;
         }
-        with_startables(&new, launch_together).map_err(|(index, error)| {
-            *at = index;
-            error
-        })?;
+        let mut services = borrowed(&new);
+        let (indices, mut startables) = startables(&mut services);
+        if let Err((place, error)) = launch_together(&mut startables) {
+            *at = indices[place];
+            return Err(error);
+        }
+        drop(services);
         for (index, service) in new {
             self.members[index].stage = Stage::Starting(service);
         }
@@ -618,22 +620,26 @@ impl<'a> System<'a> {
             Stage::Starting(service) => Some(service),
             _ => None,
         });
-        let running = starting
-            .iter()
-            .filter(|(_, service)| service.borrow_mut().startable().is_none());
-        let mut ready: Vec<usize> = running.map(|(index, _)| *index).collect();
+        let mut ready = Vec::new();
         let mut step = Step::Again;
         if !starting.is_empty() {
-            let polled = with_startables(&starting, poll_together).map_err(|(index, error)| {
-                *at = index;
-                error
-            })?;
-            let launched: Vec<usize> = starting
-                .iter()
-                .map(|(index, _)| *index)
-                .filter(|index| !ready.contains(index))
-                .collect();
-            ready.extend(polled.ready.iter().map(|place| launched[*place]));
+            let mut services = borrowed(&starting);
+            let (launched, mut startables) = startables(&mut services);
+            let polled = match poll_together(&mut startables) {
+                Ok(polled) => polled,
+                Err((place, error)) => {
+                    *at = launched[place];
+                    return Err(error);
+                }
+            };
+            for (index, _) in &starting {
+                if !launched.contains(index) {
+                    ready.push(*index);
+                }
+            }
+            for place in &polled.ready {
+                ready.push(launched[*place]);
+            }
             if ready.is_empty() && !polls_are_left {
                 step = Step::Wait(polled);
             }
@@ -677,14 +683,15 @@ impl<'a> System<'a> {
         Ok(polled)
     }
 
-    fn all(
-        &self,
-        of: impl for<'s> Fn(&'s Stage<'a>) -> Option<&'s Rc<RefCell<dyn Service + 'a>>>,
-    ) -> Vec<(usize, Rc<RefCell<dyn Service + 'a>>)> {
-        let members = self.members.iter().enumerate();
-        members
-            .filter_map(|(index, member)| Some((index, Rc::clone(of(&member.stage)?))))
-            .collect()
+    /// The services in a stage, with their places among the members.
+    fn all(&self, of: for<'s> fn(&'s Stage<'a>) -> Option<&'s Shared<'a>>) -> Vec<(usize, Shared<'a>)> {
+        let mut services = Vec::new();
+        for (index, member) in self.members.iter().enumerate() {
+            if let Some(service) = of(&member.stage) {
+                services.push((index, Rc::clone(service)));
+            }
+        }
+        services
     }
 }
 
@@ -804,21 +811,36 @@ impl<T> Started<T> {
     }
 }
 
-/// Calls a function of the core with the executors of the starting services. Replaces the index in
-/// an error by the service's index in the list of members.
-fn with_startables<T>(
-    services: &[(usize, Rc<RefCell<dyn Service + '_>>)],
-    function: impl FnOnce(&mut [&mut dyn Startable]) -> Result<T, (usize, Error)>,
-) -> Result<T, (usize, Error)> {
-    let mut borrowed: Vec<(usize, RefMut<'_, dyn Service + '_>)> = services
-        .iter()
-        .map(|(index, service)| (*index, service.borrow_mut()))
-        .collect();
-    let (places, mut list): (Vec<usize>, Vec<&mut dyn Startable>) = borrowed
-        .iter_mut()
-        .filter_map(|(index, service)| Some((*index, service.startable()?)))
-        .unzip();
-    function(&mut list).map_err(|(at, error)| (places[at], error))
+type Borrowed<'s, 'a> = (usize, RefMut<'s, dyn Service + 'a>);
+
+fn borrowed<'s, 'a>(services: &'s [(usize, Shared<'a>)]) -> Vec<Borrowed<'s, 'a>> {
+    let mut borrowed = Vec::new();
+    for (index, service) in services {
+        borrowed.push((*index, service.borrow_mut()));
+    }
+    borrowed
+}
+
+/// The executors of the services that do not run yet, and the services' places among the members.
+fn startables<'s>(services: &'s mut [Borrowed<'_, '_>]) -> (Vec<usize>, Vec<&'s mut dyn Startable>) {
+    let (mut indices, mut startables) = (Vec::new(), Vec::new());
+    for (index, service) in services {
+        if let Some(startable) = service.startable() {
+            indices.push(*index);
+            startables.push(startable);
+        }
+    }
+    (indices, startables)
+}
+
+/// Adds the directories of the needs that still exist to `dirs`.
+fn dirs_of(needs: &[Weak<dyn Need + '_>], mut dirs: Vec<PathBuf>) -> Vec<PathBuf> {
+    for need in needs {
+        if let Some(need) = need.upgrade() {
+            dirs.append(&mut need.dirs());
+        }
+    }
+    dirs
 }
 
 impl Member<'_> {
@@ -843,9 +865,7 @@ impl Member<'_> {
     }
 
     fn dirs_of_needs(&self) -> Vec<PathBuf> {
-        let needs = self.needs.iter().filter_map(Weak::upgrade);
-        let dirs = needs.flat_map(|need| need.dirs());
-        self.inherited.iter().cloned().chain(dirs).collect()
+        dirs_of(&self.needs, self.inherited.clone())
     }
 
     fn has_its_needs(&self) -> bool {
