@@ -9,7 +9,7 @@ use super::Answers;
 use super::connection::Connection;
 use super::external::External;
 use super::prefix::prefix;
-use super::server::{AsRoot, Options, Server, handle, of_executor, options};
+use super::server::{AsRoot, Options, Server, flags, handle, of_executor, options};
 use crate::Recipe;
 use crate::cluster::{ClusterRecipe, Node, cluster};
 
@@ -104,30 +104,26 @@ impl Recipe for EtcdRecipe {
             return external.executor(&self.options);
         }
         let client = format!("http://127.0.0.1:{}", self.options.port());
-        let peer = "http://127.0.0.1:{port:peer}".to_owned();
+        let peer = "http://127.0.0.1:{port:peer}";
+        let own = format!("mirakuru={peer}");
         let (name, members, election) = match &self.member {
-            Some((name, members)) => (name.clone(), members.clone(), "100"),
-            None => ("mirakuru".to_owned(), format!("mirakuru={peer}"), "50"),
+            Some((name, members)) => (&**name, &**members, "100"),
+            None => ("mirakuru", &*own, "50"),
         };
         let settings = vec![
             ("name", name),
-            ("data-dir", "{dir}/data".to_owned()),
-            ("listen-client-urls", client.clone()),
-            ("advertise-client-urls", client),
-            ("listen-peer-urls", peer.clone()),
-            ("initial-advertise-peer-urls", peer.clone()),
+            ("data-dir", "{dir}/data"),
+            ("listen-client-urls", &client),
+            ("advertise-client-urls", &client),
+            ("listen-peer-urls", peer),
+            ("initial-advertise-peer-urls", peer),
             ("initial-cluster", members),
             // The unit is ms. The member elects itself before it serves, which takes a third of a
             // second with etcd's own defaults.
-            ("heartbeat-interval", "10".to_owned()),
-            ("election-timeout", election.to_owned()),
+            ("heartbeat-interval", "10"),
+            ("election-timeout", election),
         ];
-        let args = self
-            .options
-            .settings(settings)
-            .into_iter()
-            .map(|(flag, value)| format!("--{flag}={value}"));
-        let args: Vec<String> = args.collect();
+        let args = flags(&self.options.settings(settings));
         let mut recipe = self.options.recipe(&SERVER, &args)?;
         if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
             // An older version would refuse this as a flag, but ignores the variable.

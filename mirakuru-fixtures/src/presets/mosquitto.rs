@@ -48,21 +48,25 @@ impl MosquittoRecipe {
     }
 
     fn text(&self) -> String {
+        let listener = format!("{} 127.0.0.1", self.options.port());
         let mut lines = vec![
             // The listener comes first, so that later listener settings are for this one.
-            ("listener", format!("{} 127.0.0.1", self.options.port())),
-            ("allow_anonymous", "true".to_owned()),
-            ("log_dest", "stderr".to_owned()),
-            ("persistence", self.options.durable.to_string()),
-            ("persistence_location", "{dir}/".to_owned()),
+            ("listener", &*listener),
+            ("allow_anonymous", "true"),
+            ("log_dest", "stderr"),
+            ("persistence", if self.options.durable { "true" } else { "false" }),
+            ("persistence_location", "{dir}/"),
         ];
         if SERVER.stays_root().is_some() {
             // Without this, the broker would become another user.
-            lines.push(("user", "root".to_owned()));
+            lines.push(("user", "root"));
         }
         lines.retain(|(key, _)| *key == "listener" || self.options.setting(key).is_none());
-        let lines = self.options.settings(lines).into_iter();
-        lines.map(|(key, value)| format!("{key} {value}\n")).collect()
+        let mut text = String::new();
+        for (key, value) in self.options.settings(lines) {
+            text.push_str(&format!("{key} {value}\n"));
+        }
+        text
     }
 }
 

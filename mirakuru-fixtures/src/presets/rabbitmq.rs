@@ -252,11 +252,12 @@ impl Recipe for RabbitmqRecipe {
         let mut options = self.options.clone();
         options.program = self.script();
         options.timeout = options.timeout.or(Some(READY_WITHIN));
+        let listener = format!("127.0.0.1:{}", options.port());
         let settings = vec![
-            ("listeners.tcp.1", format!("127.0.0.1:{}", options.port())),
-            ("log.console", "true".to_owned()),
+            ("listeners.tcp.1", &*listener),
+            ("log.console", "true"),
             // The server blocks publishers if the disk has less free space: 50 MB by default.
-            ("disk_free_limit.absolute", "1MB".to_owned()),
+            ("disk_free_limit.absolute", "1MB"),
         ];
         let settings = self.options.settings(settings);
         let mut conf = String::new();

@@ -154,12 +154,15 @@ impl Server {
             let found = name.and_then(find_program);
             return found.unwrap_or_else(|| path.to_owned());
         }
-        let dirs = ["", "bin", "sbin"].map(|dir| path.join(dir));
-        let mut files = dirs
-            .iter()
-            .flat_map(|dir| self.programs.iter().map(move |program| dir.join(program)));
-        let first = path.join(self.programs.first().copied().unwrap_or_default());
-        files.find(|file| file.is_file()).unwrap_or(first)
+        for dir in ["", "bin", "sbin"] {
+            for program in self.programs {
+                let file = path.join(dir).join(program);
+                if file.is_file() {
+                    return file;
+                }
+            }
+        }
+        path.join(self.programs.first().copied().unwrap_or_default())
     }
 
     /// Makes a recipe with a user that the server accepts.
@@ -314,11 +317,19 @@ impl Options {
     }
 
     /// The settings of the preset, followed by the user's.
-    pub(crate) fn settings<'a>(&'a self, mut preset: Vec<(&'a str, String)>) -> Vec<(&'a str, String)> {
+    pub(crate) fn settings<'a>(&'a self, mut preset: Vec<(&'a str, &'a str)>) -> Vec<(&'a str, &'a str)> {
         for (name, value) in &self.config {
-            preset.push((name, value.clone()));
+            preset.push((name, value));
         }
         preset
+    }
+
+    /// Sets these before the settings of the user, which override them.
+    pub(crate) fn set_first(&mut self, settings: &[(&str, &str)]) {
+        for (name, value) in settings.iter().rev() {
+            let setting = ((*name).to_owned(), (*value).to_owned());
+            self.config.insert(0, setting);
+        }
     }
 
     /// The last value that the user has set for this name.
@@ -374,6 +385,15 @@ impl Question<'_> {
     pub(crate) fn connect(&self) -> io::Result<Connection> {
         Connection::open(([127, 0, 0, 1], self.port).into(), self.within)
     }
+}
+
+/// Settings as options of a command.
+pub(super) fn flags(settings: &[(&str, &str)]) -> Vec<String> {
+    let mut flags = Vec::new();
+    for (name, value) in settings {
+        flags.push(format!("--{name}={value}"));
+    }
+    flags
 }
 
 /// Whether a program is the stand-in of a version manager (asdf, mise, pyenv). It is a script, or

@@ -5,8 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
 
 use mirakuru_core::__private::{find_program, hash, literal, not_found};
@@ -17,7 +16,7 @@ use super::connection::{ANSWER_WITHIN, TIDY_WITHIN, tidied};
 use super::external::External;
 use super::seed::{self, Seed};
 use super::server::{
-    AsRoot, Options, Server, clean, clean_program, handle, is_shim, last_lines, new_password, options,
+    AsRoot, Options, Server, clean, clean_program, flags, handle, is_shim, last_lines, new_password, options,
     password, reason, unique_name, write_password, write_secret,
 };
 use super::sql::{self, Dialect, Script};
@@ -280,36 +279,35 @@ impl Recipe for MariadbRecipe {
         };
         // Only one of the two servers knows a setting with `loose-` in front: the other prints a
         // warning.
+        let port = options.port();
         let mut settings = vec![
-            ("port", options.port()),
-            ("bind-address", "127.0.0.1".to_owned()),
-            ("socket", "{dir}/socket".to_owned()),
-            ("pid-file", "{dir}/pid".to_owned()),
-            ("datadir", "{dir}/data".to_owned()),
-            ("tmpdir", "{dir}/tmp".to_owned()),
+            ("port", &*port),
+            ("bind-address", "127.0.0.1"),
+            ("socket", "{dir}/socket"),
+            ("pid-file", "{dir}/pid"),
+            ("datadir", "{dir}/data"),
+            ("tmpdir", "{dir}/tmp"),
             // The server reads this file before it accepts the first connection.
-            ("init-file", "{dir}/init.sql".to_owned()),
+            ("init-file", "{dir}/init.sql"),
             // `root@localhost` connects through the socket, `root@%` through the port.
-            ("skip-name-resolve", "1".to_owned()),
-            ("character-set-server", "utf8mb4".to_owned()),
-            ("default-time-zone", "+00:00".to_owned()),
+            ("skip-name-resolve", "1"),
+            ("character-set-server", "utf8mb4"),
+            ("default-time-zone", "+00:00"),
             // This turns off MySQL's second protocol, which has its own port.
-            ("loose-mysqlx", "0".to_owned()),
-            ("loose-performance-schema", "0".to_owned()),
-            ("innodb-buffer-pool-size", "64M".to_owned()),
-            ("innodb-buffer-pool-load-at-startup", "0".to_owned()),
-            ("innodb-buffer-pool-dump-at-shutdown", "0".to_owned()),
+            ("loose-mysqlx", "0"),
+            ("loose-performance-schema", "0"),
+            ("innodb-buffer-pool-size", "64M"),
+            ("innodb-buffer-pool-load-at-startup", "0"),
+            ("innodb-buffer-pool-dump-at-shutdown", "0"),
         ];
-        settings.extend(INSTALLED.map(|(name, value)| (name, value.to_owned())));
+        settings.extend_from_slice(&INSTALLED);
         if !options.durable {
-            settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
+            settings.extend_from_slice(&FAST);
         }
         // This keeps out the configuration of the machine's own server. It must be the first
         // argument.
-        let mut args = vec!["--no-defaults".to_owned()];
-        for (name, value) in options.settings(settings) {
-            args.push(format!("--{name}={value}"));
-        }
+        let mut args = flags(&options.settings(settings));
+        args.insert(0, "--no-defaults".to_owned());
         let recipe = self.with_contents(options.recipe(&SERVER, &args)?, &scripts);
         Ok(recipe.wait_for(options.answers("sent its greeting", is_greeted)))
     }
@@ -421,16 +419,14 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
                 // Otherwise the script gives files of the machine's own server to that user.
                 .arg("--rpm")
-                .args(FAST.map(|(name, value)| format!("--{name}={value}")))
+                .args(flags(&FAST))
         } else {
             clean_program(program).args(["--no-defaults", "--initialize-insecure"])
         };
         if let Some(base) = base_of(program).filter(|_| is_mariadb) {
             install = install.arg(path_arg("--basedir=", &base));
         }
-        install = install
-            .args(INSTALLED.map(|(name, value)| format!("--{name}={value}")))
-            .arg(path_arg("--datadir=", &data));
+        install = install.args(flags(&INSTALLED)).arg(path_arg("--datadir=", &data));
         if !is_shim(program) {
             install = install.current_dir("{dir}");
         }
@@ -478,14 +474,22 @@ fn base_of(program: &Path) -> Option<PathBuf> {
 
 /// The first of these programs, in the places of the server if possible, otherwise anywhere.
 fn beside(server: &Path, programs: &[&str]) -> PathBuf {
-    let mut own = base_of(server).into_iter().flat_map(|base| {
-        let dirs = ["bin", "scripts", "sbin"].map(|dir| base.join(dir));
-        dirs.into_iter()
-            .flat_map(|dir| programs.iter().map(move |program| dir.join(program)))
-    });
-    own.find(|path| path.is_file())
-        .or_else(|| programs.iter().find_map(|program| find_program(program)))
-        .unwrap_or_else(|| programs.first().copied().unwrap_or_default().into())
+    if let Some(base) = base_of(server) {
+        for dir in ["bin", "scripts", "sbin"] {
+            for program in programs {
+                let path = base.join(dir).join(program);
+                if path.is_file() {
+                    return path;
+                }
+            }
+        }
+    }
+    for program in programs {
+        if let Some(path) = find_program(program) {
+            return path;
+        }
+    }
+    programs.first().copied().unwrap_or_default().into()
 }
 
 // ---- the handle ---------------------------------------------------------------------------------
@@ -676,10 +680,7 @@ impl Access {
             ])
             .arg(result)
             .arg(database);
-        run(&mut command, None).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => io::Error::new(e.kind(), not_found("mariadb-dump", &[])),
-            _ => e,
-        })?;
+        run(&mut command, "mariadb-dump")?;
         // A dump without the database's name lacks the defaults for later tables.
         let defaults = format!(
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
@@ -694,17 +695,18 @@ impl Access {
     fn run(&self, script: &Script, database: &str) -> io::Result<()> {
         let mut command = self.client(&self.client);
         command.args(["--batch", database]);
-        let input = match script {
-            Script::File(path) => {
-                command.stdin(File::open(path)?);
-                None
+        command.stdin(match script {
+            Script::File(path) => File::open(path)?,
+            Script::Text(text) => {
+                // The file is removed at once, and the client reads what is open.
+                let path = self.dir.join(format!("{database}.sql"));
+                fs::write(&path, text)?;
+                let file = File::open(&path)?;
+                fs::remove_file(&path)?;
+                file
             }
-            Script::Text(text) => Some(text.as_bytes()),
-        };
-        run(&mut command, input).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => io::Error::new(e.kind(), not_found("mariadb", &[])),
-            _ => e,
-        })
+        });
+        run(&mut command, "mariadb")
     }
 }
 
@@ -752,23 +754,21 @@ impl Drop for MariadbDatabase {
     }
 }
 
-/// Runs a program to its end, with this input unless the command has another one. If the program
-/// fails, the error is the end of its output.
-fn run(command: &mut Command, input: Option<&[u8]>) -> io::Result<()> {
-    if input.is_some() {
-        command.stdin(Stdio::piped());
-    }
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let stdin = child.stdin.take();
-    let output = thread::scope(|scope| {
-        // The input is written while the output is read, so that neither pipe fills up.
-        scope.spawn(move || stdin.zip(input).map(|(mut stdin, input)| stdin.write_all(input)));
-        child.wait_with_output()
-    })?;
+/// Runs a client program to its end. If it fails, the error is the end of its output.
+fn run(command: &mut Command, program: &str) -> io::Result<()> {
+    let output = match command.output() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(io::Error::new(e.kind(), not_found(program, &[])));
+        }
+        output => output?,
+    };
     if output.status.success() {
         return Ok(());
     }
-    let [stderr, stdout] = [&output.stderr, &output.stdout].map(|text| String::from_utf8_lossy(text));
+    let (stderr, stdout) = (
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout),
+    );
     let reason = reason(&stderr, &stdout);
     Err(io::Error::other(
         reason.unwrap_or_else(|| format!("it ended with {}", output.status)),

@@ -9,6 +9,7 @@
 //!                                            a database for all tests, and one for each test
 //! ```
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -253,16 +254,13 @@ impl PostgresRecipe {
     ) -> ClusterRecipe<PostgresRecipe, impl Fn(&Node) -> PostgresRecipe + Clone> {
         let mut recipe = self;
         recipe.options.is_member = true;
-        let wanted = [
+        recipe.options.set_first(&[
             ("wal_level", "replica"),
             ("max_wal_senders", "10"),
             ("wal_keep_size", "64MB"),
             // If a replica starts before the primary, it tries again soon.
             ("wal_retrieve_retry_interval", "50ms"),
-        ];
-        // These come before the settings of the user, which override them.
-        let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        recipe.options.config.splice(0..0, wanted);
+        ]);
         let loads = recipe.loads();
         let nodes = crate::cluster(1 + replicas, move |node| {
             let primary = node.nodes().next().filter(|_| node.index() > 0);
@@ -403,30 +401,35 @@ impl PostgresRecipe {
     }
 
     fn configuration(&self) -> String {
+        let port = self.options.port();
         let mut settings = vec![
-            ("port", self.options.port()),
-            ("listen_addresses", "127.0.0.1".to_owned()),
+            ("port", &*port),
+            ("listen_addresses", "127.0.0.1"),
             // This is the private directory, relative to `data`.
-            ("unix_socket_directories", "..".to_owned()),
+            ("unix_socket_directories", ".."),
         ];
-        settings.extend(FIXED.map(|(name, value)| (name, value.to_owned())));
+        settings.extend_from_slice(&FIXED);
         if !self.options.durable {
-            settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
+            settings.extend_from_slice(&FAST);
         }
-        if let Some((dir, port)) = &self.primary {
-            let dir = dir.to_string_lossy().replace('\\', "\\\\").replace('\'', "\\'");
-            let address = format!("host='{dir}' port={port} user={USER}");
-            settings.push((
-                "primary_conninfo",
-                literal(address).to_string_lossy().into_owned(),
-            ));
+        let primary = match &self.primary {
+            Some((dir, port)) => {
+                let dir = dir.to_string_lossy().replace('\\', "\\\\").replace('\'', "\\'");
+                literal(format!("host='{dir}' port={port} user={USER}"))
+            }
+            None => OsString::new(),
+        };
+        let primary = primary.to_string_lossy();
+        if !primary.is_empty() {
+            settings.push(("primary_conninfo", &primary));
         }
         // Of two settings of the same parameter, the last one counts.
-        let lines =
-            self.options.settings(settings).into_iter().map(|(name, value)| {
-                format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''"))
-            });
-        lines.collect()
+        let mut text = String::new();
+        for (name, value) in self.options.settings(settings) {
+            let value = value.replace('\\', "\\\\").replace('\'', "''");
+            text.push_str(&format!("{name} = '{value}'\n"));
+        }
+        text
     }
 }
 

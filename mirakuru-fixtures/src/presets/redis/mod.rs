@@ -156,18 +156,18 @@ impl RedisRecipe {
         let nodes = masters * (1 + replicas);
         let steps = cluster::ready(masters, nodes, self.options.setting("requirepass"));
         let mut recipe = self.member().authenticated().config("cluster-enabled", "yes");
-        // These come before the settings of the user, which override them.
-        let wanted = [
+        recipe.options.set_first(&[
             ("cluster-node-timeout", "2000"),
             ("repl-diskless-sync-delay", "0"),
-        ];
-        let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        recipe.options.config.splice(0..0, wanted);
-        let cluster = cluster(nodes, move |node| RedisRecipe {
+        ]);
+        let mut cluster = cluster(nodes, move |node| RedisRecipe {
             place: Some(Place::new(node, masters)),
             ..recipe.clone()
         });
-        steps.into_iter().fold(cluster, ClusterRecipe::ready_when)
+        for step in steps {
+            cluster = cluster.ready_when(step);
+        }
+        cluster
     }
 
     fn member(mut self) -> RedisRecipe {
@@ -190,26 +190,29 @@ impl RedisRecipe {
     }
 
     fn configuration(&self) -> String {
+        let (port, databases) = (self.options.port(), DATABASES.to_string());
         let mut settings = vec![
-            ("port", self.options.port()),
-            ("bind", "127.0.0.1".to_owned()),
-            ("unixsocketperm", "700".to_owned()),
+            ("port", &*port),
+            ("bind", "127.0.0.1"),
+            ("unixsocketperm", "700"),
             // Redis checks for SIGTERM on a timer: with this setting it ends after two milliseconds
             // instead of a hundred.
-            ("hz", "500".to_owned()),
+            ("hz", "500"),
         ];
         if self.is_cluster() {
             // The default is the port plus ten thousand, which may be taken or be no valid port.
-            settings.push(("cluster-port", "{port:bus}".to_owned()));
+            settings.push(("cluster-port", "{port:bus}"));
         } else {
-            settings.push(("databases", DATABASES.to_string()));
+            settings.push(("databases", &databases));
         }
         settings.push(match self.options.durable {
-            true => ("appendonly", "yes".to_owned()),
-            false => ("save", String::new()),
+            true => ("appendonly", "yes"),
+            false => ("save", ""),
         });
-        let lines = self.options.settings(settings);
-        let mut text: String = lines.iter().map(|(name, value)| line(name, value)).collect();
+        let mut text = String::new();
+        for (name, value) in self.options.settings(settings) {
+            text.push_str(&line(name, value));
+        }
         if let Some(master) = self.master {
             // This text shows that the replica needs its master, and so ends before it.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
