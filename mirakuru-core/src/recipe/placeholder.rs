@@ -170,7 +170,10 @@ fn escape_at(text: &[u8]) -> Option<&[u8]> {
 /// paths and passwords that may contain braces.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {
-    let text = text.as_ref().as_bytes();
+    escaped(text.as_ref().as_bytes())
+}
+
+fn escaped(text: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(text.len());
     let mut at = 0;
     while let Some(byte) = text.get(at) {

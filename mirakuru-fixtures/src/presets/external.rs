@@ -24,11 +24,11 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirakuru_core::__private::{Owner, before_main, literal};
+use mirakuru_core::__private::{Owner, before_main, literal, spawn};
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Readiness, Tcp};
 use percent_encoding::percent_decode_str;
 
@@ -157,9 +157,9 @@ impl Options {
             ("file", !self.files.is_empty()),
             ("config", !self.config.is_empty()),
         ];
-        setters
-            .into_iter()
-            .try_for_each(|(name, is_used)| external.refuse(name, is_used))?;
+        for (name, is_used) in setters {
+            external.refuse(name, is_used)?;
+        }
         Ok(Some(external))
     }
 }
@@ -230,14 +230,13 @@ impl External {
         let password = self.password.as_ref();
         let password = password.map_or_else(String::new, |word| format!(":{}", percent_encoded(word)));
         let at = if user.len() + password.len() > 0 { "@" } else { "" };
-        let is_clients = |parameter: &&str| !parameter.starts_with(MANAGEMENT_PORT);
-        let parameters = self.query.trim_start_matches('?').split('&').filter(is_clients);
-        let query = parameters.collect::<Vec<_>>().join("&");
-        let query = if query.is_empty() {
-            query
-        } else {
-            format!("?{query}")
-        };
+        let mut query = String::new();
+        for parameter in self.query.trim_start_matches('?').split('&') {
+            if !parameter.is_empty() && !parameter.starts_with(MANAGEMENT_PORT) {
+                query.push(if query.is_empty() { '?' } else { '&' });
+                query.push_str(parameter);
+            }
+        }
         let scheme = &self.scheme;
         format!(
             "{scheme}://{user}{password}{at}{}/{path}{query}",
@@ -390,16 +389,17 @@ impl External {
     /// there: such a server may wait for the rest of a question, and never answer.
     fn first_check(&self) -> io::Result<()> {
         use io::ErrorKind::{ConnectionRefused, InvalidData, UnexpectedEof};
-        let (sender, receiver) = mpsc::channel();
-        let external = self.clone();
+        let result = Arc::new(OnceLock::new());
+        let (external, checked) = (self.clone(), Arc::clone(&result));
+        let check = move || drop(checked.set((external.protocol.check)(&external)));
         // If another kind of server is found, nobody waits for this thread any more.
-        thread::spawn(move || {
-            let _ = sender.send((external.protocol.check)(&external));
-        });
-        let checked = receiver.recv_timeout(USUALLY_ANSWERS_WITHIN).ok();
-        let problem = checked
-            .as_ref()
-            .map(|checked| checked.as_ref().map_err(io::Error::kind));
+        let thread = spawn("mirakuru-check", Box::new(check))?;
+        let begun = Instant::now();
+        while !thread.is_finished() && begun.elapsed() < USUALLY_ANSWERS_WITHIN {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let checked = result.get();
+        let problem = checked.map(|checked| checked.as_ref().map_err(io::Error::kind));
         let may_be_another = !matches!(problem, Some(Ok(()) | Err(ConnectionRefused)));
         // The check's own error may say more than an unknown answer.
         let says_little = matches!(problem, None | Some(Err(InvalidData | UnexpectedEof)));
@@ -412,12 +412,9 @@ impl External {
                 format!("another kind of server listens there: {kind}"),
             ));
         }
-        match checked {
-            Some(checked) => checked,
-            None => receiver
-                .recv()
-                .unwrap_or_else(|error| Err(io::Error::other(error))),
-        }
+        let _ = thread.join();
+        let checked = Arc::into_inner(result).and_then(OnceLock::into_inner);
+        checked.unwrap_or_else(|| Err(io::Error::other("the check of the server panicked")))
     }
 
     /// The owner of all parts that are made through this executor.
@@ -444,12 +441,12 @@ impl External {
 }
 
 /// The owners in these names, each once. Foreign names may give any text.
-pub(super) fn owners_of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
-    let names = names.into_iter();
-    let owners = names.filter_map(|name| Some(name.as_ref().split_once('_')?.0.to_owned()));
-    let mut owners: Vec<String> = owners.collect();
-    owners.sort();
-    owners.dedup();
+pub(super) fn owners_of(names: &[String]) -> Vec<String> {
+    let mut owners = Vec::new();
+    for name in names {
+        let owner = name.split_once('_').map(|(owner, _)| owner.to_owned());
+        owners.extend(owner.filter(|owner| !owners.contains(owner)));
+    }
     owners
 }
 

@@ -39,8 +39,13 @@ pub(super) fn request(
 /// All texts under this name in a JSON text, except for those with escapes.
 pub(super) fn texts<'a>(json: &'a str, name: &str) -> Vec<&'a str> {
     let name = format!("\"{name}\":\"");
-    let values = json.split(name.as_str()).skip(1);
-    values.filter_map(|rest| rest.split('"').next()).collect()
+    let (mut values, mut rest) = (Vec::new(), json);
+    while let Some((_, from_value)) = rest.split_once(&name) {
+        let value = from_value.split('"').next().unwrap_or_default();
+        values.push(value);
+        rest = &from_value[value.len()..];
+    }
+    values
 }
 
 #[cfg(test)]

@@ -7,10 +7,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic;
 use std::path::Path;
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, OnceLock};
 
-use mirakuru_core::__private::hash;
+use mirakuru_core::__private::{hash, spawn};
 use mirakuru_core::Error;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -46,13 +45,15 @@ impl Seed {
     /// Runs the code on a thread of its own, so that it may start a runtime even if the test has
     /// one.
     pub(super) fn run(&self, url: &str) -> Result<(), Error> {
-        let ran = thread::scope(|scope| scope.spawn(|| (self.fill)(url)).join());
-        match ran {
-            Ok(filled) => {
-                filled.map_err(|source| Error::other(format!("run the seed `{}`", self.key), source))
-            }
-            Err(payload) => panic::resume_unwind(payload),
+        let result = Arc::new(OnceLock::new());
+        let (fill, url, filled) = (Arc::clone(&self.fill), url.to_owned(), Arc::clone(&result));
+        let failed = |source| Error::other(format!("run the seed `{}`", self.key), source);
+        let thread = spawn("mirakuru-seed", Box::new(move || drop(filled.set(fill(&url)))));
+        if let Err(payload) = thread.map_err(|source| failed(source.into()))?.join() {
+            panic::resume_unwind(payload);
         }
+        let filled = Arc::into_inner(result).and_then(OnceLock::into_inner);
+        filled.unwrap_or(Ok(())).map_err(failed)
     }
 }
 

@@ -67,9 +67,12 @@ fn check(external: &External) -> io::Result<()> {
 fn owners(external: &External) -> io::Result<Vec<String>> {
     let question = format!("{{{},\"keys_only\":true}}", range("mk", "ml"));
     let answer = call(external, "kv/range", &question)?;
-    let keys = http::texts(&answer, "key").into_iter().filter_map(from_base64);
-    let keys = keys.filter_map(|key| String::from_utf8(key).ok());
-    Ok(owners_of(keys))
+    let mut keys = Vec::new();
+    for key in http::texts(&answer, "key") {
+        let key = from_base64(key).unwrap_or_default();
+        keys.push(String::from_utf8_lossy(&key).into_owned());
+    }
+    Ok(owners_of(&keys))
 }
 
 fn remove(external: &External, owner: &str) -> io::Result<()> {

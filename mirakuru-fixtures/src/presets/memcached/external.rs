@@ -13,7 +13,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     schemes: &["memcache", "memcached"],
     port: 11211,
     check: |external| keys(&mut connect(external)?).map(drop),
-    owners: |external| Ok(owners_of(keys(&mut connect(external)?)?)),
+    owners: |external| Ok(owners_of(&keys(&mut connect(external)?)?)),
     renew: Protocol::NO_RENEWAL,
     remove,
 };
@@ -69,13 +69,12 @@ fn keys(connection: &mut Connection) -> io::Result<Vec<String>> {
 fn remove(external: &External, owner: &str) -> io::Result<()> {
     let mut connection = connect(external)?;
     let begin = format!("{owner}_");
-    for key in keys(&mut connection)?
-        .iter()
-        .filter(|key| key.starts_with(&begin))
-    {
-        connection.send(format!("delete {key}\r\n").as_bytes())?;
-        // The answer is `DELETED`, or `NOT_FOUND` if the key has expired.
-        connection.line()?;
+    for key in keys(&mut connection)? {
+        if key.starts_with(&begin) {
+            connection.send(format!("delete {key}\r\n").as_bytes())?;
+            // The answer is `DELETED`, or `NOT_FOUND` if the key has expired.
+            connection.line()?;
+        }
     }
     Ok(())
 }

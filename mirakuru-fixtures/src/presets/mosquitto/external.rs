@@ -11,10 +11,11 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     port: 1883,
     check: |external| retained(external).map(drop),
     owners: |external| {
-        let topics = retained(external)?;
-        Ok(owners_of(
-            topics.iter().filter_map(|topic| topic.strip_prefix(BEGIN)),
-        ))
+        let mut topics = retained(external)?;
+        for topic in &mut topics {
+            *topic = topic.strip_prefix(BEGIN).unwrap_or_default().to_owned();
+        }
+        Ok(owners_of(&topics))
     },
     renew: Protocol::NO_RENEWAL,
     remove,

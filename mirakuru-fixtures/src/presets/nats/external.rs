@@ -111,8 +111,11 @@ fn own_name(stream: &str) -> &str {
 }
 
 fn owners(external: &External) -> io::Result<Vec<String>> {
-    let streams = connect(external)?.streams()?;
-    Ok(owners_of(streams.iter().map(|stream| own_name(stream))))
+    let mut streams = connect(external)?.streams()?;
+    for stream in &mut streams {
+        *stream = own_name(stream).to_owned();
+    }
+    Ok(owners_of(&streams))
 }
 
 fn remove(external: &External, owner: &str) -> io::Result<()> {

@@ -12,7 +12,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     schemes: &["amqp"],
     port: 5672,
     check,
-    owners: |external| Ok(owners_of(virtual_hosts(external)?)),
+    owners: |external| Ok(owners_of(&virtual_hosts(external)?)),
     renew: Protocol::NO_RENEWAL,
     remove,
 };
@@ -77,10 +77,11 @@ fn check(external: &External) -> io::Result<()> {
 
 fn virtual_hosts(external: &External) -> io::Result<Vec<String>> {
     let (_, answer) = call(external, "GET", "vhosts?columns=name", "")?;
-    Ok(http::texts(&answer, "name")
-        .into_iter()
-        .map(str::to_owned)
-        .collect())
+    let mut names = Vec::new();
+    for name in http::texts(&answer, "name") {
+        names.push(name.to_owned());
+    }
+    Ok(names)
 }
 
 /// Makes a virtual host in which the URL's user has all rights.
@@ -97,8 +98,10 @@ pub(super) fn delete(external: &External, name: &str) -> io::Result<()> {
 
 fn remove(external: &External, owner: &str) -> io::Result<()> {
     let begin = format!("{owner}_");
-    let all = virtual_hosts(external)?;
-    all.iter()
-        .filter(|name| name.starts_with(&begin))
-        .try_for_each(|name| delete(external, name))
+    for name in virtual_hosts(external)? {
+        if name.starts_with(&begin) {
+            delete(external, &name)?;
+        }
+    }
+    Ok(())
 }

@@ -260,14 +260,11 @@ fn kept(connection: &mut Connection, external: &External) -> io::Result<Vec<Stri
         Err(e) if e.kind() == io::ErrorKind::Other => String::new(),
         clients => clients?,
     };
-    let words = clients.split_ascii_whitespace();
-    let mut kept: Vec<String> = words
-        .filter_map(|word| word.strip_prefix("db="))
-        .map(str::to_owned)
-        .collect();
-    kept.push(own_number(external).to_string());
-    kept.sort();
-    kept.dedup();
+    let mut kept = vec![own_number(external).to_string()];
+    for word in clients.split_ascii_whitespace() {
+        let number = word.strip_prefix("db=").map(str::to_owned);
+        kept.extend(number.filter(|number| !kept.contains(number)));
+    }
     Ok(kept)
 }
 
