@@ -1,12 +1,13 @@
-//! How long a test process needs to find a shared service that another one has started: 1, 10 and
-//! 100 processes at once.
+//! Measures how long a test process takes to find a shared service that another process has
+//! started, with 1, 10 and 100 processes at once.
 //!
-//! Each process is this binary again, with `NEXTEST_RUN_ID` in its environment and this one as its
-//! runner, as under `cargo nextest run`. The first starts the service; all others attach. Each
-//! process measures its first use of the `static`. This one measures all of them together, from the
-//! first spawn until the last has ended. Compared with: as many processes that do not use it.
+//! Each process is this binary again, with `NEXTEST_RUN_ID` in its environment and the benchmark as
+//! its runner, as under `cargo nextest run`. The first process starts the service; all others
+//! attach. Each process measures its first use of the `static`. The benchmark measures all of them
+//! together, from the first spawn until the last has ended. For comparison, it runs as many
+//! processes that do not use the `static`.
 //!
-//! There is no harness, because a process attaches once: each sample is a new process, which
+//! There is no harness, because a process attaches only once. Each sample is a new process, which
 //! measures and prints its own time.
 //!
 //! `cargo bench --bench attach` prints a table, in a few seconds.
@@ -78,7 +79,7 @@ fn measure() {
     );
 }
 
-/// The answers of this many processes, and how long all of them took.
+/// Runs this many processes. Returns the times that they print, and the time for all of them.
 fn all(what: &str, count: usize) -> (Vec<f64>, f64) {
     let run = format!("bench-{}", std::process::id());
     let begin = Instant::now();

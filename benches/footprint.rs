@@ -1,21 +1,19 @@
 //! The cost of supervision: memory, threads, and processor time during the wait and while the
 //! service runs.
 //!
-//! - **memory**: the memory of one service's supervision, from a test process of 10 and of 200 MB
-//!   that goes on writing to its memory. That is two processes in one memory, which counts once;
-//!   `KCMP_VM` checks that it is one. `Pss_Dirty` shares a page among the memories that have it. So
-//!   it charges half of the pages that the test process has anyway (mostly relocated constants) to
-//!   the supervision; `Private_Dirty` leaves these out. *More for both* is `Pss_Dirty` of the test
-//!   process and of the supervision, less that of the test process before: the cost for the
-//!   machine. Data that was just written to disk counts as dirty until it is written back, and the
-//!   programs here were just built; so `sync` comes first.
+//! - **memory**: the memory of one service's supervision, for a test process of 10 and of 200 MB
+//!   that goes on writing to its memory. The two supervisor processes share one memory, which
+//!   counts once; `KCMP_VM` checks that it is shared. `Pss_Dirty` divides a shared page among its
+//!   memories. So the supervision gets half of each page that it shares with the test process
+//!   (mostly relocated constants). `Private_Dirty` leaves out such pages. *More for both* is the
+//!   growth of `Pss_Dirty` of test process and supervision together, which is the cost for the
+//!   machine. Data that is not yet written to disk counts as dirty, so `sync` comes first.
 //! - **threads**: additional threads of a test process for each service.
-//! - **waiting**: processor time of a start that takes 1,000 ms, of the test process and of the
-//!   supervisor. Compared with: polls by hand every 50 µs, every millisecond and every 100 ms.
-//! - **running**: processor time of the supervisor of a service that has been idle for a second.
+//! - **waiting**: processor time of the test process and of the supervisor during a start of 1,000
+//!   ms. For comparison: polls by hand every 50 µs, every millisecond and every 100 ms.
+//! - **running**: processor time of the supervisor while the service is idle for a second.
 //!
-//! There is no harness, because no figure is the time of a call; half of them are about other
-//! processes.
+//! There is no harness, because a harness times calls, and no figure here is the time of a call.
 //!
 //! `cargo bench --bench footprint` prints tables, in half a minute.
 
@@ -81,21 +79,20 @@ fn memory() {
 }
 
 fn memory_of(megabytes: u64) {
-    // A first start, so that things that happen once in a process do not count for the service.
+    // The first start in a process does some work once, which must not count for the service.
     drop(Executor::builder("sleep 60").start().expect("sleep"));
     let mut ballast = ballast(megabytes);
     let me = std::process::id();
     sync();
     let before = kib_of(me, "Pss_Dirty:");
     let service = Executor::builder("sleep 60").start().expect("sleep");
-    // This process goes on writing to its memory, as tests do; the supervisor must not hold copies
-    // of it.
+    // Tests go on writing to their memory. The supervisor must not keep copies of the old pages.
     ballast.fill(2);
     std::hint::black_box(&ballast);
     sync();
     let mut supervisors = supervisors(service.pid());
     assert!(!supervisors.is_empty(), "who supervises it?");
-    // Shared memory must not be counted twice.
+    // Supervisors that share one memory count once.
     let mut at = 1;
     while at < supervisors.len() {
         let known = supervisors[..at]
@@ -233,7 +230,7 @@ fn processor() {
 
 type Measure = fn() -> Burnt;
 
-/// Milliseconds of processor time.
+/// Processor time in milliseconds.
 struct Burnt {
     here: f64,
     supervisor: f64,
@@ -266,15 +263,15 @@ fn burnt_by_hand(manner: Manner) -> f64 {
     burnt
 }
 
-/// Processor time of another process so far, by the scheduler's own account: `stat` counts in ticks
-/// of 10 ms.
+/// Processor time of a process so far, in milliseconds. `schedstat` counts in nanoseconds, `stat`
+/// only in ticks of 10 ms.
 fn on_cpu(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("its account");
     let nanos = text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
     nanos.expect("nanoseconds") / 1e6
 }
 
-/// Processor time of this process so far, all of it in the main thread.
+/// Processor time of this process so far. Only its main thread works.
 fn here() -> f64 {
     on_cpu(std::process::id())
 }

@@ -1,25 +1,25 @@
-//! How much later than the service itself the caller knows that it is ready, and that it is gone,
-//! for each readiness.
+//! Measures how long after a service the caller learns that the service is ready, and that it is
+//! gone, for each readiness condition.
 //!
-//! - **ready lag**: from the moment at which the helper service stamps CLOCK_MONOTONIC, right after
-//!   it *is* ready, until `start` returns; for services that take 0 to 1,000 ms to start.
+//! - **ready lag**: from the helper's stamp of CLOCK_MONOTONIC, right after it *is* ready, until
+//!   `start` returns. The helper takes 0 to 1,000 ms to start.
 //! - **stop lag**: from the helper's stamp right before it dies until `stop` returns.
 //!
-//! Compared with: the best by hand without supervision, alternating with ours. It is spawned by
-//! `std`, polled every 50 µs (for `Banner` and `SdNotify` a blocking read), and awaited with
-//! `waitpid`. That costs two fifths of a core during the wait; see `footprint`.
+//! For comparison, the same by hand, as fast as possible without supervision, in turns with ours.
+//! `std` spawns the helper, a poll every 50 µs finds it ready (for `Banner` and `SdNotify` a
+//! blocking read), and `waitpid` finds its end. The poll takes two fifths of a core; see
+//! `footprint`.
 //!
-//! `And` is of `Tcp` and `Banner`. Negative lags are real: `start` has returned before the helper
-//! had taken its time stamp. `NoWait` has no lag, and is in `start`.
+//! `And` combines `Tcp` and `Banner`. A lag is negative if `start` returns before the helper has
+//! taken its time stamp. `NoWait` has no lag.
 //!
-//! `Exec` asks a program, here `test -e`. It knows when the first run that began after the service
-//! was ready has ended, or a run that asked just in time. So its target includes the program's own
-//! time, which is measured and printed as well. By hand one run follows the other at once.
+//! `Exec` runs a program, here `test -e`, until a run succeeds. Its target includes the time of one
+//! run, which is measured and printed as well. By hand, the runs follow each other without a pause.
 //!
 //! There is no harness, because a harness times a call. Here the time begins with a stamp that
-//! *another process* has taken, somewhere within the call. `cargo bench --bench lag` prints tables
-//! of medians, in about two minutes; nothing is asserted. With `-- --worker` this is the part of
-//! `benches/compare/run` that is in Rust.
+//! *another process* takes during the call. `cargo bench --bench lag` prints tables of medians, in
+//! about two minutes; nothing is asserted. With `-- --worker` it is the Rust part of
+//! `benches/compare/run`.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -34,7 +34,7 @@ use common::table::{self, Align, number};
 use common::{ask, ballast, by_hand, median, ms, own_role};
 use mirakuru::Executor;
 
-/// How long the services take to start, in milliseconds, and how many cycles of each are measured.
+/// Start-up times of the services in milliseconds, and the number of cycles measured for each.
 const START_UPS: [(u64, usize); 6] = [(0, 20), (5, 15), (20, 15), (50, 10), (200, 5), (1000, 2)];
 
 fn main() {
@@ -109,7 +109,7 @@ fn own_time() -> f64 {
     ms(begin.elapsed())
 }
 
-/// The target: 1 ms, and for slower services 2 % of the start-up.
+/// The target in milliseconds: 1, or 2 % of the start-up time for slower services.
 fn limit(delay: u64) -> f64 {
     if delay <= 50 { 1.0 } else { delay as f64 / 50.0 }
 }
@@ -121,11 +121,11 @@ fn cell(ours: f64, by_hand: f64, met: bool) -> String {
 
 // ---- the comparison -----------------------------------------------------------------------------
 
-/// Carries out each line of the input, and answers with a line of milliseconds:
+/// Executes each line of the input, and prints its times in milliseconds on one line:
 ///
-/// - `cycle WHO KIND DELAY`: ready lag, stop lag, the whole life;
-/// - `redis WHO`, `together WHO COUNT DELAY`: the whole of it;
-/// - `overhead MB`: our start, and the bare spawn of the same program, medians from a process of
+/// - `cycle WHO KIND DELAY`: ready lag, stop lag, total;
+/// - `redis WHO`, `together WHO COUNT DELAY`: total;
+/// - `overhead MB`: medians of our start and of a bare spawn of the same program, from a process of
 ///   that size.
 fn work() {
     for line in std::io::stdin().lock().lines() {
@@ -156,7 +156,7 @@ fn work() {
     }
 }
 
-/// Measures each in a process of its own, because the size matters, and alternates.
+/// Measures our start and a bare spawn in turns, in a process of this size.
 fn overhead(megabytes: u64) {
     let ballast = ballast(megabytes);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());

@@ -1,17 +1,16 @@
 //! The cost of a start beyond the bare spawn of the same program, and the cost of a whole life.
 //!
-//! - `spawn`: until the program has been executed. `executor` is
-//!   `Executor::builder("sleep 60").start()`, its supervisor included; `command` is
-//!   `std::process::Command::spawn` of the same. From a test process of 10 and of 200 MB: a fork
-//!   would grow with it. The target is the difference, at most 1.5 and 3 ms.
-//! - `life`: start *and* stop of the same, with SIGTERM. By hand: spawn, `kill`, `waitpid`.
-//! - `ready`: start, ready and stop of the helper, which is ready at once, for each readiness. By
-//!   hand: a poll every 50 µs, and `waitpid`.
-//! - `redis`: the same of a Redis with `--hz 500`, because Redis checks for SIGTERM only that
-//!   often. By hand as above, and with a poll of 1 and of 100 ms. The target is at most 1.25 times
-//!   `by_hand`.
+//! - `spawn`: until the program is executed. `executor` is `Executor::builder("sleep 60").start()`,
+//!   with its supervisor; `command` is `std::process::Command::spawn` of the same program. Each
+//!   runs in a test process of 10 and of 200 MB, because a fork would take longer in a larger one.
+//!   The target is a difference of at most 1.5 and 3 ms.
+//! - `life`: start *and* stop of the same program, with SIGTERM. By hand: spawn, `kill`, `waitpid`.
+//! - `ready`: start and stop of the helper, which is ready at once, with each readiness condition.
+//!   By hand: a poll every 50 µs, and `waitpid`.
+//! - `redis`: start and stop of Redis, which checks for SIGTERM 500 times a second with `--hz 500`.
+//!   By hand as above, and with polls of 1 and 100 ms. The target is at most 1.25 times `by_hand`.
 //!
-//! `cargo bench --bench start`; read the medians, and on a busy machine the fastest.
+//! Run `cargo bench --bench start` and read the medians, or the fastest times on a busy machine.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -36,7 +35,7 @@ mod spawn {
         divan::black_box_drop(ballast);
     }
 
-    // The returned executor is dropped, and so stopped, after the clock has stopped.
+    // divan drops the returned executor, which stops the service, outside the measured time.
     #[divan::bench(args = [10, 200])]
     fn executor(bencher: Bencher<'_, '_>, megabytes: u64) {
         let ballast = ballast(megabytes);

@@ -1,12 +1,13 @@
-//! From SIGKILL of a test process until nothing of its service is left.
+//! Measures the time from SIGKILL of a test process until nothing of its service is left.
 //!
 //! The helper obeys SIGTERM, so the grace is not used up. It runs alone, and as a tree of three and
-//! of five processes. The clock runs from the `kill` until the last of them is dead; a `pidfd` of
-//! each reports that without polling. Compared with: the test process's own end, the lower limit.
+//! of five processes. The clock runs from the `kill` until the last process is dead, which its
+//! `pidfd` reports without polling. The test process's own end is the lower limit, and is measured
+//! as well.
 //!
 //! There is no harness, because the timed work happens in three other processes: the victim, its
-//! supervisor, the service. Each sample needs a new victim, which takes a hundred times as long to
-//! start as to die.
+//! supervisor, the service. Starting a victim takes a hundred times as long as its death, and each
+//! sample needs a new one.
 //!
 //! `cargo bench --bench teardown` prints a table of medians, in a few seconds.
 
@@ -75,7 +76,7 @@ fn main() {
     println!("\n{}", table::foot(begin.elapsed()));
 }
 
-/// Milliseconds until the victim is dead, and until the tree is.
+/// Milliseconds until the killed victim is dead, and until its service's tree is.
 fn kill_one(children: usize) -> (f64, f64) {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
@@ -101,7 +102,7 @@ fn kill_one(children: usize) -> (f64, f64) {
     (dead, ms(begin.elapsed()))
 }
 
-/// The end of a process that is not our child, as an event.
+/// Waits for the end of a process that is not our child.
 mod pidfd {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     use std::os::raw::{c_int, c_long, c_short, c_ulong};
@@ -127,7 +128,7 @@ mod pidfd {
 
     impl Pidfd {
         pub(super) fn of(pid: u32) -> Pidfd {
-            // SAFETY: no memory is involved; a descriptor that is given is ours.
+            // SAFETY: no memory is involved, and nothing else owns the new descriptor.
             unsafe {
                 let fd = syscall(SYS_PIDFD_OPEN, c_long::from(pid), 0 as c_long);
                 assert!(fd >= 0, "no such process: {pid}");
@@ -142,7 +143,7 @@ mod pidfd {
                 events: POLLIN,
                 revents: 0,
             };
-            // SAFETY: one live entry.
+            // SAFETY: `fd` is live, and is one entry, as the count says.
             unsafe { poll(&mut fd, 1, bound.as_millis() as c_int) == 1 }
         }
     }

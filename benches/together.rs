@@ -1,12 +1,11 @@
-//! Many services at once: all ready before the first is stopped; until the last is gone.
+//! Starts many services at once, and stops them when all are ready.
 //!
-//! `executor` is `start_all` and `stop_all` of `TcpExecutor`s on `{port}`, which need no thread;
-//! `on_threads` starts and stops each on a thread of its own. `poll_1_ms` is by hand, on as many
-//! threads: spawn, a connection tried every millisecond, SIGTERM, `try_wait` every millisecond. The
-//! helper is up after 0 and after 20 ms. The target: 50 of them in at most 1.5 times the poll's
-//! time.
+//! `executor` uses `start_all` and `stop_all` of `TcpExecutor`s on `{port}`, which need no thread.
+//! `on_threads` starts and stops each service on a thread of its own. `poll_1_ms` does so by hand:
+//! spawn, a connection attempt every millisecond, SIGTERM, `try_wait` every millisecond. The helper
+//! is up after 0 and after 20 ms. The target: 50 services take at most 1.5 times the poll's time.
 //!
-//! `cargo bench --bench together`.
+//! Run it with `cargo bench --bench together`.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -19,7 +18,7 @@ fn main() {
     divan::main();
 }
 
-/// The number of services, and the milliseconds until they are up.
+/// The number of services, and the milliseconds until each is up.
 const CASES: [(usize, u64); 4] = [(1, 0), (10, 0), (50, 0), (50, 20)];
 
 #[divan::bench(args = CASES, sample_size = 1, sample_count = 15)]

@@ -1,13 +1,13 @@
-//! A first impression of mirakuru, without any server installed:
+//! Shows mirakuru at work, without any server installed:
 //!
 //! ```text
 //! cargo run --example quickstart
 //! ```
 //!
-//! The server is this very program, run again with an argument. Like a real server, it listens on a
-//! port only after 300 ms. It is started, used and stopped, and nothing of it is left. Then one
-//! start fails, and two test processes are killed. If `redis-server` is on the PATH, the same
-//! happens with Redis.
+//! The server is this program, run again with an argument. Like a real server, it takes 300 ms
+//! before it listens. The example starts, uses and stops it, and shows that nothing of it is left.
+//! Then one start fails, and two test processes are killed. If `redis-server` is on the PATH, Redis
+//! is started as well.
 
 use std::env;
 use std::error::Error;
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The recipe for the server: the command, and the condition for being ready.
+/// The recipe for the server: its command, and the condition for its readiness.
 fn teahouse() -> io::Result<ExecutorBuilder<Tcp>> {
     Ok(Executor::builder([env::current_exe()?])
         .args(["serve", "127.0.0.1:{port}"])
@@ -105,8 +105,8 @@ fn tour(screen: &Screen) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The same with a service that leaves a daemon behind. `ps`, which knows nothing of mirakuru,
-/// shows the daemon.
+/// Kills a test process whose service has left a daemon behind. `ps`, which knows nothing of
+/// mirakuru, shows the daemon.
 fn daemon(screen: &Screen) -> Result<(), Box<dyn Error>> {
     screen.title("A test that is killed takes a daemon along, too: ask `ps`");
     if !cfg!(target_os = "linux") || !on_path("setsid") || !on_path("ps") {
@@ -150,8 +150,8 @@ fn act(
     let answer = ask(addr)?;
     screen.timed("answered", begin.elapsed(), &format!("\u{201c}{answer}\u{201d}"));
 
-    // Simulates an outage. The service is started again after the closure, even if the closure
-    // panics.
+    // Simulates an outage: the service is down while the closure runs. It is started again even if
+    // the closure panics.
     let begin = Instant::now();
     server.stopped(|| TcpStream::connect(addr).expect_err("nobody is there"))?;
     let text = format!(
@@ -186,7 +186,7 @@ fn hold() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The same with a service that has made a daemon, in a session of its own and without its parent.
+/// A test process whose service has made a daemon, in a session of its own and without its parent.
 fn hold_daemon() -> Result<(), Box<dyn Error>> {
     let script = "(setsid sleep 3600 > {dir}/out 2>&1 & echo daemon $!); exec sleep 3600";
     let service = Executor::builder(script)
@@ -207,8 +207,8 @@ fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     println!("open");
     for (guest, stream) in listener.incoming().enumerate() {
         let mut stream = stream?;
-        // Reads the whole head. If a connection is closed with unread data, it is reset, and the
-        // guest may lose the answer.
+        // Reads the whole head. Closing a connection with unread data would reset it, and the
+        // client might lose the answer.
         let lines = BufReader::new(&stream).lines().map_while(Result::ok);
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
         let Some(request) = head.first() else { continue };
@@ -223,7 +223,7 @@ fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The server with a mistake in its set-up.
+/// The server with a mistake in its set-up: it exits if it cannot read its menu.
 fn serve_from(menu: &str) -> Result<(), Box<dyn Error>> {
     println!("reading {menu}");
     if let Err(error) = std::fs::read_to_string(menu) {
@@ -235,7 +235,7 @@ fn serve_from(menu: &str) -> Result<(), Box<dyn Error>> {
 
 // ---- its clients --------------------------------------------------------------------------------
 
-/// The body of an HTTP answer.
+/// The body of the answer to an HTTP request.
 fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
@@ -247,7 +247,7 @@ fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
     }
 }
 
-/// The answer to a command, in Redis's own protocol.
+/// Sends Redis a command, and returns the answer.
 fn redis_says(addr: SocketAddr, command: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     write!(stream, "{command}\r\n")?;
@@ -316,7 +316,7 @@ impl Screen {
     }
 
     fn line(&self, label: &str, time: &str, text: &str) {
-        // The padding comes before the colour, because the colour codes have a length, too.
+        // The label is padded before it is coloured, because the colour codes would count as width.
         let colour = if label == "failed" { "31" } else { "32" };
         let label = self.paint(colour, &format!("{label:<9}"));
         let time = self.paint("2", &format!("{time:>8}"));

@@ -74,11 +74,11 @@ def main():
     binary = os.path.abspath(sys.argv[1])
     cells = [(call, error, when) for when in TIMES for error in ERRORS for call in CALLS
              if call != "mmap" or error == "ENOMEM"]
-    # Rust's standard library repeats these two for ever: `poll` before `main`, `write` where the
-    # test harness prints.
+    # Rust's standard library retries these two calls for ever: `poll` before `main`, and `write`
+    # where the test harness prints.
     endless = [(call, "EINTR", "1+") for call in ("poll", "write")]
     cells = [one for one in cells if one not in endless]
-    # A part of the matrix, for a look: every so many cells.
+    # `MIRAKURU_INJECTION_STEP=10` tests only every tenth cell.
     cells = cells[::int(os.environ.get("MIRAKURU_INJECTION_STEP", "1"))]
     bad = 0
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -1,5 +1,5 @@
-//! The usual code by hand: spawn, poll until it is ready, send SIGTERM, wait. No supervision, no
-//! log, no timeout.
+//! The code that users would write by hand: spawn, poll until ready, send SIGTERM, wait. It has no
+//! supervision, no log and no timeout.
 
 use std::io::{BufRead, BufReader};
 #[cfg(feature = "http")]
@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use crate::processes::{SIGTERM, send};
 
-/// Pauses of the polls for readiness and for the end; `None` if the kernel reports the end.
+/// Pauses between polls for readiness and for the end. `gone` is `None` if the kernel reports the
+/// end.
 #[derive(Clone, Copy)]
 pub(crate) struct Manner {
     pub(crate) ready: Duration,
     pub(crate) gone: Option<Duration>,
 }
 
-/// The best that is possible without a supervisor: `waitpid` for the end, and a retry after 50 µs
-/// (which takes about 100).
+/// The best possible without a supervisor: a poll for readiness every 50 µs (about 100 µs in
+/// practice), and `waitpid` for the end.
 pub(crate) const IDEAL: Manner = Manner {
     ready: Duration::from_micros(50),
     gone: None,
@@ -49,7 +50,7 @@ fn spawn_with(command: &mut Command) -> Child {
         .unwrap_or_else(|e| panic!("{}: {e}", command.get_program().to_string_lossy()))
 }
 
-/// Like [`spawn`], with a pipe to its standard output, and one variable more in its environment.
+/// Like [`spawn`], with a pipe for standard output and an optional environment variable.
 pub(crate) fn spawn_piped(
     program: &str,
     args: &[String],
@@ -61,14 +62,14 @@ pub(crate) fn spawn_piped(
 }
 
 impl Manner {
-    /// Polls until it is ready.
+    /// Polls until `is_ready` returns `true`.
     pub(crate) fn until(self, mut is_ready: impl FnMut() -> bool) {
         while !is_ready() {
             sleep(self.ready);
         }
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits until the child has ended.
     pub(crate) fn stop(self, child: &mut Child) {
         send(child.id(), SIGTERM);
         match self.gone {
@@ -81,7 +82,7 @@ impl Manner {
         }
     }
 
-    /// Runs a whole life: spawn, ready on a TCP port, stop.
+    /// Spawns a program, waits until it accepts TCP connections, and stops it.
     pub(crate) fn live(self, program: &str, args: &[String], addr: SocketAddr) {
         let mut child = spawn(program, args);
         self.until(|| accepts(addr));

@@ -1,4 +1,4 @@
-//! Whole lives of services, by this crate and by hand: start, ready, stop.
+//! Starts services, waits until they are ready, and stops them: with this crate and by hand.
 
 use std::io::BufReader;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ pub(crate) enum Who {
 }
 
 impl Who {
-    /// The tools by their names in the comparison.
+    /// The tool with this name in the comparison.
     pub(crate) fn named(name: &str) -> Option<Who> {
         Some(match name {
             "mirakuru" => Who::Mirakuru,
@@ -38,19 +38,19 @@ impl Who {
     }
 }
 
-/// The times of one life, in milliseconds.
+/// The times of one run of the helper, in milliseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Life {
-    /// From the helper's stamp that it is ready until the tool knew that.
+    /// From the helper's stamp when it is ready until the tool noticed.
     pub(crate) ready: f64,
-    /// From the helper's stamp right before its death until the tool knew that.
+    /// From the helper's stamp right before it exits until the tool noticed.
     pub(crate) stop: f64,
-    /// From the call that starts the helper to the return of the one that stops it.
+    /// From the call that starts the helper until the call that stops it returns.
     pub(crate) whole: f64,
 }
 
-/// A way to know that the helper is ready, by this crate and by hand. Both get the number of
-/// milliseconds that the helper takes.
+/// A readiness condition, with this crate and by hand. Both functions get the helper's start-up
+/// time in milliseconds.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
     ours: fn(u64) -> Life,
@@ -68,8 +68,8 @@ impl Kind {
 
 const LINE: &str = "Ready to accept connections";
 
-/// Every readiness except for `NoWait`, which waits for nothing, and a user's own types. `And` is
-/// `Tcp` and `Banner`; `Or` is as fast as its faster half.
+/// All readiness conditions except `NoWait`, which waits for nothing, and `Or`, which is as fast as
+/// its faster half. `And` combines `Tcp` and `Banner`.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "Tcp",
@@ -202,7 +202,7 @@ pub(crate) const KINDS: &[Kind] = &[
     },
 ];
 
-/// One life of the helper, by this crate.
+/// Runs the helper once with this crate.
 fn ours<R: Readiness>(
     delay: u64,
     recipe: impl FnOnce(ExecutorBuilder<NoWait>) -> ExecutorBuilder<R>,
@@ -223,7 +223,7 @@ fn ours<R: Readiness>(
     }
 }
 
-/// One life of the helper, by hand. `is_ready` is polled, and gets the helper's output.
+/// Runs the helper once by hand. Polls `is_ready`, which gets the helper's output.
 fn by_hand(
     manner: Manner,
     delay: u64,
@@ -256,7 +256,7 @@ fn file_by_hand(manner: Manner, delay: u64, mut is_there: impl FnMut(&str) -> bo
     by_hand(manner, delay, &["--pid-file", &path], None, |_| is_there(&path))
 }
 
-/// The tool may know before the helper has taken its time stamp.
+/// Waits for a stamp: the tool may notice an event before the helper has written the stamp.
 fn await_stamp(stamps: &str, event: &str) -> Duration {
     let end = Instant::now() + LONG;
     loop {
@@ -270,13 +270,13 @@ fn await_stamp(stamps: &str, event: &str) -> Duration {
 
 // ---- Redis --------------------------------------------------------------------------------------
 
-/// Whether Redis is installed. Prints it if not.
+/// Whether Redis is installed. Prints a message if it is not.
 pub(crate) fn has_redis() -> bool {
     require("redis-server").is_some()
 }
 
-/// A life of Redis in milliseconds, with `--hz 500`: it checks for SIGTERM only that often, and
-/// without it ten times a second.
+/// Starts and stops Redis once, and returns the milliseconds. Redis checks for SIGTERM ten times a
+/// second by default, and 500 times with `--hz 500`.
 pub(crate) fn redis(who: Who) -> f64 {
     let scratch = Scratch::new();
     let dir = scratch.path().to_str().expect("a path in UTF-8");
@@ -305,8 +305,8 @@ pub(crate) fn redis(who: Who) -> f64 {
 
 // ---- many at once -------------------------------------------------------------------------------
 
-/// Many services, each up after `delay` milliseconds; all are ready before the first is stopped. By
-/// this crate with `start_all` and `stop_all`, by hand on as many threads.
+/// Starts many services, each up after `delay` milliseconds, and stops them once all are ready.
+/// Uses `start_all` and `stop_all` with this crate, and one thread for each service by hand.
 pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
     match who {
         Who::Mirakuru => {
@@ -331,7 +331,7 @@ pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
     }
 }
 
-/// The same services, each started and stopped by a thread of its own.
+/// Like [`together`] with this crate, but each service is started and stopped by its own thread.
 pub(crate) fn together_on_threads(count: usize, delay: u64) -> f64 {
     let recipe = listening(delay);
     on_threads(count, |_, all_are_ready| {

@@ -1,4 +1,4 @@
-//! Helpers of the benchmarks: figures, processes of their own, and comparisons.
+//! Helpers of the benchmarks.
 
 // Each benchmark uses only a part of this file.
 #![allow(dead_code)]
@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::processes::rss_kb;
 
-/// The median of the samples. Lags may be negative: the helper takes its time stamp a moment
-/// *after* it is ready.
+/// The median of the samples. A sample may be negative: a tool may notice readiness before the
+/// helper has taken its time stamp.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     assert!(!values.is_empty(), "nothing was measured");
     values.sort_by(f64::total_cmp);
@@ -36,18 +36,18 @@ pub(crate) fn lag(later: Duration, earlier: Duration) -> f64 {
     ms(later) - ms(earlier)
 }
 
-/// Whether figures are wanted: `cargo test --benches` runs a benchmark without this argument.
+/// Whether to measure. `cargo bench` passes this argument; `cargo test --benches` does not.
 pub(crate) fn is_asked_for() -> bool {
     env::args().any(|arg| arg == "--bench")
 }
 
 // ---- processes of their own ---------------------------------------------------------------------
 
-/// Some figures need a process of their own: the benchmark's binary again. This variable tells it
-/// its role.
+/// The environment variable with the role of a process. Some figures need a process of their own,
+/// which runs this binary again.
 const ROLE: &str = "MIRAKURU_BENCH_ROLE";
 
-/// The role of this process, and its arguments; `None` for the benchmark itself.
+/// The role of this process and its argument; `None` in the benchmark itself.
 pub(crate) fn own_role() -> Option<(String, String)> {
     let role = env::var(ROLE).ok()?;
     let (name, argument) = role.split_once(' ').unwrap_or((&role, ""));
@@ -61,7 +61,7 @@ pub(crate) fn role(role: &str) -> Command {
     command
 }
 
-/// The numbers that this binary prints in another role, one a line.
+/// Runs this binary in another role. Returns the numbers that it prints, one on each line.
 pub(crate) fn ask(what: &str) -> Vec<f64> {
     let output = role(what).output().expect("this binary");
     assert!(output.status.success(), "{what}: {}", output.status);
@@ -69,7 +69,7 @@ pub(crate) fn ask(what: &str) -> Vec<f64> {
     text.lines().map(|line| line.parse().expect("a number")).collect()
 }
 
-/// Memory that gives this process the wanted size.
+/// Memory that brings this process to the wanted size.
 pub(crate) fn ballast(megabytes: u64) -> Vec<u8> {
     let missing = (megabytes << 20).saturating_sub(rss_kb() << 10);
     vec![1; missing as usize]

@@ -1,4 +1,4 @@
-//! Tables in Markdown, which also read well as they are.
+//! Prints Markdown tables that can also be read as plain text.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ pub(crate) enum Align {
     Left,
 }
 
-/// Prints rows of cells, of which the first is the head.
+/// Prints a table. The first row is its head.
 pub(crate) fn print(rows: &[Vec<String>], align: Align) {
     let width = |column: usize| {
         rows.iter()
@@ -41,7 +41,7 @@ pub(crate) fn print(rows: &[Vec<String>], align: Align) {
     }
 }
 
-/// A figure with as many digits as are significant.
+/// Formats a number without digits that carry no information.
 pub(crate) fn number(value: f64) -> String {
     if value.abs() >= 100.0 {
         format!("{value:.0}")
@@ -56,7 +56,7 @@ pub(crate) fn target(words: &str, met: bool) -> String {
     format!("{words}: {result}")
 }
 
-/// The machine, and the time that the benchmark took.
+/// Describes the machine, and says how long the benchmark took.
 pub(crate) fn foot(took: Duration) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu

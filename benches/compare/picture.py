@@ -38,7 +38,7 @@ def number(value):
 def draw(title, subtitle, groups):
     """`groups` are pairs of a title and bars, which are pairs of who and milliseconds."""
     values = [value for _, bars in groups for _, value in bars]
-    # Lags of next to nothing, or less, end at the left edge; the number beside the bar tells.
+    # A negative or very small lag ends at the left edge; the number beside the bar tells its value.
     low = max(-2, math.floor(math.log10(min((v for v in values if v > 0), default=0.1))))
     high = math.ceil(math.log10(max(values, default=1)))
     scale = (WIDTH - LEFT - RIGHT) / (high - low)

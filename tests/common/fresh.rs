@@ -1,6 +1,6 @@
-//! Crates that depend on this one like a user's crate. They are written into the target directory,
-//! built offline with the versions of our lock file, and kept from one run to the next. So only the
-//! first run has to build the dependencies.
+//! Writes crates that depend on this one as a user's crate does. They are built offline in the
+//! target directory, with the versions of our lock file. The directory is kept, so only the first
+//! run builds the dependencies.
 
 // Each test binary uses only a part of this file.
 #![allow(dead_code)]
@@ -15,7 +15,7 @@ use super::common::{FRESH_TARGET, build_as_a_user, say};
 
 pub(crate) use super::common::root;
 
-/// Writes a package, and returns its folder. `manifest` follows the section `package`.
+/// Writes a package and returns its folder. `manifest` follows the section `[package]`.
 pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fresh").join(name);
     let manifest = format!(
@@ -26,8 +26,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     for (file, text) in files {
         write(&dir.join(file), text);
     }
-    // This uses the versions that are tested and downloaded. cargo removes unneeded versions from
-    // the file, which is no reason to write it again.
+    // Our lock file has the tested and downloaded versions. cargo removes unneeded versions from
+    // its copy, so a second file tells whether ours has changed.
     let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
     let origin = dir.join("Cargo.lock.origin");
     if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {
@@ -37,8 +37,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     dir
 }
 
-/// Leaves a correct file alone, so that nothing is built again. Otherwise puts the file into place
-/// in one step, because another test may do the same.
+/// Writes a file unless it already has this content, so that cargo does not build it again. The
+/// file appears in one step, because other tests may write it at the same time.
 fn write(path: &Path, text: &str) {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return;
@@ -53,13 +53,13 @@ fn write(path: &Path, text: &str) {
     fs::rename(&half, path).expect("the target directory");
 }
 
-/// cargo, in the folder of a package, as a user would run it.
+/// Prepares cargo in the folder of a package, as a user would run it.
 pub(crate) fn cargo(dir: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(dir);
     build_as_a_user(&mut command);
-    // Removes the variables by which our own runner, or the person who runs these tests, would
-    // influence the inner cargo.
+    // These variables of our own runner, or of the person who runs the tests, would affect the
+    // inner cargo.
     for (key, _) in env::vars_os() {
         if is_ours(&key) {
             command.env_remove(key);
@@ -74,7 +74,7 @@ fn is_ours(key: &OsString) -> bool {
     prefixes.iter().any(|prefix| key.starts_with(prefix))
 }
 
-/// Whether nextest, which is optional, is installed. If not, prints the tests that are left out.
+/// Whether nextest is installed, which is optional. If not, prints which tests are skipped.
 pub(crate) fn nextest(what: &str) -> bool {
     let found = cargo(root()).args(["nextest", "--version"]).output();
     let found = found.is_ok_and(|output| output.status.success());
@@ -86,12 +86,12 @@ pub(crate) fn nextest(what: &str) -> bool {
     found
 }
 
-/// The output of a command.
+/// The standard output of a command, followed by its standard error.
 pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Runs a command that must succeed.
+/// Runs a command that must succeed, and returns its output.
 #[track_caller]
 pub(crate) fn succeed(command: &mut Command) -> String {
     let output = command.output().expect("it can be executed");
@@ -100,8 +100,8 @@ pub(crate) fn succeed(command: &mut Command) -> String {
     text
 }
 
-/// A program that is built with `panic = "abort"`. It is the victim of `tests/it/teardown/cell.rs`,
-/// or that of `tests/it/flush.rs`, by its environment.
+/// Builds a program with `panic = "abort"`. Its environment makes it the victim of
+/// `tests/it/teardown/cell.rs` or of `tests/it/flush.rs`.
 pub(crate) fn built_with_abort() -> PathBuf {
     let module = |name: &str, file: &str| {
         format!(
@@ -126,8 +126,7 @@ pub(crate) fn built_with_abort() -> PathBuf {
         "[dependencies]\nmirakuru = { path = \"{root}\" }\n",
         &[("src/main.rs", &main)],
     );
-    // The option is for the program alone: a setting of the profile would build all of its
-    // dependencies once more.
+    // The option applies to the program alone. In the profile it would rebuild all dependencies.
     succeed(cargo(&dir).args(["rustc", "--bin", "aborts", "--", "-Cpanic=abort"]));
     Path::new(FRESH_TARGET).join("debug/aborts")
 }

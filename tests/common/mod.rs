@@ -1,8 +1,8 @@
-//! Helpers of the integration tests: the helper service, checks of processes by pid, and victims.
+//! Helpers of the integration tests: the helper service, checks of processes, and victims.
 //!
-//! A *victim* is a test process that is killed, or that must be alone to be measured. It is an
-//! `#[ignore]`d test of the same binary, which [`victim`] runs as a process of its own. Run by hand
-//! without its directory, it does nothing.
+//! A *victim* is a test process that is killed, or that must run alone. It is an `#[ignore]`d test
+//! of the same binary, which [`victim`] runs in a separate process. Without the directory that
+//! [`victim`] passes, it does nothing.
 
 // Each test binary uses only a part of this file.
 #![allow(dead_code)]
@@ -39,8 +39,8 @@ pub(crate) fn root() -> &'static Path {
 /// Time limit of every wait in a test. A success takes far less.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
-/// Sets a flag at the end of its scope, even if the test panics. Otherwise a thread that waits for
-/// the flag would keep a failed test for ever.
+/// Sets a flag when dropped, even if the test panics. Otherwise a thread that waits for the flag
+/// would keep a failed test running.
 pub(crate) struct SetAtTheEnd<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for SetAtTheEnd<'_> {
@@ -54,11 +54,11 @@ pub(crate) fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
     Executor::builder([ODD]).args(args).timeout(LONG)
 }
 
-/// The helper service as another server: started without mirakuru, killed at the end.
+/// The helper service as a foreign server: started without mirakuru, killed when dropped.
 pub(crate) struct OtherServer(Child);
 
 impl OtherServer {
-    /// Returns when the helper listens, or has done the work of its flags.
+    /// Returns when the helper prints that it is ready.
     pub(crate) fn start(args: &[&str]) -> OtherServer {
         let mut child = Command::new(ODD)
             .args(args)
@@ -87,8 +87,7 @@ impl Drop for OtherServer {
     }
 }
 
-/// Whether a text names a process: `redis-server (pid 812)`, optionally with more about it in the
-/// parentheses.
+/// Whether a text names a process, as in `redis-server (pid 812)` or `(pid 812, ..)`.
 pub(crate) fn names_pid(text: &str, pid: u32) -> bool {
     text.contains(&format!("(pid {pid})")) || text.contains(&format!("(pid {pid},"))
 }
@@ -104,23 +103,23 @@ pub(crate) fn error_of<T>(result: Result<T, Error>) -> Error {
 
 // ---- files --------------------------------------------------------------------------------------
 
-/// A directory that is removed at the end, unless the test fails.
+/// A directory that is removed when dropped, unless the test fails.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
     pub(crate) fn new() -> Scratch {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        // The path is short, because Unix sockets lie in the directory.
+        // The path is short, because a Unix socket's path has a limit.
         let name = format!(
             "mkt-{}-{}",
             std::process::id(),
             COUNT.fetch_add(1, Ordering::SeqCst)
         );
         let path = env::temp_dir().join(name);
-        // A killed process with this id, or one whose test failed, may have left such a directory.
+        // A process that was killed, or whose test failed, may have left this directory.
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).expect("a scratch directory");
-        // Services that run as another user need to pass through it.
+        // Services that run as another user must be able to enter it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
         Scratch(path)
     }
@@ -143,8 +142,8 @@ impl Drop for Scratch {
     }
 }
 
-/// Whether every process of the helper's tree with these flags can be found. If not, prints that
-/// the case is left out: the portable back end knows only the process group.
+/// Whether the tests can find all processes of the helper with these flags. The portable back end
+/// finds only processes of the group. If one is not found, prints that the case is skipped.
 pub(crate) fn is_found(flags: &[&str]) -> bool {
     let leaves_the_group = flags
         .iter()
@@ -223,12 +222,12 @@ pub(crate) fn monotonic() -> Duration {
 /// A process's state letter and its parent; `None` when there is no such process.
 pub(crate) fn stat(pid: u32) -> Option<(char, u32)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may contain anything, so the rest begins after the last parenthesis.
+    // The name may contain any character, so the other fields begin after the last parenthesis.
     let mut rest = text[text.rfind(')')? + 1..].split_whitespace();
     Some((rest.next()?.chars().next()?, rest.next()?.parse().ok()?))
 }
 
-/// Whether a process lives and is no zombie: even a zombie answers `kill(pid, 0)`.
+/// Whether a process lives and is not a zombie. (`kill(pid, 0)` succeeds for a zombie.)
 pub(crate) fn alive(pid: u32) -> bool {
     matches!(stat(pid), Some((state, _)) if state != 'Z' && state != 'X')
 }
@@ -242,8 +241,8 @@ pub(crate) fn all_pids() -> Vec<u32> {
         .collect()
 }
 
-/// The living processes whose command line has this text, for example a scratch directory's path.
-/// That includes forked children, which have their parent's command line.
+/// The living processes whose command line contains this text, for example a scratch directory's
+/// path. A forked child has its parent's command line.
 pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     let me = std::process::id();
     let mut pids = all_pids();
@@ -254,8 +253,8 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     pids
 }
 
-/// Fails unless two kinds of processes are gone within `bound`: those that recorded their pids in
-/// `pids`, and those with the scratch directory's path in their command line.
+/// Waits until two kinds of processes are gone, and fails after `bound`: those that recorded their
+/// pids in `pids`, and those with the scratch directory's path in their command line.
 #[track_caller]
 pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     let recorded = numbers(pids);
@@ -271,7 +270,7 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
         bound,
     );
     assert!(gone, "survivors: {left:?} of {recorded:?}");
-    // One pass may miss a process that forks and exits.
+    // A single pass may miss a process that forks and exits.
     for _ in 0..3 {
         thread::sleep(Duration::from_millis(10));
         let late = processes_with(path);
@@ -279,8 +278,8 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     }
 }
 
-/// All living descendants of a process, by their parents: for servers whose helpers have other
-/// titles. (A daemon has another parent.)
+/// All living descendants of a process, found by parent pid, without daemons. Some servers give
+/// their child processes other command lines.
 pub(crate) fn descendants(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = all_pids()
         .into_iter()
@@ -321,13 +320,13 @@ pub(crate) const SIGKILL: i32 = 9;
 pub(crate) const SIGSTOP: i32 = 19;
 pub(crate) const SIGTERM: i32 = 15;
 
-/// Sends a signal to one process that the test, or a service of it, has started.
+/// Sends a signal to a process of this test.
 pub(crate) fn send(pid: u32, signal: i32) {
     unsafe extern "C" {
         fn kill(pid: i32, signal: i32) -> i32;
     }
     assert!(pid > 1, "not a process of ours: {pid}");
-    // SAFETY: no memory is involved.
+    // SAFETY: `kill` accesses no memory.
     unsafe { kill(pid as i32, signal) };
 }
 
@@ -340,7 +339,7 @@ pub(crate) fn is_root() -> bool {
     unsafe extern "C" {
         fn geteuid() -> u32;
     }
-    // SAFETY: no memory is involved.
+    // SAFETY: `geteuid` accesses no memory.
     unsafe { geteuid() == 0 }
 }
 
@@ -364,7 +363,7 @@ pub(crate) fn entries(path: &str) -> usize {
 
 // ---- victims ------------------------------------------------------------------------------------
 
-/// The variable with the directory of a victim, which tells a process that it is a victim.
+/// The environment variable with a victim's directory. It tells a process that it is a victim.
 pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
 
 /// Fails, and shows what the process printed, unless it ended with status 0.
@@ -374,15 +373,15 @@ pub(crate) fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}\n{stdout}{stderr}", output.status);
 }
 
-/// The `#[ignore]`d test of this name ([`test_name`]) of this very binary, as a process of its own.
-/// Its [`victim_dir`] is `dir`, and so is its temporary directory.
+/// Prepares a process that runs one `#[ignore]`d test of this binary ([`test_name`]). `dir` is its
+/// [`victim_dir`] and its directory for temporary files.
 pub(crate) fn victim(name: &str, dir: &Path) -> Command {
     let mut command = captured_victim(name, dir);
     command.args(["--nocapture", "--test-threads=1"]);
     command
 }
 
-/// A [`victim`] whose output the harness captures, as when a person runs it.
+/// A [`victim`] whose output the harness captures, as it does by default.
 pub(crate) fn captured_victim(name: &str, dir: &Path) -> Command {
     victims(&[name], dir)
 }
@@ -398,24 +397,24 @@ pub(crate) fn victims(names: &[&str], dir: &Path) -> Command {
     command
 }
 
-/// The directory of a victim; `None` in any other process.
+/// The directory of this victim; `None` in any other process.
 pub(crate) fn victim_dir() -> Option<PathBuf> {
     env::var_os(VICTIM).map(PathBuf::from)
 }
 
 // ---- crates of others ---------------------------------------------------------------------------
 
-/// The target directory for crates that depend on this one like a user's crate. It is kept from one
-/// run to the next, so that only the first run has to build the dependencies.
+/// The target directory for crates that depend on this one as a user's crate does. It is kept, so
+/// only the first run builds the dependencies.
 pub(crate) const FRESH_TARGET: &str = if cfg!(mirakuru_portable) {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/fresh-portable")
 } else {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/readme")
 };
 
-/// Prepares a cargo that builds such a crate: in that directory, offline, without debug
-/// information, and with the back end of these tests. A crate outside this workspace gets the back
-/// end only through RUSTFLAGS, so this works however the tests got theirs.
+/// Makes cargo build such a crate in [`FRESH_TARGET`], offline, without debug information, and with
+/// the back end of these tests. RUSTFLAGS select the portable back end, because the crate is
+/// outside this workspace.
 pub(crate) fn build_as_a_user(command: &mut Command) {
     command
         .stdin(Stdio::null())
@@ -432,13 +431,13 @@ pub(crate) fn build_as_a_user(command: &mut Command) {
 
 // ---- the network --------------------------------------------------------------------------------
 
-/// A free port for tests that need a *fixed* one: below the range that the kernel gives away, and
-/// from a window that other test processes do not use. No port is given away twice.
+/// A free port for tests that need a *fixed* one. It is below the kernel's ephemeral range, and in
+/// a window that no other test process uses. Each call returns another port.
 pub(crate) fn fixed_port() -> u16 {
     /// Number of ports in a window: more than the tests of a binary take.
     const WINDOW: u16 = 500;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // The last port of a window. Its owner listens on it as long as it lives.
+    // The first port of this process's window. A listener on the last port reserves the window.
     static FIRST: OnceLock<(u16, TcpListener)> = OnceLock::new();
     let (first, _) = FIRST.get_or_init(|| {
         let begin = std::process::id() as u16 % 25;
@@ -451,8 +450,8 @@ pub(crate) fn fixed_port() -> u16 {
         assert!(n < WINDOW - 1, "no free port");
         let port = first + n;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            // A process that another test has just made has the listener as well, until it executes
-            // its program.
+            // A child that another test has just forked has a copy of the listener until it
+            // executes its program.
             assert!(wait_until(
                 || TcpStream::connect(("127.0.0.1", port)).is_err(),
                 LONG
@@ -484,13 +483,13 @@ pub(crate) fn who_answers(addr: impl ToSocketAddrs) -> u32 {
 
 // ---- programs -----------------------------------------------------------------------------------
 
-/// Prints past the capture of the test harness, which hides the output of a passing test.
+/// Prints to standard error directly, because the test harness hides the output of a passing test.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// The path of a program of a Debian package. If it is not installed, prints that and returns
-/// `None` (the test then returns); with `CI=true` in the environment the test fails.
+/// The path of an installed program. If it is missing, prints that the test is skipped and returns
+/// `None`; with `CI=true` in the environment the test fails.
 #[track_caller]
 pub(crate) fn require(program: &str) -> Option<PathBuf> {
     let found = find(program);
@@ -509,8 +508,8 @@ pub(crate) fn require(program: &str) -> Option<PathBuf> {
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let mut dirs: Vec<PathBuf> = env::split_paths(&env::var_os("PATH")?).collect();
     dirs.push("/usr/sbin".into());
-    // Debian keeps each version of PostgreSQL in a folder of its own, off PATH. The newest comes
-    // first.
+    // Debian keeps each version of PostgreSQL in its own folder outside PATH. The newest version
+    // comes first.
     let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -524,7 +523,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Prints that a test needs to be root.
+/// Prints that a part of a test is skipped, because it needs root.
 pub(crate) fn skip_without_root() {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     say(&format!("\n*** {test}: SKIPPED in part, needs to be root ***\n"));

@@ -1,7 +1,7 @@
-//! Names of tests, as the harness of their binary knows them.
+//! Names of tests, as the test harness knows them.
 
-/// The name of a test, from the test's path in this module: `test_name!(failing::a_panic)`. If the
-/// test is removed, this does not compile.
+/// The harness's name of a test, from its path in this module: `test_name!(failing::a_panic)`. If
+/// the test does not exist, this does not compile.
 #[allow(unused_macros)]
 macro_rules! test_name {
     ($($part:ident)::+) => {{
@@ -12,7 +12,7 @@ macro_rules! test_name {
 #[allow(unused_imports)]
 pub(crate) use test_name;
 
-/// `it::ports::racer` is `ports::racer` for the harness.
+/// Removes the crate's name: the harness knows `it::ports::racer` as `ports::racer`.
 pub(crate) fn without_the_crate(path: &'static str) -> &'static str {
     path.split_once("::").map_or(path, |(_, name)| name)
 }

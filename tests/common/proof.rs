@@ -1,13 +1,13 @@
-//! Two proofs for the tests of teardown that a tree of processes is gone, without a search for it.
+//! Two ways to prove that a tree of processes is gone, without a search for processes.
 //!
 //! - A [`Lifeline`] is a FIFO that every process of a tree holds open for writing, because each
-//!   inherits its standard input from the first. It reads as ended exactly when all of them are
-//!   gone: daemons, orphans, and chains that fork faster than a search.
-//! - A [`Process`] is a process id *and* its start time. So another process with the same number
-//!   does not count as a survivor. Neither does a zombie, which holds no files.
+//!   inherits its standard input from the first. The FIFO is at its end exactly when all of them
+//!   are gone: also daemons, orphans, and chains that fork faster than a search.
+//! - A [`Process`] is a process id *and* its start time. So a later process with the same id does
+//!   not count as a survivor. Neither does a zombie, which holds no files.
 //!
-//! Processes without the lifeline that did not tell their ids (the supervisors) are found by
-//! [`marked`], through their environment.
+//! Supervisors neither hold the lifeline nor tell their ids. [`marked`] finds them by their
+//! environment.
 
 // Each test binary uses only a part of this file.
 #![allow(dead_code)]
@@ -66,14 +66,14 @@ impl Lifeline {
     }
 }
 
-/// The end of a lifeline that a process holds.
+/// Opens a lifeline for writing. A process holds it as long as the file is open.
 pub(crate) fn hold(path: &Path) -> File {
-    // The FIFO is opened for both directions, so that the open does not wait for a reader.
+    // Opening for both directions does not wait for a reader.
     let file = OpenOptions::new().read(true).write(true).open(path);
     file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// One process. A later process with the same number does not count.
+/// One process. A later process with the same id is a different one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -85,7 +85,7 @@ impl Process {
     /// Finds a process. `None` if there is none, or only a zombie.
     pub(crate) fn of(pid: u32) -> Option<Process> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name may hold anything, so it ends with the last parenthesis.
+        // The name may contain any character, so it ends with the last parenthesis.
         let (name, rest) = text.rsplit_once(')')?;
         let (_, name) = name.split_once('(')?;
         let mut fields = rest.split_whitespace();
@@ -94,7 +94,7 @@ impl Process {
         }
         Some(Process {
             pid,
-            // The start time is field 22; the state was field 3.
+            // The start time is field 22 of the line, and the state above is field 3.
             started: fields.nth(18)?.parse().ok()?,
             name: name.to_owned(),
         })
@@ -109,8 +109,8 @@ impl Process {
     }
 }
 
-/// Prepares a command whose process will die by signals. A background job of a shell, which these
-/// tests may be, ignores SIGINT and SIGQUIT, and its children inherit that.
+/// Makes signals end the command's process. If these tests run as a background job of a shell, they
+/// ignore SIGINT and SIGQUIT, and their children inherit that.
 pub(crate) fn obeys_signals(command: &mut Command) {
     unsafe extern "C" {
         fn signal(signal: c_int, handler: usize) -> usize;
@@ -118,16 +118,16 @@ pub(crate) fn obeys_signals(command: &mut Command) {
     const SIG_DFL: usize = 0;
     let to_default = || {
         for number in [1, 2, 3, 15] {
-            // SAFETY: async-signal-safe, and no handler is installed.
+            // SAFETY: `signal` is async-signal-safe, and SIG_DFL installs no handler.
             unsafe { signal(number, SIG_DFL) };
         }
         Ok(())
     };
-    // SAFETY: between fork and exec it makes system calls alone.
+    // SAFETY: between fork and exec the closure only makes system calls.
     unsafe { command.pre_exec(to_default) };
 }
 
-/// The kernel's view of a process that should have ended: its state, and what it does with signals.
+/// The state and the signal masks of a process that should have ended.
 pub(crate) fn why_alive(pid: u32) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let wanted = [
@@ -140,14 +140,14 @@ pub(crate) fn why_alive(pid: u32) -> String {
 }
 
 /// The living processes with this directory, or a path in it, in their initial environment. A
-/// supervisor is a fork of the test process, and so has the test process's environment.
+/// supervisor has the environment of the test process, from which it was forked.
 pub(crate) fn marked(dir: &Path) -> Vec<u32> {
     let me = std::process::id();
     let dir = dir.as_os_str().as_bytes();
     let mut pids = all_pids();
     pids.retain(|&pid| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        // The whole name must match: `/tmp/mkt-7-1` is not `/tmp/mkt-7-12`.
+        // A longer name does not match: `/tmp/mkt-7-1` is not `/tmp/mkt-7-12`.
         let found = environment.split(|byte| *byte == 0).any(|entry| {
             let at = entry.windows(dir.len()).position(|part| part == dir);
             at.is_some_and(|at| matches!(entry.get(at + dir.len()), None | Some(b'/' | b' ')))
@@ -157,13 +157,13 @@ pub(crate) fn marked(dir: &Path) -> Vec<u32> {
     pids
 }
 
-/// All entries of mirakuru in this directory for temporary files, except for the locks of ports and
-/// paths, which stay.
+/// All entries of mirakuru under this directory, except for kept logs and for the locks of ports
+/// and paths.
 pub(crate) fn service_dirs(temp: &Path) -> Vec<String> {
     in_the_base(temp, false)
 }
 
-/// The service directories that have only a log.
+/// The service directories that hold nothing but a log.
 pub(crate) fn kept_logs(temp: &Path) -> Vec<String> {
     in_the_base(temp, true)
 }
@@ -175,7 +175,7 @@ fn in_the_base(temp: &Path, kept: bool) -> Vec<String> {
             continue;
         }
         for entry in fs::read_dir(base.path()).into_iter().flatten().flatten() {
-            // The list of kept logs is mirakuru's own.
+            // Both belong to mirakuru, not to a service.
             let is_own = entry.file_name() == "locks" || entry.file_name() == "kept-logs";
             if !is_own && is_kept_log(&entry.path()) == kept {
                 found.push(entry.path().display().to_string());

@@ -1,1 +1,1 @@
-//! Nothing: this package is its test.
+//! Empty: this package has only a test.

@@ -1,6 +1,6 @@
-//! Promises of the public interface that no other test would notice: above all, the traits that its
-//! types implement. Most of these tests fail to compile if a promise is broken. `repo_rules` checks
-//! that no type of a dependency appears in the interface.
+//! Promises of the public interface that no other test checks, above all the traits of its types.
+//! If a promise is broken, most of these tests do not compile. `repo_rules` checks that no
+//! dependency's type appears in the interface.
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};
@@ -45,7 +45,7 @@ fn recipes_and_conditions_are_plain_values() {
     is_a_value::<presets::Prefix>();
 }
 
-/// A fixture may be in a `static`, and a test may hand it to its threads.
+/// A fixture may be in a `static`, and a test may pass it to other threads.
 #[test]
 fn what_a_test_holds_can_be_used_by_any_thread() {
     travels::<Executor>();
@@ -97,7 +97,7 @@ fn common_traits_are_there() {
     becomes::<OwnedFd>();
 }
 
-/// An example is a list of conditions of different types.
+/// Users may keep conditions of different types in one list.
 #[test]
 fn a_readiness_can_be_a_trait_object() {
     let conditions: [Box<dyn Readiness>; 2] = [Box::new(NoWait), Box::new(Tcp::port(1))];
@@ -108,7 +108,7 @@ fn a_readiness_can_be_a_trait_object() {
     );
 }
 
-/// Sharing a handle does not hide any of its methods.
+/// `Shared` hides no method of the value in it.
 #[test]
 fn shared_has_no_methods_of_its_own() {
     struct Client;
@@ -125,7 +125,7 @@ fn shared_has_no_methods_of_its_own() {
     assert_eq!(CLIENT.try_get("key"), Some(3));
 }
 
-/// A recipe of one's own needs only public parts.
+/// Users can implement `Recipe` with public items alone.
 #[test]
 fn every_recipe_starts_in_the_same_way() {
     fn starts<R: Recipe>(_: fn(R) -> Result<R::Handle, Error>) {}
@@ -133,8 +133,8 @@ fn every_recipe_starts_in_the_same_way() {
     starts(<presets::RedisRecipe as Recipe>::start);
 }
 
-/// Every name at the facade's root, except for those used above: `cargo semver-checks` does not
-/// follow re-exports.
+/// Uses the names at the facade's root that no other test here uses, because `cargo semver-checks`
+/// does not follow re-exports.
 #[test]
 fn every_name_is_where_it_was() {
     use mirakuru::{

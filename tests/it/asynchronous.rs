@@ -1,4 +1,4 @@
-//! The verbs as futures: on a hand-made executor and on tokio with one thread.
+//! The async methods, under a hand-written executor and under tokio with one thread.
 
 use std::future::Future;
 use std::path::Path;
@@ -32,7 +32,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Awaits the future while another task of the same thread counts, and returns that count.
+/// Awaits a future while another task of the same thread counts. Returns both results.
 async fn beside<T>(future: impl Future<Output = T>) -> (T, u32) {
     let count = Arc::new(AtomicU32::new(0));
     let counts = tokio::spawn({
@@ -49,7 +49,7 @@ async fn beside<T>(future: impl Future<Output = T>) -> (T, u32) {
     (value, count.load(SeqCst))
 }
 
-/// A service that takes this long until it is ready, and as long again to end.
+/// A service that takes this long to become ready, and as long again to end.
 fn slow(milliseconds: u32) -> ExecutorBuilder<Banner> {
     let time = f64::from(milliseconds) / 1000.0;
     let script =
@@ -155,7 +155,7 @@ async fn a_stop_that_is_given_up_goes_on() {
     let first = service.pid();
     let given_up = timeout(Duration::from_millis(50), service.stop_async()).await;
     assert!(given_up.is_err());
-    // The old process is ending, so the new one has another id.
+    // The stop goes on, so the next start makes a new process.
     service.start_async().await.unwrap();
     assert_ne!(service.pid(), first);
     assert!(!is_there(first));
@@ -214,7 +214,7 @@ async fn it_is_started_again_after_a_panic_in_between() {
     assert_eq!(task.await.unwrap(), (true, true));
 }
 
-/// Returns the panic of a future.
+/// Awaits a future and returns its panic.
 struct CatchUnwind<F>(std::pin::Pin<Box<F>>);
 
 impl<F: Future> Future for CatchUnwind<F> {
@@ -246,7 +246,7 @@ async fn many_start_at_once_on_one_thread() {
     for start in starts {
         times.push(start.await.unwrap());
     }
-    // Each service began before any was ready.
+    // All starts began before any service was ready.
     let last_begun = times.iter().map(|(begun, _)| *begun).max();
     let first_ready = times.iter().map(|(_, ready)| *ready).min();
     assert!(last_begun < first_ready);
@@ -256,7 +256,7 @@ async fn many_start_at_once_on_one_thread() {
 mod fixtures {
     use super::*;
 
-    /// A service that is ready when both of them run.
+    /// One of two services that become ready only when both are running.
     fn one_of_two(number: u32) -> ExecutorBuilder<Check> {
         static RUN: AtomicU32 = AtomicU32::new(0);
         Executor::builder("sleep 600").wait_for(Check::new("both ran", move |_| {

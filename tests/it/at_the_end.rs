@@ -1,5 +1,5 @@
-//! The end of a service in relation to others: it ends before the services that it needs, and its
-//! command at the end cleans up things that are not its descendants.
+//! A service ends before the services that it needs, and its command at the end cleans up things
+//! that are not its descendants.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -16,9 +16,9 @@ use crate::common::{
     supervisors, test_name, victim, victim_dir, wait_until,
 };
 
-/// The way in which a victim ends.
+/// The environment variable with the way in which a victim ends.
 const DEATH: &str = "MIRAKURU_AT_THE_END_DEATH";
-/// The file into which each service writes its name when it ends.
+/// The environment variable with a file, into which each service writes its name when it ends.
 const ORDER: &str = "MIRAKURU_AT_THE_END_ORDER";
 
 const DATABASE: &str = "trap 'echo database >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
@@ -26,7 +26,7 @@ const DATABASE: &str = "trap 'echo database >>\"$1\"; exit 0' TERM; echo up; whi
 const APPLICATION: &str =
     "trap 'sleep 0.3; echo application >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
 
-/// A database, and an application that gets the database's address.
+/// Starts a database, and an application that gets the database's directory as an argument.
 fn start_two(order: &Path) -> (OutputExecutor, OutputExecutor) {
     let start = |script: &str, told: Option<&Path>| {
         Executor::builder(["sh", "-c", script, "sh"])
@@ -66,7 +66,7 @@ fn has_an_application_and_its_database() {
     }
 }
 
-/// The same two services, but the second knows only the name of the first.
+/// The same two services, but the application gets only the database's name.
 #[mirakuru::fixture]
 struct System {
     #[fixture(banner = "up", name = "database", cmd = ["sh", "-c", DATABASE, "sh"], arg = order())]
@@ -131,7 +131,7 @@ fn a_needed_service_ends_last_however_the_test_process_ends() {
             "SIGKILL" => send(child.id(), SIGKILL),
             "SIGTERM" => send(child.id(), SIGTERM),
             "SIGINT" => send(child.id(), SIGINT),
-            // This is the end of the victim's input.
+            // The victim reads the end of its input, and then ends by itself.
             _ => drop(child.stdin.take()),
         }
         child.wait().expect("it ends");
@@ -176,7 +176,7 @@ fn uses_an_application_of_the_run() {
     say_and_wait();
 }
 
-/// A runner of one test.
+/// A test runner with one test.
 #[test]
 #[ignore = "a victim"]
 fn runs_a_test() {
@@ -235,7 +235,7 @@ fn a_dependent_that_hangs_delays_a_needed_service_by_its_grace_only() {
     child.wait().expect("it ends");
     let order = scratch.path().join("order");
     assert!(wait_until(|| order.exists(), LONG), "the database has ended");
-    // The grace of 0.4 s, and the second that the kill may take.
+    // The bounds are the grace of 0.4 s, and some seconds for the kill on a busy machine.
     let took = begin.elapsed();
     assert!(
         took > Duration::from_millis(350) && took < Duration::from_secs(4),
@@ -268,15 +268,15 @@ fn has_a_dependent_that_hangs() {
 
 // ---- the command at the end ---------------------------------------------------------------------
 
-/// Runs a daemon that makes a record for each request, late, whether the client still lives or not.
-/// The test can wait until the last record is made.
+/// Runs a daemon that makes a record for each request after 200 ms, even if the client is gone. The
+/// test's argument tells whether all records are made.
 fn run_daemon<T>(dir: &Path, test: impl FnOnce(&dyn Fn() -> bool) -> T) -> T {
     const LATE: Duration = Duration::from_millis(200);
     let (requests, records) = (dir.join("requests"), dir.join("records"));
     fs::create_dir_all(&requests).unwrap();
     fs::create_dir_all(&records).unwrap();
     let is_over = AtomicBool::new(false);
-    // A request stays until its record is made.
+    // The daemon removes a request when it has made the record.
     let is_idle = || fs::read_dir(&requests).unwrap().count() == 0;
     thread::scope(|scope| {
         let _end = SetAtTheEnd(&is_over);
@@ -303,7 +303,7 @@ fn run_daemon<T>(dir: &Path, test: impl FnOnce(&dyn Fn() -> bool) -> T) -> T {
     })
 }
 
-/// A client of that daemon, as `docker run` is a client of Docker.
+/// A client of the daemon above, as `docker run` is a client of Docker.
 fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
     let dir = dir.display();
     let remove = format!("echo mk-{{id}} >>{dir}/calls; rm -f {dir}/records/mk-{{id}}");
@@ -315,7 +315,7 @@ fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
         .stop_timeout(Duration::from_millis(300))
 }
 
-/// Finds the names for which the command at the end was run, once for each run.
+/// The names for which the command at the end has run, once for each run.
 fn cleaned(dir: &Path) -> Vec<String> {
     let calls = fs::read_to_string(dir.join("calls")).unwrap_or_default();
     calls.lines().map(str::to_owned).collect()
@@ -372,7 +372,8 @@ fn a_failure_of_the_command_at_the_end_and_its_output_are_in_the_log() {
         service.logs().stderr(),
         "there is no such program\nmirakuru: the command at the end failed with status 127\n".repeat(2)
     );
-    // The hint is that of the service's own command, but for the way to a shell.
+    // The hint is the same as for the service's own command, but suggests another way to use a
+    // shell.
     let mut service = Executor::builder("sleep 60")
         .on_end("ls /none || true")
         .start()
@@ -382,7 +383,8 @@ fn a_failure_of_the_command_at_the_end_and_its_output_are_in_the_log() {
     let hint = "failed with status 2\nmirakuru: the command runs without a shell, and only a shell \
                 understands `||`: write `.on_end([\"sh\", \"-c\", \"..\"])`\n";
     assert_eq!(log.matches(hint).count(), 2, "{log}");
-    // One directory on PATH has the program, and it may not be executed. The next one has none.
+    // The program is in one directory on PATH, but may not be executed. The other directories do
+    // not have it.
     let scratch = Scratch::new();
     fs::write(scratch.file("clean-up"), "").expect("a file");
     let mut service = Executor::builder("sleep 60")
@@ -434,7 +436,7 @@ fn has_a_client_of_a_daemon() {
     loop {
         let service = client(&dir).start().expect("it starts");
         say(&service);
-        // After this pause, a kill at a random moment usually finds the service running.
+        // The pause is long, so that a kill at a random moment usually meets a running service.
         thread::sleep(Duration::from_millis(30));
         drop(service);
     }
@@ -446,7 +448,7 @@ fn say(service: &SimpleExecutor) {
     std::io::stdout().flush().expect("a reader");
 }
 
-/// `MIRAKURU_KILL_ROUNDS` is the number of rounds.
+/// `MIRAKURU_KILL_ROUNDS` sets the number of rounds.
 #[test]
 fn killed_at_any_moment_no_record_stays() {
     let rounds: usize = std::env::var("MIRAKURU_KILL_ROUNDS").map_or(8, |n| n.parse().expect("a number"));
@@ -483,21 +485,20 @@ fn killed_at_any_moment_no_record_stays() {
     }
 }
 
-/// Kills the test process. If `worker_first` is set, kills the worker of a service before it.
-/// Returns whether the supervisors have ended in time.
+/// Kills the test process, after the worker of its service if `worker_first` is set. Returns
+/// whether the supervisors have ended in time.
 fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
     thread::sleep(Duration::from_micros(random % 700_000));
-    // The test process is stopped, so that it starts no other service between the listing of its
-    // tree and its end.
+    // A stopped test process starts no other service while its tree is listed.
     send(child.id(), SIGSTOP);
     assert!(wait_until(
         || stat(child.id()).is_some_and(|(state, _)| state == 'T'),
         LONG
     ));
     let tree = descendants(child.id());
-    // The guard is the test process's child, and the worker is the guard's.
+    // The guard is a child of the test process, and the worker is a child of the guard.
     let parent = |pid: u32| stat(pid).map(|(_, parent)| parent);
     let is_worker = |pid: &&u32| parent(**pid).and_then(parent) == Some(child.id());
     if let Some(worker) = tree.iter().find(is_worker).filter(|_| worker_first) {
@@ -512,7 +513,8 @@ fn killed_once(dir: &Path, worker_first: bool) -> bool {
 
 // ---- signals to the whole tree ------------------------------------------------------------------
 
-/// A service in a session of its own that writes its name when it gets SIGTERM.
+/// A shell command for a service in a session of its own. It writes its name into the file `$1`
+/// when it gets SIGTERM.
 fn in_a_session_of_its_own(name: &str) -> String {
     format!(
         "setsid sh -c 'trap \"echo {name} >>$0; exit\" TERM; echo {name} is up; while :; do sleep 0.01; \
@@ -528,7 +530,7 @@ fn in_a_session_of_its_own(name: &str) -> String {
 fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
     let scratch = Scratch::new();
     let heard = scratch.file("heard");
-    // The main process ends after its descendant.
+    // The main process waits for its descendant before it ends.
     let script = format!(
         "trap : TERM; {} & while kill -0 $!; do wait $!; done; exit 0",
         in_a_session_of_its_own("session")
@@ -547,8 +549,8 @@ fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
 fn a_process_that_the_service_starts_at_its_end_may_finish() {
     let scratch = Scratch::new();
     let done = scratch.file("done");
-    // The clean-up begins after the stop signal, in a session of its own. It takes longer than the
-    // pause after which the signal goes to other sessions.
+    // After the stop signal, the service starts a clean-up in a session of its own. It begins so
+    // late that the stop signal must not reach it.
     let script = "trap 'sleep 0.02; setsid sh -c \"sleep 0.3; touch $1\"; exit 0' TERM; echo up; \
                   while :; do sleep 0.005; done";
     let mut service = Executor::builder(["sh", "-c", script, "sh", &done])

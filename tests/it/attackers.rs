@@ -1,4 +1,4 @@
-//! The power of others over a service and its supervisor: see `docs/guide/attackers.md`.
+//! How other processes can affect a service and its supervisor: see `docs/guide/attackers.md`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -53,7 +53,7 @@ fn a_service_of_another_user_reaches_its_own_directory_and_no_supervisor() {
         skip_without_root();
         return;
     }
-    // `$PPID` is the worker.
+    // `$PPID` is the worker, a supervisor of the service.
     let script = "touch \"$0/mine\" && echo wrote; kill -9 $PPID || echo refused; \
                   cat \"$0/../log\" || echo closed; ls \"$0/../..\" || echo hidden; echo up; exec sleep 60";
     let mut service = Executor::builder(["sh", "-c", script, "{dir}"])
@@ -67,7 +67,7 @@ fn a_service_of_another_user_reaches_its_own_directory_and_no_supervisor() {
     service.stop().unwrap();
 }
 
-/// A number from `/proc/PID/stat`, counted as proc(5) does.
+/// A number from `/proc/PID/stat`. Fields are numbered as in proc(5).
 #[cfg(target_os = "linux")]
 fn stat(pid: u32, field: usize) -> u32 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -76,7 +76,7 @@ fn stat(pid: u32, field: usize) -> u32 {
     field.unwrap().parse().unwrap()
 }
 
-/// Each user has locks of its own: the hint must not suggest a wait that never ends.
+/// Each user has separate locks. The hint must not suggest a wait that would never end.
 #[cfg(target_os = "linux")]
 #[test]
 #[cfg_attr(
@@ -91,7 +91,7 @@ fn no_queue_is_advised_for_the_port_of_another_users_test() {
     let port = fixed_port();
     let listen = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
                   print('up', flush=True); time.sleep(60)";
-    // A supervisor of that user, by its name.
+    // A process of another user with the name of a supervisor.
     let script = "printf mirakuru-worker >/proc/$$/comm; python3 -c \"$1\" $2 & trap 'kill $!' TERM; wait";
     let mut others = Command::new("setpriv")
         .args(NOBODY)
@@ -150,7 +150,7 @@ fn a_service_that_kills_the_group_of_its_worker_ends_with_all_its_descendants() 
         .start()
         .unwrap();
     let worker = supervisors(service.pid())[0];
-    // The service could do the same.
+    // This kill stands for one that the service itself sends.
     let killed = Command::new("kill")
         .args(["-9", "--", &format!("-{worker}")])
         .status();

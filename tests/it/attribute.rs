@@ -1,7 +1,7 @@
 //! `#[mirakuru::fixture(..)]` on test functions: every form of parameter, test attribute and return
 //! type.
 //!
-//! If a test must check the state after another test, it calls that test as an ordinary function.
+//! A test that checks the state after another test calls that test as an ordinary function.
 #![deny(warnings, clippy::pedantic)]
 #![forbid(unsafe_code)]
 #![allow(unnameable_test_items)]
@@ -34,7 +34,7 @@ fn alive(pid: u32) -> bool {
     })
 }
 
-// Parameters.
+// ---- parameters ---------------------------------------------------------------------------------
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = LISTENER)]
 #[test]
@@ -92,7 +92,7 @@ fn no_parameter() {
     assert_eq!(MARK, "marked");
 }
 
-// Below the test attribute, the attribute cannot see the test attribute.
+// The attribute cannot see a test attribute that stands above it.
 #[test]
 #[mirakuru::fixture(cmd = "sleep 60")]
 fn below_the_test_attribute() {}
@@ -103,7 +103,7 @@ fn below_the_test_attribute_with_a_result() -> Result<(), Error> {
     Ok(())
 }
 
-// Keys.
+// ---- keys ---------------------------------------------------------------------------------------
 
 #[cfg(feature = "http")]
 #[mirakuru::fixture(
@@ -187,7 +187,7 @@ fn an_address_that_is_computed(server: &TcpExecutor) {
     assert!(connects(server.addr()));
 }
 
-// Test attributes and return types.
+// ---- test attributes and return types -----------------------------------------------------------
 
 #[mirakuru::fixture(cmd = "sleep 60")]
 #[test]
@@ -253,7 +253,7 @@ fn an_inner_attribute(sleeper: &SimpleExecutor) {
     let nothing = sleeper;
 }
 
-/// The body's last expression borrows from what the attribute binds.
+/// The body's last expression borrows from a variable that the attribute defines.
 #[mirakuru::fixture(cmd = "sleep 60")]
 #[test]
 fn temporaries_end_before_the_service(sleeper: &SimpleExecutor) -> Result<(), String> {
@@ -263,7 +263,7 @@ fn temporaries_end_before_the_service(sleeper: &SimpleExecutor) -> Result<(), St
     }
 }
 
-// Names like ours.
+// ---- names that the attribute's expansion uses as well ------------------------------------------
 
 #[allow(dead_code)]
 mod names {
@@ -289,7 +289,7 @@ mod names {
     static SLEEPER: ::mirakuru::SimpleExecutor;
 }
 
-// Several fixtures.
+// ---- several fixtures ---------------------------------------------------------------------------
 
 #[mirakuru::fixture(cmd = "sleep 60")]
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = LISTENER)]
@@ -315,8 +315,7 @@ fn around_the_test_attribute(sleeper: &SimpleExecutor, server: &TcpExecutor) {
     assert!(sleeper.is_running() && server.is_running());
 }
 
-/// If the attribute is imported under another name, it is not recognised as one of ours, and
-/// expands by itself.
+/// Under another name, the attributes do not recognise each other, and each expands by itself.
 mod nested {
     use mirakuru::fixture as service;
     use mirakuru::{SimpleExecutor, TcpExecutor};
@@ -329,7 +328,7 @@ mod nested {
     }
 }
 
-// Recipes of the user's.
+// ---- recipes of users ---------------------------------------------------------------------------
 
 fn recipe(seconds: u32) -> ExecutorBuilder {
     Executor::builder("sleep").arg(seconds.to_string())
@@ -338,7 +337,7 @@ fn recipe(seconds: u32) -> ExecutorBuilder {
 #[mirakuru::fixture(scope = "process", cmd = "sleep 60")]
 static SLEEPER: SimpleExecutor;
 
-/// Two tests. Each fragment stands in invisible parentheses.
+/// Defines two tests. The compiler puts each fragment into invisible parentheses.
 macro_rules! written_by_a_macro {
     ($name:ident, $sleeper:ident: $ty:ty, $recipe:expr, $env:expr, $body:block) => {
         mod $name {
@@ -383,7 +382,7 @@ thread_local! {
     static FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A recipe whose handle notes when it is dropped, and whether the test had failed by then.
+/// A recipe whose handle records its drop, and whether the test had failed by then.
 struct Noted(&'static str);
 
 struct Note {
@@ -514,10 +513,10 @@ fn a_start_that_fails_is_not_the_panic_that_should_be() {
         unreachable!();
     }
 
-    test(); // It returns, so that a test runner reports a missing panic.
+    test(); // This returns. A test runner would report that the expected panic is missing.
 }
 
-/// A user's own readiness condition works like ours.
+/// A readiness condition of the user's own.
 #[derive(Clone)]
 struct Exists(&'static str);
 

@@ -1,7 +1,7 @@
-//! A service in a container of podman: its processes belong to the service's tree, and the command
-//! at the end removes the record. (`at_the_end` has a client of a daemon, like Docker's.)
+//! A service in a podman container. Its processes belong to the service's tree, and its command at
+//! the end removes the container. `at_the_end` tests a client of a daemon such as Docker.
 //!
-//! Without podman, or if it cannot make a container, each test prints that and does nothing.
+//! If podman is missing or cannot run a container, each test prints that and does nothing.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -19,13 +19,13 @@ use crate::common::{
 
 const IMAGE: &str = "mirakuru-odd-service";
 
-/// Podman with a storage of its own, so that the machine's own is untouched.
+/// Podman with separate storage, so that the user's own containers and images stay untouched.
 struct Podman {
     dir: PathBuf,
 }
 
 impl Podman {
-    /// Imports an image with the helper service. `None` if podman cannot run it.
+    /// Imports an image of the helper service. Returns `None` if podman cannot run it.
     fn usable(dir: &Path) -> Option<Podman> {
         let test = thread::current().name().unwrap_or("a test").to_owned();
         let skip = |reason: &str| say(&format!("\n*** {test}: SKIPPED, {reason} ***\n"));
@@ -56,13 +56,13 @@ impl Podman {
             .status();
         assert!(packed.expect("tar").success());
         let mut said = String::new();
-        // If a runtime cannot use this machine's control groups, the next one is tried.
+        // If one runtime cannot use this machine's control groups, tries the next.
         for runtime in ["", "crun", "runc"] {
             let engine = match runtime {
                 "" => String::new(),
                 _ => format!("[engine]\nruntime = \"{runtime}\"\n"),
             };
-            // Root in a container may not raise its limits, as podman would.
+            // podman raises these limits by default, which root in a container may not do.
             let limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1000:1000\"]\n";
             fs::write(dir.join("containers.conf"), limits.to_owned() + &engine).expect("a file");
             let imported = podman.run(&["import", tar.to_str().expect("UTF-8"), IMAGE]);
@@ -108,7 +108,7 @@ impl Podman {
         command.output().expect("podman")
     }
 
-    /// The recipe of the guide.
+    /// The recipe that the guide shows.
     fn service(&self) -> ExecutorBuilder<Tcp> {
         let on_end = ["rm", "-f", "-i", "-t", "0", "mk-{id}"].map(str::to_owned);
         Executor::builder(self.words())
@@ -129,7 +129,7 @@ impl Podman {
             .timeout(LONG)
     }
 
-    /// The names of all containers, also of those that have ended.
+    /// The names of all containers, including those that have ended.
     fn records(&self) -> String {
         let listed = self.run(&["ps", "--all", "--format={{.Names}} {{.Status}}"]);
         assert!(listed.status.success(), "{listed:?}");
@@ -139,7 +139,7 @@ impl Podman {
     fn mounts(&self) -> Vec<String> {
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
         let dir = self.dir.to_str().expect("UTF-8");
-        // Podman keeps a record of its storage, which goes with the directory.
+        // Podman also mounts its storage. That mount is not a container's.
         let is_container = |line: &&str| line.contains(dir) && line.contains("/merged");
         mounts.lines().filter(is_container).map(str::to_owned).collect()
     }
@@ -148,7 +148,7 @@ impl Podman {
 impl Drop for Podman {
     fn drop(&mut self) {
         if victim_dir().is_none() {
-            // `system reset` would also remove `/run/libpod`, which others use.
+            // `system reset` would also remove `/run/libpod`, which other podman processes use.
             let _ = self.run(&["rm", "--all", "--force", "--time=0"]);
             let _ = Command::new("umount").arg(self.dir.join("root/overlay")).output();
         }
@@ -194,7 +194,7 @@ fn say_up() {
     std::io::stdout().flush().expect("a reader");
 }
 
-/// `MIRAKURU_KILL_ROUNDS` is the number of rounds.
+/// `MIRAKURU_KILL_ROUNDS` sets the number of rounds.
 #[cfg_attr(
     mirakuru_portable,
     ignore = "the portable back end does not find processes that leave the process group"

@@ -1,6 +1,6 @@
-//! The report of each way to fail, as a person reads it.
+//! Compares the report of each kind of failure with the text that a person should read.
 //!
-//! `cargo test --test it diagnostics:: -- --nocapture --test-threads=1` shows them all.
+//! `cargo test --test it diagnostics:: -- --nocapture --test-threads=1` prints all reports.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -27,8 +27,8 @@ fn the_program_is_missing() {
             6379\n  \
          hint:       no directory on PATH has `rediss-server`; did you mean `redis-serve`?",
     );
-    // The package of a server that many tests use is known. If the server is installed outside
-    // PATH, the hint names its path instead.
+    // For a well-known server, the hint names the package. If the server is installed outside PATH,
+    // the hint names its path.
     let error = start(Executor::builder("beanstalkd").env("PATH", "/nowhere"));
     let text = report(&error);
     assert!(
@@ -217,7 +217,7 @@ fn not_allowed_as_root() {
 
 #[test]
 fn a_library_is_missing() {
-    // This is the helper itself, with the name of a library changed in it.
+    // A copy of the helper service needs a library that does not exist.
     let scratch = Scratch::new();
     let file = scratch.file("server");
     let mut program = fs::read(ODD).unwrap();
@@ -486,7 +486,7 @@ fn the_status_that_a_service_reports_is_shown() {
     );
 }
 
-/// The service chooses its port and prints it, so there is no race.
+/// The service chooses its port and prints it, so no other process can take it before.
 #[test]
 fn a_banner_tells_the_port() {
     let service = odd(["--listen", "127.0.0.1:0"])

@@ -40,7 +40,7 @@ fn a_simple_executor_is_ready_once_it_has_been_executed() {
 
 #[test]
 fn an_output_executor_is_ready_when_its_output_matches() {
-    // A banner counts on both streams, unless one is named.
+    // A banner may be on either stream, unless the condition names one.
     let out: [(&str, Banner); 2] = [
         ("--ready-line", Banner::matching("listening on \\d+")),
         ("--ready-line", Banner::matching("^listening on 80$").stdout()),
@@ -94,7 +94,7 @@ fn a_banner_may_be_wanted_several_times() {
 
 #[test]
 fn a_banner_of_an_earlier_start_does_not_count() {
-    // The service prints the banner only the first time: a restart must wait for a new one.
+    // The service prints the banner at its first start only, so the restart must time out.
     let scratch = Scratch::new();
     let flag = scratch.file("flag");
     let mut service = Executor::builder(format!(
@@ -158,8 +158,7 @@ fn a_unix_socket_executor_is_ready_when_it_accepts() {
         .unwrap();
     assert_eq!(service.path(), service.dir().join("socket"));
     UnixStream::connect(service.path()).unwrap();
-    // The file is not enough: a killed service leaves it behind, and is ready only once it has
-    // bound a new one.
+    // A killed service leaves its socket file behind.
     service.kill().unwrap();
     assert!(
         service.path().exists(),
@@ -177,8 +176,8 @@ fn a_socket_file_that_nobody_serves_is_not_ready() {
     let path = scratch.file("socket");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(Path::new(&path).exists());
-    // A process that another test makes at this moment serves the socket as well, until it executes
-    // its program.
+    // A child that another test has just forked has a copy of the socket until it executes its
+    // program.
     assert!(wait_until(|| UnixStream::connect(&path).is_err(), LONG));
     let service = odd([])
         .wait_for(UnixSocket::path(path.as_str()))
@@ -301,7 +300,8 @@ fn clears_the_environment() {
     std::fs::write(dir.join("printed"), printed.join("\n")).unwrap();
 }
 
-/// Without it, a program built for coverage writes its profile into its working directory.
+/// Without LLVM_PROFILE_FILE, a program built for coverage writes its profile into its working
+/// directory.
 #[test]
 fn a_cleared_environment_keeps_the_place_of_the_coverage_profile() {
     let scratch = Scratch::new();
@@ -372,7 +372,7 @@ fn standard_input_from_the_test() {
         .wait_until(Banner::matching("^typed by hand$"), LONG)
         .unwrap();
     assert!(service.take_stdin().is_none(), "there is one writer");
-    // The end of the file reaches the service: no other process holds the pipe open.
+    // The service sees the end of its input, because no other process holds the pipe open.
     drop(stdin);
     service.wait_until(done(), LONG).unwrap();
     service.stop().unwrap();
@@ -459,7 +459,7 @@ fn the_user_the_groups_and_the_mask() {
         assert_eq!(lines, ["65534", "65533", "65533 7 9", "0077", "done"]);
         service.stop().unwrap();
 
-        // Root's own groups are not passed on.
+        // Without `groups`, the service does not keep root's supplementary groups.
         let mut service = script(show)
             .uid(65534)
             .gid(65533)
@@ -508,7 +508,7 @@ fn the_log_keeps_the_streams_apart_and_the_lines_in_order() {
     for word in ["a", "b", "c", "half", "done"] {
         assert!(logs.lines().any(|line| line.contains(word)), "{text}");
     }
-    // A snapshot does not change later.
+    // `Logs` is a snapshot, and does not change later.
     service.stop().unwrap();
     assert_eq!(logs.to_string(), text);
 }
@@ -691,7 +691,7 @@ fn spawn_failures_are_told_apart() {
     );
     assert!(!not_found.contains("working directory"), "{not_found}");
 
-    // A relative path counts from the service's working directory, and is not searched on PATH.
+    // A relative path is resolved in the service's working directory, not on PATH.
     let error = error_of(
         Executor::builder("./no-such-program")
             .current_dir(scratch.path())

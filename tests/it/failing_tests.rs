@@ -1,4 +1,4 @@
-//! A test that fails shows the output of its services: under each harness, on a terminal, and for a
+//! A failing test shows the output of its services: under each harness, on a terminal, and for a
 //! shared service.
 
 use std::env;
@@ -26,7 +26,7 @@ static SHARED: Shared<SimpleExecutor> = Shared::new(|| {
     })
 });
 
-/// Makes the shared service print a line.
+/// Makes the shared service print a line, and waits until it is in the log.
 fn hears(line: &str) {
     let service = Shared::get(&SHARED);
     use std::sync::Mutex;
@@ -43,7 +43,7 @@ fn hears(line: &str) {
     assert!(wait_until(|| service.logs().stdout().contains(&heard), LONG));
 }
 
-/// Tests that fail, run by the tests below in processes of their own.
+/// Failing tests. The tests below run them in separate processes.
 mod failing {
     use super::*;
 
@@ -134,8 +134,8 @@ mod failing {
     }
 }
 
-/// Runs failing tests as a person would, with the harness's capture, one after the other. Returns
-/// their output.
+/// Runs failing tests one after the other, with the harness's capture as by default. Returns their
+/// standard output and standard error.
 fn run_failing(filter: &[&str]) -> (String, String) {
     let scratch = Scratch::new();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -192,7 +192,7 @@ fn a_missing_temp_dir_is_reported_with_its_remedy() {
     );
 }
 
-/// GitLab and GitHub find the log and the error in the output of the test.
+/// The output names the log and the error in the forms that GitLab and GitHub recognise.
 #[test]
 fn a_failing_test_tells_a_ci_server_where_the_log_is() {
     let run = |variable: &str| {
@@ -246,7 +246,7 @@ fn a_failing_test_shows_the_end_of_its_services_log() {
             "{test}:\n{text}"
         );
         assert!(!stderr.contains("the last words"), "past the capture: {stderr}");
-        // The log file is still there.
+        // The output names the log file, which is kept.
         let path = section(&stdout, test)
             .split("lines, in ")
             .nth(1)
@@ -294,12 +294,12 @@ fn a_failing_test_shows_what_a_shared_service_printed_meanwhile() {
     assert!(stdout.contains("shared_1_passes ... ok"), "{stdout}");
 }
 
-/// Under nextest each test is a process of its own, and its output is captured from outside.
+/// nextest runs each test in a process of its own, and captures its output from outside.
 #[test]
 fn nextest_shows_it_too() {
     let scratch = Scratch::new();
     for test in [test_name!(failing::a_panic), test_name!(failing::shared_2_fails)] {
-        // These are the variables of a test under nextest.
+        // nextest sets this variable for each test, and passes `--nocapture`.
         let output = victim(test, scratch.path()).env("NEXTEST", "1").output().unwrap();
         let text = format!(
             "{}{}",
@@ -315,8 +315,8 @@ fn nextest_shows_it_too() {
     }
 }
 
-/// A use of a `Shared` costs almost nothing: the bar is 1 µs, in an optimised build; the bound here
-/// is a generous one.
+/// A use of a `Shared` should cost less than 1 µs in an optimised build. The bound here allows for
+/// a debug build on a busy machine.
 #[test]
 fn the_use_of_a_shared_service_costs_next_to_nothing() {
     let _ = Shared::get(&SHARED);

@@ -1,8 +1,8 @@
-//! A service that writes into its database at its end still finds the database there, however a
-//! test process, or the runner of a run, ends.
+//! A service that writes into its database when it ends still finds the database running, however
+//! the test process or the run's runner ends.
 //!
-//! `MIRAKURU_FLUSH_REPEATS` is the number of times that each way is tested. Without it, a few of
-//! the ways are tested once. `tests/run --long` sets it.
+//! `MIRAKURU_FLUSH_REPEATS` sets how often each way to end is tested; `tests/run --long` sets it.
+//! Without it, only the ways in `USUAL` are tested, once.
 #![cfg(target_os = "linux")]
 
 mod order;
@@ -79,7 +79,7 @@ fn has_two_executors() {
 #[test]
 #[ignore = "a victim"]
 fn has_stacked_attributes(database: TcpExecutor, application: TcpExecutor) {
-    // Parameters end in the reverse order, too.
+    // Like parameters, these are dropped in the reverse order.
     let (_database, _application) = (database, application);
     end((), || {});
 }
@@ -127,7 +127,7 @@ fn uses_a_system_of_a_run() {
     end((), || {});
 }
 
-/// A runner of two test processes, one after the other, of which the first is killed.
+/// A runner of two test processes, one after the other. The first is killed.
 fn runs_tests(name: &str) {
     let Some(dir) = victim_dir() else { return };
     let run = format!("flush-{}", std::process::id());
@@ -151,7 +151,7 @@ fn runs_tests_with_a_system() {
     runs_tests(test_name!(uses_a_system_of_a_run));
 }
 
-/// Ends the victim from outside, or lets it end by itself.
+/// Sends the victim the signal that `death` names, or closes its input so that it ends by itself.
 fn kill(mut child: Child, death: &str) -> std::process::ExitStatus {
     let signal = match death {
         "SIGHUP" => 1,
@@ -172,10 +172,10 @@ fn kill(mut child: Child, death: &str) -> std::process::ExitStatus {
     status
 }
 
-/// The ways that are tested by default.
+/// The ways to end that are tested without `MIRAKURU_FLUSH_REPEATS`.
 const USUAL: [&str; 5] = ["scope end", "panic", "process::exit", "SIGTERM", "SIGKILL"];
 
-/// Takes the victim through these deaths.
+/// Lets the victim end in each of these ways, and checks that its application has flushed.
 fn assert_flushes(name: &str, deaths: &[&str]) {
     assert_program_flushes(|dir| victim(name, dir), deaths);
 }
@@ -205,7 +205,7 @@ fn assert_program_flushes(program: impl Fn(&Path) -> Command, deaths: &[&str]) {
     }
 }
 
-/// Starts the victim with the file of its services, and takes it through this death.
+/// Starts the victim with the database's file, and lets it end in this way.
 fn die_of(death: &str, mut victim: Command, file: &Path) {
     obeys_signals(&mut victim);
     victim
@@ -262,7 +262,7 @@ fn a_static_flushes_into_another() {
     assert_flushes(test_name!(has_statics), OF_A_PROCESS);
 }
 
-/// A program built with `panic = "abort"`: nothing unwinds.
+/// In a program built with `panic = "abort"` nothing unwinds.
 #[test]
 fn an_executor_flushes_into_another_where_a_panic_aborts() {
     if require("python3").is_none() {
@@ -277,8 +277,8 @@ fn an_executor_flushes_into_another_where_a_panic_aborts() {
     assert_program_flushes(command, &["panic"]);
 }
 
-/// The limit of the promise. A service has no time to flush if a process of its own supervisor is
-/// killed: it ends at once, whole. The service that it needs is left alone.
+/// The limit of the promise: a killed supervisor leaves its service no time to flush. All processes
+/// of the service end at once. The database is not affected.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -312,7 +312,7 @@ fn a_service_whose_supervisor_is_killed_ends_at_once_and_its_database_lives() {
     }
 }
 
-/// The ends of a runner. `runners.rs` tests the signals that a runner passes on.
+/// The ways in which a runner ends. `runners.rs` tests the signals that a runner passes on.
 const OF_A_RUNNER: &[&str] = &["scope end", "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGKILL"];
 
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]

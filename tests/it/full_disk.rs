@@ -1,4 +1,4 @@
-//! The log of a service on a disk that is full.
+//! What happens to a service's log when the disk is full.
 
 use std::process::{Command, Output};
 
@@ -17,8 +17,8 @@ fn fills_the_disk() {
     println!("{}", start(recipe));
 }
 
-/// As root, the disk is a small file system that is full. In any case there is a limit for files,
-/// which every user may set.
+/// The first run has a limit on the size of files, which every user may set. For root, a second run
+/// has a full file system.
 #[test]
 fn a_full_disk_loses_output_and_says_so() {
     let scratch = Scratch::new();
@@ -59,13 +59,14 @@ fn a_full_disk_loses_output_and_says_so() {
     }
 }
 
-/// Whether this process may mount a file system that no other process sees. If not, prints that.
+/// Whether this process may mount a file system that no other process sees. If not, prints a
+/// message.
 fn can_mount() -> bool {
     if !is_root() {
         skip_without_root();
         return false;
     }
-    // In a chroot whose root is no mount point, root may not either.
+    // Not even root may do this in a chroot whose root is not a mount point.
     let unshare = Command::new("unshare").args(["-m", "true"]).output();
     let may = unshare.is_ok_and(|output| output.status.success());
     if !may {

@@ -1,4 +1,4 @@
-//! The hint of an error: the reason for a failed wait, and the remedy.
+//! The hint of an error says why a wait failed, and how to mend it.
 
 use std::fs;
 use std::net::ToSocketAddrs as _;
@@ -12,13 +12,12 @@ fn sh(script: &str) -> ExecutorBuilder {
     Executor::builder(["sh", "-c", script])
 }
 
-/// The whole report of a service that ends.
+/// The whole report of a service that ends before it is ready.
 fn report<R: Readiness>(recipe: ExecutorBuilder<R>) -> String {
     error_of(recipe.timeout(LONG).start()).to_string()
 }
 
-/// The whole report of a service that runs, prints `up` when it has done its part, and is not
-/// ready.
+/// The whole report of a service that prints `up` and runs on, but is not ready in time.
 fn report_of_running<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>) -> String {
     timed_out(recipe, "up").to_string()
 }
@@ -91,10 +90,10 @@ fn a_command_that_wants_a_shell() {
         &report(glob.wait_for(Tcp::addr("127.0.0.1:{port}"))),
         "only a shell puts file names in place of `*.rs`: add `.shell(true)`",
     );
-    // The pattern is meant for the program itself.
+    // This pattern may be meant for the program itself.
     let literal = Executor::builder("ls --ignore *.rs /none").wait_for(Banner::matching("never"));
     assert!(!report(literal).contains("shell"));
-    // In a list each word is literal.
+    // In a list, the user wants each word to be literal.
     let list = Executor::builder(["false", "|", "sort"]).wait_for(Banner::matching("never"));
     assert!(!report(list).contains("shell"));
 }
@@ -184,7 +183,7 @@ fn another_process_is_not_taken_for_the_service_through_a_link_or_a_relative_nam
         holder.contains(&format!("(pid {})", std::process::id())),
         "{error}"
     );
-    // Binds by a relative name during the start, in a directory with another name for the test.
+    // The victim binds a socket by a relative path while the start waits for the absolute path.
     let status = victim(test_name!(binds_by_a_relative_name), scratch.path())
         .current_dir(scratch.path())
         .status()

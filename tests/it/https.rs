@@ -1,5 +1,5 @@
-//! `Http` and TLS: an `https://` URL is asked over TLS, and a server that speaks TLS on a plain
-//! port is recognised.
+//! `Http` asks an `https://` URL over TLS. If a server on a plain `http://` URL speaks TLS, the
+//! error says so.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::common::{Scratch, require};
 use crate::reports::{report, start};
 use mirakuru::{Executor, ExecutorBuilder, Http};
 
-/// A server that speaks TLS, if openssl is installed.
+/// A server that speaks TLS. `None` if openssl is not installed.
 fn tls_server(scratch: &Scratch) -> Option<ExecutorBuilder> {
     let openssl = require("openssl")?;
     let (key, certificate) = (scratch.file("key"), scratch.file("certificate"));
@@ -76,7 +76,7 @@ fn https_is_asked_over_tls() {
         .unwrap();
     assert_eq!(server.url(), format!("https://localhost:{}/", server.port()));
     server.kill().unwrap();
-    // This is a plain server that is asked over TLS.
+    // This server does not speak TLS.
     let text = report(&start(
         Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
             .wait_for(Http::get("https://127.0.0.1:{port}/"))

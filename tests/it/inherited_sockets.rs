@@ -10,7 +10,8 @@ use mirakuru::{Executor, Tcp};
 
 #[test]
 fn a_service_inherits_sockets_that_listen_already() {
-    // The service is ready long before it serves: a client waits meanwhile, and is served.
+    // The service starts at once, long before it serves. A client that connects meanwhile waits and
+    // gets an answer.
     let mut service = odd(["--delay", "300", "--inherited", "--ready-line", "serving"])
         .name("web server")
         .listen("127.0.0.1:{port}")
@@ -30,21 +31,20 @@ fn a_service_inherits_sockets_that_listen_already() {
         "{}",
         service.logs()
     );
-    // A stopped service has no sockets, and a restart has the same ports.
+    // While the service is stopped nothing listens. The restart listens on the same ports.
     service
         .stopped(|| assert!(TcpStream::connect(addr).is_err(), "somebody still listens"))
         .unwrap();
     assert_eq!(service.addr(), addr);
     assert_eq!(common::who_answers(addr), service.pid());
-    // Only the service has the sockets: they are closed when it ends, even by a kill.
+    // Only the service holds the sockets, so they are closed when it is killed.
     service.kill().unwrap();
     assert!(TcpStream::connect(addr).is_err(), "somebody still listens");
 }
 
 #[test]
 fn inherited_sockets_are_in_order_whatever_is_open() {
-    // There are so many sockets that some lie in the places of others. The program itself opens
-    // nothing.
+    // With so many sockets, some have descriptors whose numbers others must get in the service.
     let mut recipe = Executor::builder("sleep 60");
     for n in 0..20 {
         recipe = recipe.listen_as(format!("n{n}"), format!("127.0.0.1:{{port:n{n}}}"));

@@ -1,6 +1,6 @@
-//! The verbs of an executor, and what is left of a service after each of them: nothing.
+//! The methods of an executor. After each of them, nothing is left of the service.
 //!
-//! The file is long because each verb meets each kind of tree here.
+//! The file is long because it tests each method with each kind of process tree.
 
 use std::fs;
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use crate::common::{
 };
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, PidFile, Signal, Tcp, TcpExecutor};
 
-/// The helper on a port of its own.
+/// The helper service on a free port.
 fn listening<const N: usize>(args: [&str; N]) -> ExecutorBuilder<Tcp> {
     odd(["--listen", "127.0.0.1:{port}"])
         .args(args)
@@ -42,7 +42,7 @@ fn supervisors_sleep_while_nothing_happens() {
         .collect();
     let used = || -> u64 { supervisors.iter().map(|pid| ticks(*pid)).sum() };
     let before = used();
-    // The time in which nothing happens.
+    // Nothing happens in this time.
     std::thread::sleep(Duration::from_millis(500));
     assert!(
         !supervisors.is_empty() && used() - before <= 5,
@@ -81,7 +81,7 @@ fn restart_keeps_the_port() {
     assert!(!alive(first));
     assert_eq!(common::who_answers(address), service.pid());
 
-    // For a stopped service, a restart is a start.
+    // A restart of a stopped service is a start.
     service.stop().unwrap();
     service.restart().unwrap();
     assert_eq!(common::who_answers(address), service.pid());
@@ -122,7 +122,7 @@ fn a_change_that_cannot_be_started_leaves_the_service_running() {
         error
     };
     type Recipe = ExecutorBuilder<Tcp>;
-    // For a stopped service it is a start that fails.
+    // For a stopped service, `restart_with` is a start, which fails here.
     let error = change(&mut service, &|recipe| recipe.program(&absent), "no such file");
     assert!(!error.contains("runs on"), "{error}");
     service.start().unwrap();
@@ -148,7 +148,7 @@ fn a_change_that_cannot_be_started_leaves_the_service_running() {
         assert!(error.contains("the service runs on unchanged"), "{error}");
         assert!(service.is_running() && service.pid() == pid, "{error}");
     }
-    // The recipe has not changed, either.
+    // The failed changes have not changed the recipe, either.
     service.restart().unwrap();
     assert_ne!(service.pid(), pid);
 }
@@ -180,7 +180,7 @@ fn kill_does_not_ask() {
     assert_gone(&scratch, &pids, Duration::ZERO);
     assert_eq!(common::stamped(&stamp, "signal"), None, "it got no stop signal");
     service.start().unwrap();
-    // Otherwise its drop would wait for the service.
+    // Without this, the drop would wait for the service to stop by itself.
     service.kill().unwrap();
 }
 
@@ -267,7 +267,7 @@ fn pause_and_resume_reach_the_whole_tree() {
     service.resume().unwrap();
     assert!(all_are(false), "not everything was continued");
     assert_eq!(common::who_answers(service.addr()), service.pid());
-    // Stopped processes end all the same, and only the daemon needs its grace.
+    // `stop` also ends paused processes. Only the daemon uses up its grace.
     service.pause().unwrap();
     service.stop().unwrap();
     assert_gone(&scratch, &pids, Duration::ZERO);
@@ -328,7 +328,7 @@ fn a_bad_exit_has_its_status_and_the_tail() {
         "{error}"
     );
     assert!(error.to_string().contains("got SIGTERM"), "{error}");
-    // The service is down all the same, reports this once, and can be started again.
+    // After the error the service is down, later stops succeed, and it can be started again.
     assert!(!service.is_running() && !alive(pid));
     service.stop().unwrap();
     service.start().unwrap();
@@ -337,7 +337,7 @@ fn a_bad_exit_has_its_status_and_the_tail() {
 
 #[test]
 fn exits_that_are_fine() {
-    // A good exit is by the signal itself, with 0, or with the code of the recipe.
+    // Three exits are expected: the stop signal, status 0, and the status that the recipe allows.
     listening([]).start().unwrap().stop().unwrap();
     listening(["--exit-on-term", "0"])
         .start()
@@ -346,7 +346,7 @@ fn exits_that_are_fine() {
         .unwrap();
     let three = || listening(["--exit-on-term", "3"]).expected_exit(3);
     three().start().unwrap().stop().unwrap();
-    // The expected code is accepted in addition, not instead.
+    // `expected_exit` allows a status in addition to the stop signal.
     listening([]).expected_exit(3).start().unwrap().stop().unwrap();
 }
 
@@ -439,8 +439,8 @@ fn stopped_reports_a_failed_restart() {
     assert!(!service.is_running());
 }
 
-/// An executor that is started again and again checks the exit of its present service, not of an
-/// earlier one.
+/// An executor that is started many times checks the exit of its present process, not of an earlier
+/// one.
 #[test]
 fn each_failed_restart_is_told_as_what_it_is() {
     let scratch = Scratch::new();
@@ -521,13 +521,13 @@ fn a_line_that_was_printed_counts_although_the_service_has_ended() {
     }
 }
 
-/// A test may hang until its runner kills it, end the process, or outlive the harness (as after
-/// rstest's `#[timeout]`): then no success is ever reported.
+/// No success is reported if a test hangs until it is killed, exits the process, or outlives the
+/// harness (as with rstest's `#[timeout]`).
 #[test]
 fn the_log_is_kept_when_nobody_says_that_all_went_well() {
     let scratch = Scratch::new();
     for (number, end) in ["killed", "exit", "left behind", "well"].into_iter().enumerate() {
-        // The name is short: if the path of a socket in it would be too long, mirakuru uses `/tmp`.
+        // The name is short, because mirakuru uses `/tmp` if a socket's path would become too long.
         let temp = scratch.path().join(number.to_string());
         fs::create_dir(&temp).unwrap();
         let mut child = victim(test_name!(prints_and_ends), scratch.path())
@@ -646,7 +646,7 @@ fn needs_a_file(scratch: &Scratch) -> (Executor<Banner>, String) {
 
 // ---- every kind of tree, every end --------------------------------------------------------------
 
-/// The processes that a service may leave behind, and whether they use up the grace.
+/// The kinds of process trees, each with the helper's flags for it.
 const TREES: [(&str, &[&str]); 7] = [
     ("plain", &[]),
     ("grandchildren", &["--fork", "3"]),
@@ -734,7 +734,7 @@ fn panic_with_a_service() {
 
 // ---- what is left in the test process -----------------------------------------------------------
 
-/// Things that must not grow with the number of services.
+/// Counts that must not grow with the number of services.
 #[derive(Debug, PartialEq)]
 struct Left {
     descriptors: usize,
@@ -749,7 +749,7 @@ impl Left {
         Left {
             descriptors: entries("/proc/self/fd"),
             threads: entries("/proc/self/task"),
-            // This counts zombies.
+            // Zombies count as well.
             children: common::all_pids()
                 .into_iter()
                 .filter(|&pid| stat(pid).is_some_and(|(_, parent)| parent == me))
@@ -759,7 +759,7 @@ impl Left {
     }
 }
 
-/// Files and directories, at any depth.
+/// The number of files and directories below a directory, at any depth.
 fn files_under(dir: &Path) -> usize {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     entries
@@ -774,7 +774,7 @@ fn files_under(dir: &Path) -> usize {
         .sum()
 }
 
-/// The size of everything under a directory.
+/// The size of all files below a directory.
 fn bytes_under(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     entries
@@ -811,7 +811,8 @@ fn a_thousand_cycles() {
         assert!(service.is_running());
         service.stop().unwrap();
     };
-    // Things that are made once do not count: caches, the log's directory, the allocator's arenas.
+    // The first cycles allocate things only once: caches, the log's directory, the allocator's
+    // arenas.
     for _ in 0..50 {
         cycle();
     }
@@ -819,7 +820,7 @@ fn a_thousand_cycles() {
     for _ in 0..500 {
         cycle();
     }
-    // Now one executor is started again and again.
+    // Starts one executor many times.
     let mut service = listening([]).build().unwrap();
     for _ in 0..500 {
         service.start().unwrap();
@@ -856,11 +857,11 @@ fn flooded() {
         .wait_for(PidFile::path("{dir}/pid"))
         .start()
         .unwrap();
-        // The test does not participate: it only waits.
+        // The test only waits. It reads no output.
         let done = wait_until(|| common::stamped(&stamp, "flooded").is_some(), 2 * LONG);
         assert!(done, "the service hangs in its own output");
-        // Its last output may still be in a pipe. (All temporary files, including the log, are in
-        // the victim's directory.)
+        // The last output may still be in a pipe. The log is in the victim's directory, like all
+        // temporary files.
         let all = bytes.parse().unwrap();
         assert!(wait_until(|| bytes_under(&dir) >= all, LONG), "the last of it");
         let printed = bytes_under(&dir);
@@ -875,7 +876,7 @@ fn flooded() {
     assert!(grown < 2_000, "memory grew by {grown} kB");
 }
 
-/// Takes a lease on a file, so that every open of it waits for 45 s.
+/// Takes a lease on a file, which makes any other open of the file wait for 45 s.
 const LEASE: &str = "
 import fcntl, signal, sys, time
 signal.signal(signal.SIGIO, signal.SIG_IGN)

@@ -1,5 +1,5 @@
-//! Lines that a service logs while a test runs. The first twelve tests are the table of
-//! `docs/guide/logs.md`, one helper each.
+//! Lines that a service logs while a test runs. The first twelve tests are the rows of the table in
+//! `docs/guide/logs.md`.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use mirakuru::{
     Banner, Error, Executor, ExecutorBuilder, Mark, OutputExecutor, Shared, Signal, SimpleExecutor,
 };
 
-/// A service that runs a shell script, and is ready when it has printed `up`.
+/// A service that runs a shell script, and is ready when the script prints `up`.
 fn script(text: &str) -> OutputExecutor {
     recipe(text).start().unwrap()
 }
@@ -20,7 +20,7 @@ fn recipe(text: &str) -> ExecutorBuilder<Banner> {
         .wait_for(Banner::matching("^up$"))
 }
 
-/// A script that prints the words one after the other at each SIGHUP.
+/// A script that prints a line to stdout and a line to stderr at each SIGHUP.
 const SAYS: &str = "trap 'n=$((n+1)); echo \"job $n done\"; echo \"warn $n\" >&2' HUP; echo up; \
                     while :; do sleep 0.01; done";
 
@@ -207,7 +207,7 @@ fn panic_of(closure: impl FnOnce()) -> String {
     panic.downcast_ref::<String>().cloned().unwrap_or_default()
 }
 
-/// Waits for the last line of services that end right after it.
+/// Waits for the last line of services that end right after that line.
 fn last_words(rounds: u32, text: &str) {
     for round in 0..rounds {
         let mut service: SimpleExecutor = Executor::builder(text).shell(true).build().unwrap();
@@ -251,7 +251,7 @@ fn a_banner_counts_lines_from_its_mark_on() {
     service
         .wait_until(Banner::matching("reloaded").since(&first), LONG)
         .unwrap();
-    // From the same mark on, the same line counts again.
+    // The mark has not moved, so the same line counts again.
     service
         .wait_until(Banner::matching("reloaded").since(&first), LONG)
         .unwrap();
@@ -298,7 +298,8 @@ fn a_mark_of_another_service_is_refused() {
     let panics = std::panic::AssertUnwindSafe(|| service.logs_since(&mark));
     let panic = std::panic::catch_unwind(panics).expect_err("it panics");
     assert!(panic.downcast_ref::<String>().unwrap().ends_with(reason));
-    // The beginning is one of each service, and a mark stays good after a restart.
+    // The default mark, the beginning, is valid for every service. A mark stays valid after a
+    // restart.
     let mark = service.mark();
     service.restart().unwrap();
     service.wait_for_line(&mark, "up", LONG).unwrap();

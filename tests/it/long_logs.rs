@@ -1,4 +1,4 @@
-//! The log of a service that prints more than its log keeps.
+//! The log of a service that prints more than `log_limit`.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ use mirakuru::{Banner, Error, Executor, ExecutorBuilder, Mark, OutputExecutor, S
 
 const LIMIT: u64 = 64 * 1024;
 
-/// A script that prints `up`, and at each SIGHUP some 600 kB: more than nine times the limit.
+/// A script that prints `up`, and about 600 kB at each SIGHUP, which is over nine times the limit.
 const FLOODS: &str = "n=0; p=0123456789; p=$p$p$p$p$p$p$p$p; p=$p$p$p$p$p$p$p; \
                       more() { n=$((n+1)); i=0; while [ $i -lt 1000 ]; do i=$((i+1)); \
                       echo \"line $i of flood $n, $p\"; done; echo \"flood $n is over\" >&2; }; \
                       trap more HUP; echo up; while :; do sleep 0.01; done";
 
-/// The part of the script that floods the log.
+/// The part of the script that defines `more`, which floods the log.
 fn functions() -> &'static str {
     FLOODS.split("trap").next().unwrap()
 }
@@ -31,7 +31,7 @@ fn flood(service: &mut OutputExecutor, mark: &Mark, number: u32) {
     service.wait_for_line(mark, line.as_str(), LONG).unwrap();
 }
 
-/// The sizes of all parts of the log and its index.
+/// The total size of the log's files, including the index.
 fn size(service: &OutputExecutor) -> u64 {
     let log = service.logs().path().to_owned();
     let entries = fs::read_dir(log.parent().unwrap()).unwrap();
@@ -62,7 +62,7 @@ fn a_long_log_keeps_its_first_and_its_last_part() {
         gap[0].ends_with(" MB are left out here: the log has reached its limit]"),
         "{gap:?}"
     );
-    // Only the gap is missing.
+    // The output and the reported gap add up to all that was printed.
     let printed: u64 = logs.stdout().len() as u64 + logs.stderr().len() as u64 + logs.dropped();
     let line = |n: u32| {
         logs.lines()
@@ -73,7 +73,7 @@ fn a_long_log_keeps_its_first_and_its_last_part() {
         .sum();
     assert_eq!(printed, 2 * length + 3 + 2 * "flood 1 is over\n".len() as u64);
 
-    // A person who opens the file learns where the rest is.
+    // The end of the first file tells a reader where the rest is.
     let first = fs::read_to_string(logs.path()).unwrap();
     assert!(first.ends_with("the parts between are left out.]\n"), "{first}");
     service.stop().unwrap();
@@ -85,11 +85,11 @@ fn marks_and_lines_hold_across_what_a_log_leaves_out() {
     let before = service.mark();
     flood(&mut service, &before, 1);
     let between = service.mark();
-    // The mark is in a part that is left out by now.
+    // After this flood the log no longer has the part with the mark `between`.
     flood(&mut service, &between, 2);
     let last = service.mark();
     flood(&mut service, &last, 3);
-    // Earlier lines are not found after the mark, however many parts the log has had.
+    // Lines before a mark stay hidden, however many parts the log has had.
     assert_eq!(service.logs_since(&last).stderr(), "flood 3 is over\n");
     assert_eq!(service.logs_since(&service.mark()).to_string(), "");
     assert_eq!(service.logs_since(&service.mark()).dropped(), 0);
@@ -116,7 +116,7 @@ fn a_log_that_has_parts_goes_on_over_a_restart() {
     assert!(!log.parent().unwrap().exists(), "the parts go with the directory");
 }
 
-/// The index has more bytes than the output.
+/// For single bytes the log's index takes more space than the output.
 #[test]
 fn a_log_of_single_bytes_is_bounded_too() {
     let script =

@@ -1,4 +1,4 @@
-//! Looking on while tests run: `MIRAKURU_LIVE` and `MIRAKURU_KEEP`.
+//! Options to watch services while tests run: `MIRAKURU_LIVE` and `MIRAKURU_KEEP`.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -25,7 +25,7 @@ fn two_services_talk() {
     );
 }
 
-/// The harness captures the output of the test, and not that of the services.
+/// The harness captures the output of a test, but not the output that `MIRAKURU_LIVE` shows.
 #[test]
 fn what_services_print_is_shown_as_it_comes() {
     let run = |live: &str| shown(test_name!(two_services_talk), live);
@@ -46,7 +46,7 @@ fn what_services_print_is_shown_as_it_comes() {
     assert!(!run("0").contains(" | "));
 }
 
-/// The output of a victim whose services are shown.
+/// The standard error of a test with `MIRAKURU_LIVE` set to `live`.
 fn shown(test: &str, live: &str) -> String {
     let scratch = Scratch::new();
     let output = Command::new(env::current_exe().unwrap())
@@ -60,7 +60,7 @@ fn shown(test: &str, live: &str) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// A service that prints a word.
+/// A service that prints a word and then `up`.
 fn says(word: &str) -> ExecutorBuilder<Banner> {
     Executor::builder(format!("echo {word}; echo up; exec sleep 60"))
         .shell(true)
@@ -140,7 +140,8 @@ fn a_shared_service_of_a_failed_test_is_named_as_well() {
     );
 }
 
-/// Lets a test fail. The runner is a shell, which lives until it has read a line.
+/// Runs a failing test under a shell as its runner, which lives until it has read a line. The
+/// test's services must keep running until then.
 #[track_caller]
 fn assert_stays(test: &str, said: &str) {
     let scratch = Scratch::new();

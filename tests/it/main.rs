@@ -1,8 +1,8 @@
-//! The integration tests: one binary, because each further one must be linked, with one module for
-//! each topic.
+//! The integration tests, with one module for each topic. They are one binary because linking a
+//! binary takes time.
 //!
-//! Tests that need a process, a directory or an environment of their own are binaries beside this
-//! one; the head of each says why. `cargo test --test it ports::` runs one topic.
+//! Tests that need a process, a directory or an environment of their own are separate binaries; the
+//! head of each says why. `cargo test --test it ports::` runs one topic.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,7 +1,6 @@
-//! The behaviour of the back end for other Unixes where it differs, tested on Linux with
-//! `RUSTFLAGS="--cfg mirakuru_portable"`. All other tests run on it as well. Tests of features that
-//! it lacks carry the reason (`#[cfg_attr(mirakuru_portable, ignore = "..")]`), and
-//! `docs/guide/limits.md` lists them.
+//! Behaviour that differs on the back end for other Unixes, tested on Linux with `RUSTFLAGS="--cfg
+//! mirakuru_portable"`. All other tests run on that back end as well. If it lacks a feature, the
+//! tests of the feature are ignored with the reason, and `docs/guide/limits.md` lists them.
 #![cfg(mirakuru_portable)]
 
 use std::fs;
@@ -27,13 +26,12 @@ unsafe extern "C" {
     fn _exit(status: i32) -> !;
 }
 
-/// Here a daemon behaves otherwise than on Linux: its start fails, and the report does not say that
-/// nothing is left.
+/// On this back end the start of a daemon fails. The report says that the daemon may still run.
 #[test]
 fn a_daemon_is_not_found() {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
-    // The daemon is in a session of its own before the main process ends.
+    // The daemon gets a session of its own before the main process exits.
     let script = format!(
         "setsid sh -c 'echo $$ > {pids}; exec sleep 100' & until test -s {pids}; do sleep 0.01; done; exit 0"
     );
@@ -56,7 +54,7 @@ fn a_daemon_is_not_found() {
     assert_gone(&scratch, &pids, LONG);
 }
 
-/// If the holder of a port cannot be seen, no start waits for it.
+/// This back end cannot see the owner of a UDP port, so a start cannot wait for it.
 #[test]
 fn a_udp_port_is_not_waited_for_and_the_error_says_why() {
     let service = Executor::builder("sleep 100").wait_for(Udp::addr("127.0.0.1:{port}"));
@@ -68,8 +66,8 @@ fn a_udp_port_is_not_waited_for_and_the_error_says_why() {
     );
 }
 
-/// A fork of the test process lives on. It has a copy of the socket whose end of file would tell of
-/// the test process's end.
+/// The end of the test process normally closes its socket to the supervisor. Here a fork of the
+/// test process keeps a copy of the socket open.
 #[test]
 fn the_end_of_the_test_process_is_noticed_without_its_socket() {
     let scratch = Scratch::new();
@@ -112,7 +110,7 @@ fn dies_and_leaves_a_fork() {
     .wait_for(Tcp::addr("127.0.0.1:{port}"))
     .start()
     .unwrap();
-    // SAFETY: the child makes system calls alone, and never comes back.
+    // SAFETY: the child only makes system calls and never returns.
     let child = unsafe {
         let child = fork();
         if child == 0 {
@@ -127,14 +125,14 @@ fn dies_and_leaves_a_fork() {
     thread::sleep(LONG);
 }
 
-/// There is no call that closes all descriptors; those with high numbers are closed as well.
+/// Some systems have no call that closes all descriptors, so each one is closed by its number.
 #[test]
 fn a_descriptor_with_a_high_number_does_not_leak() {
     let scratch = Scratch::new();
     let path = scratch.file("held");
     let file = fs::File::create(&path).unwrap();
     const HIGH: i32 = 3000;
-    // SAFETY: nobody else in this process has so many, and the copy, which programs inherit, is
+    // SAFETY: no other code in this process uses a descriptor with this number, and the copy is
     // closed below.
     assert_eq!(unsafe { dup2(file.as_raw_fd(), HIGH) }, HIGH);
     let mut service = Executor::builder("sleep 100").start().unwrap();
@@ -147,12 +145,12 @@ fn a_descriptor_with_a_high_number_does_not_leak() {
             assert_ne!(target.to_str(), Some(path.as_str()), "held by {pid}");
         }
     }
-    // SAFETY: as above.
+    // SAFETY: the descriptor is the copy made above, and nothing else uses it.
     unsafe { close(HIGH) };
     service.stop().unwrap();
 }
 
-/// The supervisor is an ordinary child, which a `waitpid(-1)` of the test's can reap first.
+/// The supervisor is an ordinary child process, so the test's own `waitpid(-1)` may reap it first.
 #[test]
 fn somebody_else_may_wait_for_the_supervisor() {
     let scratch = Scratch::new();
@@ -174,7 +172,7 @@ fn waits_for_every_child() {
         let _end = SetAtTheEnd(&over);
         scope.spawn(|| {
             while !over.load(Ordering::SeqCst) {
-                // SAFETY: nobody wants the status.
+                // SAFETY: a null pointer is allowed if the status is not wanted.
                 unsafe { waitpid(-1, std::ptr::null_mut(), 0) };
                 thread::sleep(Duration::from_micros(50));
             }

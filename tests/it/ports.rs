@@ -1,5 +1,5 @@
-//! Ports: chosen ones never collide, fixed ones go to one test after another, and some belong to
-//! another process.
+//! Chosen ports never collide, and tests use a fixed port one after another. If another process has
+//! the port, the error names it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -46,8 +46,8 @@ fn a_hundred_executors_side_by_side_get_a_hundred_ports() {
     assert_eq!(ports.len(), 100);
 }
 
-/// A server that binds UDP without any option, after a while, and answers each datagram with its
-/// pid.
+/// A server that binds a UDP port after a moment, without any option, and answers each datagram
+/// with its pid.
 fn udp_server(addr: &str) -> ExecutorBuilder<Udp> {
     let script = "
 import os, socket, sys, time
@@ -118,7 +118,7 @@ fn udp_servers_keep_their_ports_beside_many_who_ask_for_any_port() {
     ignore = "the portable back end cannot see the owner of a UDP port"
 )]
 fn a_fixed_udp_port_in_use_names_its_holder() {
-    // No connection of another process has this number for TCP: it is below the ephemeral range.
+    // The port is below the ephemeral range, so no other process's connection uses it for TCP.
     let mut tried = std::iter::from_fn(|| Some(UdpSocket::bind(("127.0.0.1", fixed_port()))));
     let taken = tried.find_map(Result::ok).unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -135,11 +135,12 @@ fn a_fixed_udp_port_in_use_names_its_holder() {
             .contains(&format!("(pid {})", std::process::id())),
         "{error}"
     );
-    // A TCP port of the same number is a different port.
+    // TCP and UDP ports of the same number are independent.
     let mut tcp = TcpListener::bind(&addr);
     let _ = wait_until(
         || {
-            // For a moment a fork of this process may have the socket that chose the port.
+            // A fork of this process may briefly hold the socket with which `fixed_port` tested the
+            // port.
             tcp.is_ok() || {
                 tcp = TcpListener::bind(&addr);
                 false
@@ -152,7 +153,7 @@ fn a_fixed_udp_port_in_use_names_its_holder() {
     let mut started = udp_server(&addr).start();
     let _ = wait_until(
         || {
-            // A fork of this process may have the socket for a moment.
+            // A fork of this process may briefly hold the socket.
             if started.is_err() {
                 started = udp_server(&addr).start();
             }
@@ -177,7 +178,7 @@ fn a_reserved_port_is_for_a_server_in_the_test_itself() {
     let port = Port::reserve().unwrap();
     let addr = port.addr();
     assert_eq!(addr.port(), port.number());
-    // Meanwhile no service gets the port.
+    // No service gets a port that the test has reserved.
     let other = chosen().start().unwrap();
     assert_ne!(other.port(), port.number());
     let listener = port.into_listener();
@@ -203,7 +204,7 @@ fn test_processes_side_by_side_get_different_ports() {
     let file = scratch.file("ports");
     let all = wait_until(|| numbers(&file).len() >= 80, LONG);
     let ports = numbers(&file);
-    // All ports are held until here; now each process gets the end of its input.
+    // All ports were held at the same time. Closing their input lets the processes end.
     for process in &mut processes {
         drop(process.stdin.take());
     }
@@ -252,7 +253,7 @@ fn a_port_is_kept_while_the_service_is_stopped() {
 
 #[test]
 fn a_service_without_reuseaddr_gets_a_port_as_well() {
-    // A reservation that the service cannot bind over shows as "address in use".
+    // Without SO_REUSEADDR, the service could not bind a port that a reservation still holds.
     for _ in 0..5 {
         let mut service = odd(["--no-reuseaddr", "--listen", "127.0.0.1:{port}"])
             .wait_for(Tcp::addr("127.0.0.1:{port}"))
@@ -273,7 +274,7 @@ fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     let pids = scratch.file("pids");
     let taken = thread::scope(|scope| {
         let thief = scope.spawn(|| {
-            // The first service has its port on its command line, and binds it late.
+            // The service's command line has its port, which it binds only after 300 ms.
             assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
             let line = fs::read(format!("/proc/{}/cmdline", numbers(&pids)[0])).unwrap();
             let line = String::from_utf8(line).unwrap();
@@ -298,8 +299,8 @@ fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     assert!(numbers(&pids).into_iter().all(|pid| !alive(pid)));
 }
 
-/// Leaves a connection in TIME_WAIT on the service's port: its side closes first, because it is
-/// stopped.
+/// Leaves a connection in TIME_WAIT on the service's port, because the stopped service closes its
+/// side first.
 fn linger(service: &mut TcpExecutor) {
     let mut clients: Vec<TcpStream> = (0..3)
         .map(|_| TcpStream::connect(service.addr()).unwrap())
@@ -328,7 +329,7 @@ fn a_restart_keeps_its_port_although_closed_connections_linger() {
         assert_eq!(service.addr(), address);
         assert_eq!(who_answers(address), service.pid());
     }
-    // A fixed port is freed as well.
+    // A fixed port is freed like a chosen one.
     let port = fixed_port();
     let mut service = odd(["--no-reuseaddr", "--listen", &format!("127.0.0.1:{port}")])
         .wait_for(Tcp::port(port))
@@ -351,7 +352,7 @@ fn a_restart_whose_port_cannot_be_had_says_why() {
         .start()
         .unwrap();
     let address = service.addr();
-    // The client keeps its end open.
+    // The client keeps its end of the connection open.
     let client = TcpStream::connect(address).unwrap();
     assert_eq!(who_answers(address), service.pid());
     let error = error_of(service.restart()).to_string();
@@ -417,7 +418,7 @@ fn output_that_speaks_of_something_in_use_starts_nothing_again() {
 
 // ---- ports that somebody has --------------------------------------------------------------------
 
-/// The error must name the port and the process, and nothing may have been started.
+/// Fails unless the error names the port and the process.
 #[track_caller]
 fn assert_already_running(error: &Error, port: u16, pid: u32) {
     let Error::AlreadyRunning { holder, endpoint, .. } = error else {
@@ -467,8 +468,8 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn another_server_on_the_port_is_refused_whatever_it_does_there() {
-    // A socket that is bound and does not listen only disturbs programs that do not share, and that
-    // cannot be known before.
+    // `--bind-only` alone is not here. Such a socket disturbs only services without SO_REUSEADDR,
+    // and mirakuru cannot know what a service will set.
     let ways: [&[&str]; 4] = [
         &["--listen"],
         &["--no-reuseaddr", "--listen"],
@@ -478,7 +479,7 @@ fn another_server_on_the_port_is_refused_whatever_it_does_there() {
     for how in ways {
         let port = fixed_port();
         let other = OtherServer::start(&[how, &[&format!("127.0.0.1:{port}")]].concat());
-        // Only services of mirakuru wait for each other. Another server is an error at once.
+        // `queue` waits for services of mirakuru only. Another server is an error at once.
         for queue in [false, true] {
             let error = error_of(fixed(port).queue(queue).start());
             assert_already_running(&error, port, other.pid());
@@ -503,8 +504,7 @@ fn another_server_on_every_address_is_refused_too() {
     ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_listener_of_the_test_itself_is_another_server_too() {
-    // The port is outside the kernel's own range: otherwise it could be another client's port when
-    // it is free again.
+    // The kernel gives this port to no client, so it stays free once the listener is closed.
     let port = fixed_port();
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     assert_already_running(&error_of(fixed(port).start()), port, std::process::id());
@@ -514,7 +514,7 @@ fn a_listener_of_the_test_itself_is_another_server_too() {
 
 #[test]
 fn a_port_full_of_closed_connections_is_free() {
-    // TIME_WAIT on the port does not disturb a server with SO_REUSEADDR.
+    // A server with SO_REUSEADDR can bind a port with connections in TIME_WAIT.
     let port = fixed_port();
     for _ in 0..3 {
         let mut service = fixed(port).start().unwrap();
@@ -553,7 +553,7 @@ fn a_wait_for_the_port_does_not_count_towards_the_timeout() {
     let mut first = fixed(port).start().unwrap();
     thread::scope(|scope| {
         let second = scope.spawn(|| fixed(port).queue(true).timeout(Duration::from_secs(4)).start());
-        // This is longer than the timeout of the start that waits.
+        // The wait is longer than the second start's timeout of 4 s.
         thread::sleep(Duration::from_millis(4500));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());
@@ -606,7 +606,7 @@ fn a_killed_test_process_gives_its_port_back() {
     ));
     thread::scope(|scope| {
         let next = scope.spawn(|| fixed(port).queue(true).start());
-        // By now the next start probably waits. If it does not, it still gets the port.
+        // The next start probably waits by now. If not, it still gets the port.
         thread::sleep(Duration::from_millis(50));
         holder.kill().unwrap();
         holder.wait().unwrap();
@@ -635,7 +635,7 @@ fn services_on_the_same_socket_path_wait_for_each_other_as_well() {
     assert!(error.to_string().contains(&path), "{error}");
     thread::scope(|scope| {
         let second = scope.spawn(|| recipe.clone().queue(true).start());
-        // By now the second start probably waits. If it does not, it still gets the path.
+        // The second start probably waits by now. If not, it still gets the path.
         thread::sleep(Duration::from_millis(50));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());

@@ -35,7 +35,7 @@ fn takes_long() {
 #[test]
 fn a_long_start_says_so() {
     let scratch = Scratch::new();
-    // The harness captures the output, but the progress is shown all the same.
+    // The harness captures the test's output, but the progress report is still shown.
     let run = |quiet: &str| {
         let output = captured_victim(test_name!(takes_long), scratch.path())
             .env("MIRAKURU_QUIET", quiet)
@@ -65,7 +65,7 @@ fn a_long_start_says_so() {
     assert!(!quiet.contains("mirakuru: "), "{quiet}");
 }
 
-/// On a terminal the report is one line, which is overwritten, and removed at the end.
+/// On a terminal the progress report is one line, which is overwritten and removed at the end.
 #[test]
 fn on_a_terminal_progress_is_one_line() {
     let Some(script) = require("script") else {
@@ -88,7 +88,7 @@ fn on_a_terminal_progress_is_one_line() {
     let text = String::from_utf8_lossy(&output.stdout);
     let drawn: Vec<&str> = text.split("\r\u{1b}[2K").collect();
     assert!(drawn.len() >= 3, "drawn, and taken away: {text:?}");
-    // The time is 2 s, and more on a busy machine.
+    // The first report comes after 2 s, or later on a busy machine.
     let after = drawn[1].strip_prefix("mirakuru: slow is not ready after ");
     let seconds: Option<u32> = after.and_then(|after| after.split_once(" s; awaited: ")?.0.parse().ok());
     assert!(seconds.is_some_and(|seconds| seconds >= 2), "{text:?}");

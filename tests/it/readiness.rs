@@ -1,4 +1,4 @@
-//! Readiness conditions, and the errors if the service ends first.
+//! Readiness conditions, and the errors of services that end before they are ready.
 
 use std::fs;
 use std::io::{self, Read};
@@ -20,7 +20,8 @@ use mirakuru::{
 
 // ---- HTTP ---------------------------------------------------------------------------------------
 
-/// Waits until the log has a text: output takes a moment from the service into the log.
+/// Waits until the log contains a text, because output takes a moment to reach the log. Returns the
+/// log.
 fn log_with<R: Readiness>(service: &Executor<R>, text: &str) -> String {
     let there = wait_until(
         || {
@@ -150,12 +151,12 @@ fn conditions_combine() {
     assert!(matches!(error_of(never.start()), Error::Timeout { .. }));
 }
 
-/// The second half of an `And` does not wait for output until the supervisor was asked to report
-/// it.
+/// In an `And`, the second condition must first ask the supervisor to report output. Output that
+/// comes right after that must not be missed.
 #[test]
 fn output_that_follows_another_condition_is_noticed_at_once() {
     let scratch = Scratch::new();
-    // Without this variable, the line about a long start would wake it.
+    // Otherwise the progress report of a long start would also wake the waiting test.
     let status = victim(test_name!(waits_for_output_after_something_else), scratch.path())
         .env("MIRAKURU_QUIET", "1")
         .status()
@@ -212,8 +213,8 @@ fn a_program_that_is_asked_dies_with_the_test() {
 #[ignore = "a victim"]
 fn asks_a_program() {
     let Some(dir) = victim_dir() else { return };
-    // Its children, one of them in a session of its own. The test is killed meanwhile. (The
-    // portable back end does not find processes that leave the group.)
+    // The asked program has two children, one of them in its own session. The portable back end
+    // would not find the latter.
     let setsid = if cfg!(mirakuru_portable) { "" } else { "setsid " };
     let script =
         format!("sleep 300 & echo $! >> pids; {setsid}sh -c 'echo $$ >> pids; exec sleep 300' & wait");
@@ -234,8 +235,8 @@ fn the_service_can_say_so_itself() {
     service.stop().unwrap();
 }
 
-/// As `systemd-notify --ready` does: a barrier comes after READY=1, and its sender waits until the
-/// descriptor in it is closed.
+/// A script that works like `systemd-notify --ready`: after READY=1 it sends a barrier, and waits
+/// until the receiver closes the barrier's descriptor.
 const BARRIER: &str = "
 import array, os, select, socket, time
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ['NOTIFY_SOCKET'])
@@ -294,7 +295,7 @@ fn has_a_service_manager() {
         assert!(!printed.contains(name), "{printed}");
     }
     service.stop().unwrap();
-    // The recipe's own variable has precedence.
+    // The recipe's own variable takes precedence.
     let own = print_one("NOTIFY_SOCKET").env("NOTIFY_SOCKET", "mine");
     let mut service = own.wait_for(Banner::matching("^<mine>$")).start().unwrap();
     service.stop().unwrap();
@@ -324,7 +325,7 @@ fn a_coloured_line_is_matched_as_it_is_shown() {
 #[test]
 fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
     let scratch = Scratch::new();
-    // Without this variable, the line about a long start would wake them.
+    // Otherwise the progress report of a long start would also wake the waiting tests.
     let status = victim(test_name!(waits_for_notifications), scratch.path())
         .env("MIRAKURU_QUIET", "1")
         .status()
@@ -332,8 +333,8 @@ fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
     assert!(status.success(), "{status}");
 }
 
-/// Nothing polls here. Output that nothing waits for would be noticed only at the end of the
-/// service, too late.
+/// None of these conditions polls. If a notification did not wake the wait, the end of the service
+/// after 20 s would.
 #[test]
 #[ignore = "a victim"]
 fn waits_for_notifications() {
@@ -373,7 +374,7 @@ fn a_closure_can_be_asked() {
     );
 }
 
-/// A condition of the user's own.
+/// A user's own readiness condition.
 #[derive(Clone)]
 struct Written(String);
 
@@ -436,7 +437,7 @@ fn numbers_are_gone(pids: &str) -> bool {
     )
 }
 
-/// If a service ends before it is ready, that is noticed at once, whatever the condition.
+/// The end of a service before it is ready is noticed at once, with any condition.
 fn exits_before(readiness: impl Readiness + Clone) {
     for code in [0, 7] {
         let scratch = Scratch::new();
@@ -476,10 +477,10 @@ fn exits_before(readiness: impl Readiness + Clone) {
         assert!(!awaited.is_empty() && text.contains(awaited.as_str()), "{text}");
         assert!(text.contains("its last words"), "{text}");
         assert!(!text.contains("correct-horse-battery"), "{text}");
-        // It takes milliseconds; the bound is for a machine that is busy with other tests.
+        // This takes milliseconds. The bound is for a machine that is busy with other tests.
         let lag = now.saturating_sub(stamped(&stamp, "exit").expect("a stamp"));
         assert!(lag < Duration::from_secs(5), "noticed {lag:?} after the exit");
-        // The files that are kept after a failure are private too.
+        // The kept log is private, too.
         let log = evidence.log.as_deref().expect("the log is kept");
         assert_eq!(mode(log), 0o600);
         let _ = fs::remove_file(log);
@@ -537,7 +538,7 @@ fn an_exit_before_a_combination_is_noticed() {
     exits_before(Tcp::addr("127.0.0.1:{port}").or(PidFile::path("{dir}/pid")));
 }
 
-/// The exit may come in the middle of any step of the start.
+/// The service exits after varying times, and therefore in different steps of the start.
 #[test]
 fn an_exit_at_any_moment_of_the_start_is_told_as_one() {
     for round in 0..150 {
@@ -615,7 +616,8 @@ fn a_no_wait_executor_takes_its_conditions_afterwards() {
     ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_server_that_listens_for_a_moment_to_check_its_port_is_not_ready() {
-    // After 50 ms it would count. If a busy machine makes the sleep that long, the script says so.
+    // A listener that is there for 50 ms counts as ready. The script prints `slow` if a busy
+    // machine makes its short sleep too long.
     let script = "import socket, sys, time
 address = ('127.0.0.1', int(sys.argv[1]))
 began = time.monotonic()
@@ -666,7 +668,8 @@ fn a_condition_is_asked_at_its_own_pace_whatever_the_service_prints() {
         count.fetch_add(1, Ordering::SeqCst);
         Ok(false)
     });
-    // Its banner has asked to be told of output, and more output comes after the line.
+    // The banner has asked the supervisor to report output, and the service prints more after its
+    // banner.
     let mut service = Executor::builder("echo up; sleep 0.05; echo more; exec sleep 60")
         .shell(true)
         .wait_for(Banner::matching("up"))

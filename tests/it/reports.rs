@@ -1,4 +1,4 @@
-//! Compares the report of an error line by line, after replacing the parts that differ from run to
+//! Compares an error's report with the expected text, without the parts that differ from run to
 //! run.
 
 use std::time::Duration;
@@ -6,9 +6,8 @@ use std::time::Duration;
 use crate::common::error_of;
 use mirakuru::{Error, ExecutorBuilder, Readiness};
 
-/// The error of a start whose time is over. By then the service has printed a line that contains
-/// `printed`, after all other lines of the report. If the machine is too busy for that, the next
-/// start has more time.
+/// The timeout error of a start. The report must contain a line with `printed`, which the service
+/// prints last. If it does not, a busy machine was too slow, and the next start has more time.
 #[track_caller]
 pub(crate) fn timed_out<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>, printed: &str) -> Error {
     let has_printed = |error: &Error| match error {
@@ -18,7 +17,7 @@ pub(crate) fn timed_out<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>, print
     timed_out_when(recipe, has_printed)
 }
 
-/// The error of a start whose time is over after `done` has returned `true`.
+/// The timeout error of a start for which `done` returns `true`. Each further start has more time.
 #[track_caller]
 pub(crate) fn timed_out_when<R: Readiness + Clone>(
     recipe: &ExecutorBuilder<R>,
@@ -35,7 +34,7 @@ pub(crate) fn timed_out_when<R: Readiness + Clone>(
     }
 }
 
-/// A report with its variable parts replaced: times by `[time]`, the log's path by `[log]`.
+/// An error's report, with times replaced by `[time]` and the log's path by `[log]`.
 pub(crate) fn report(error: &Error) -> String {
     let text = error.to_string();
     println!("{text}\n");
@@ -69,8 +68,7 @@ pub(crate) fn normal_line(line: &str) -> String {
     words.join(" ")
 }
 
-/// Compares a report with the expected one. A line `..` in the expected text stands for any number
-/// of lines.
+/// Compares a report with the expected text, in which a line `..` stands for any number of lines.
 #[track_caller]
 pub(crate) fn reads(error: &Error, expected: &str) {
     let text = report(error);

@@ -1,5 +1,5 @@
-//! `#[mirakuru::fixture(..)]` on functions that become rstest fixtures, and on tests beside
-//! rstest's own attributes.
+//! `#[mirakuru::fixture(..)]` on functions that become rstest fixtures, and on tests that also have
+//! rstest's attributes.
 #![cfg(feature = "rstest")]
 #![deny(warnings, clippy::pedantic)]
 #![forbid(unsafe_code)]
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use mirakuru::{Executor, ExecutorBuilder, SimpleExecutor, Tcp, TcpExecutor};
 use rstest::{fixture, rstest};
 
-/// A connection that needs no library: commands of one line each.
+/// A Redis client that needs no library. Each command is one line.
 struct Client {
     server: TcpExecutor,
     stream: TcpStream,
@@ -35,12 +35,12 @@ fn ask(stream: &mut TcpStream, command: &str) -> String {
     String::from_utf8_lossy(&answer[..length]).trim_end().to_owned()
 }
 
-// Each test has its own Redis.
+// ---- a service for each test --------------------------------------------------------------------
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn redis() -> TcpExecutor;
 
-/// With a body, of one line.
+/// A fixture whose body makes a client of the service.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn client(server: TcpExecutor) -> Client {
     Client::connect(server)
@@ -73,14 +73,14 @@ fn under_another_name(#[from(client)] mut first: Client, #[from(client)] second:
     assert_ne!(first.server.pid(), second.server.pid());
 }
 
-// Further parameters are rstest's.
+// ---- parameters of rstest -----------------------------------------------------------------------
 
 #[fixture]
 fn database() -> u32 {
     3
 }
 
-/// A client that has selected a database.
+/// A client of a certain database. rstest passes the further parameters.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 pub fn selected(mut server: TcpExecutor, database: u32, #[default(7)] value: u32) -> (Client, u32) {
     assert!(!server.stopped(|| false).unwrap(), "it is ours to stop");
@@ -107,7 +107,7 @@ fn seconds() -> u32 {
     60
 }
 
-/// The recipe may use the parameters, too.
+/// The recipe can use the function's parameters.
 #[mirakuru::fixture(Executor::builder("sleep").arg(seconds.to_string()))]
 fn sleeper(seconds: u32) -> SimpleExecutor;
 
@@ -122,7 +122,7 @@ fn parameters_of_the_recipe(
     assert!(other.command().ends_with(" 61"));
 }
 
-// Several services for one value.
+// ---- several services for one value -------------------------------------------------------------
 
 #[mirakuru::fixture(cmd = "sleep 60")]
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''", name = redis)]
@@ -135,14 +135,14 @@ fn several(both: (TcpExecutor, SimpleExecutor)) {
     assert!(both.0.is_running() && both.1.is_running());
 }
 
-// Shared.
+// ---- shared services ----------------------------------------------------------------------------
 
 static BODIES: AtomicU32 = AtomicU32::new(0);
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn shared_redis() -> &'static TcpExecutor;
 
-/// The body returns the `T` of `&'static T`, once.
+/// For `&'static T` the body returns a `T`, and runs once.
 #[mirakuru::fixture(
     tcp = "127.0.0.1:{port}",
     cmd = "redis-server --port {port} --save ''",
@@ -155,7 +155,7 @@ fn migrated(server: TcpExecutor, database: u32) -> &'static (TcpExecutor, u32) {
     panic!("the body ran again");
 }
 
-/// The service is shared; each test has its own client.
+/// All tests share the service, but each has its own client.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn connection(server: &'static TcpExecutor) -> (u32, TcpStream) {
     (server.pid(), TcpStream::connect(server.addr()).unwrap())
@@ -191,7 +191,7 @@ fn shared_service(mut connection: (u32, TcpStream), #[from(connection)] mut othe
     );
 }
 
-// Async.
+// ---- async fixtures -----------------------------------------------------------------------------
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 async fn later(server: TcpExecutor) -> Client {
@@ -213,7 +213,7 @@ async fn async_fixtures(
     assert!(redis.is_running());
 }
 
-// On rstest's own tests.
+// ---- tests of rstest ----------------------------------------------------------------------------
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 #[rstest]
@@ -246,14 +246,13 @@ fn on_cases_one_of_which_panics(sleeper: &SimpleExecutor, #[case] panics: bool) 
     assert!(!panics, "as it should");
 }
 
-// Recipes.
+// ---- recipes ------------------------------------------------------------------------------------
 
 fn recipe() -> ExecutorBuilder<Tcp> {
     Executor::builder("redis-server --port {port} --save ''").wait_for(Tcp::addr("127.0.0.1:{port}"))
 }
 
-/// A fixture can return any type made from a recipe's handle, and rstest's own attribute may be
-/// there already.
+/// A fixture can return any value made from a service, and may already have rstest's `#[fixture]`.
 #[mirakuru::fixture(recipe())]
 #[fixture]
 fn address(server: &'static TcpExecutor) -> SocketAddr {

@@ -1,12 +1,11 @@
-//! The scope `run`: one service for all the processes of a run of tests, whichever process starts
-//! it, and however any of them ends. The file is long because all of its tests use the runner, the
-//! test processes and the statics at its beginning.
+//! The scope `run`: all processes of a run of tests share one service, whichever process starts it
+//! and however any of them ends. The file is long because all its tests use the same runner, test
+//! processes and statics.
 //!
-//! The runner here is another process of this binary ([`Run`]). It starts test processes on demand,
-//! with `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable they would
-//! find the `cargo` that runs *these* tests.) The test processes are this binary as well
-//! ([`test_process`]), and use the statics below as any test would. `tests/run_scope_crate.rs` has
-//! real runners and a real crate.
+//! The runner is another process of this binary ([`Run`]). It starts test processes on demand, and
+//! sets `NEXTEST_RUN_ID` in their environment. Without that variable they would take the `cargo`
+//! that runs *these* tests for their runner. The test processes are this binary as well
+//! ([`test_process`]). `tests/run_scope_crate.rs` has real runners and a real crate.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -29,15 +28,15 @@ use mirakuru::{
     SimpleExecutor, Tcp, TcpExecutor, UnixSocketExecutor,
 };
 
-/// The limit of each wait. Usually milliseconds are enough. But some kernels schedule by session
-/// (`sched_autogroup_enabled`). If other tests fork as fast as they can there, a supervisor, which
-/// has a session of its own, may wait for the processor for half a minute.
+/// The limit of each wait. Usually milliseconds are enough. If the kernel schedules by session
+/// (`sched_autogroup_enabled`) and other tests fork without pause, a supervisor in its own session
+/// may wait half a minute for the processor.
 const BOUND: Duration = Duration::from_secs(120);
 
 // ---- what the test processes use ----------------------------------------------------------------
 
-/// The helper, which cannot run twice at a time: a second one would exit with status 77, and its
-/// start would fail.
+/// The helper service with a lock. If it runs already, a second one exits with status 77 and its
+/// start fails.
 fn alone() -> ExecutorBuilder<Tcp> {
     let dir = victim_dir().expect("only in test processes");
     let extra = env::var("EXTRA").unwrap_or_default();
@@ -53,14 +52,14 @@ fn alone() -> ExecutorBuilder<Tcp> {
 #[mirakuru::fixture(alone())]
 static SERVICE: TcpExecutor;
 
-/// The same recipe with a placeholder for a variable in it.
+/// The same recipe, with a placeholder for an environment variable.
 #[mirakuru::fixture(alone().env("VARIABLE", "{env:VARIABLE}"))]
 static WITH_VARIABLE: TcpExecutor;
 
 #[mirakuru::fixture(cmd = "sleep 100")]
 static SLEEPER: SimpleExecutor;
 
-/// The same recipe under another name.
+/// The recipe of `SLEEPER`, in another static.
 #[mirakuru::fixture(cmd = "sleep 100")]
 static TWIN: SimpleExecutor;
 
@@ -76,7 +75,7 @@ struct System {
 #[mirakuru::fixture(System)]
 static SYSTEM: System;
 
-/// Nodes with the ports of each other.
+/// Nodes that know the ports of each other.
 #[mirakuru::fixture(mirakuru::cluster(3, |node| {
     let peers: Vec<String> = node.peers().map(|peer| peer.port().to_string()).collect();
     let line = format!("node {} of {}, at {{port}}", node.index(), node.nodes().count());
@@ -96,12 +95,12 @@ static NODES: mirakuru::Cluster<TcpExecutor>;
 #[mirakuru::fixture(mirakuru::presets::redis())]
 static REDIS: mirakuru::presets::Redis;
 
-/// A service made from a lease of one test.
+/// A service that uses a database which is leased to one test.
 #[cfg(feature = "presets")]
 #[mirakuru::fixture(cmd = "sleep 100", env = ("URL", REDIS.database().url()))]
 static LEASED: SimpleExecutor;
 
-/// A system with a lease in the expressions of its own members.
+/// A system whose server uses a database which is leased to one test.
 #[cfg(feature = "presets")]
 #[mirakuru::fixture]
 struct LeasedSystem {
@@ -121,7 +120,7 @@ static OF_THE_PROCESS: SimpleExecutor;
 #[mirakuru::fixture(alone(), scope = "users")]
 static OF_ITS_USERS: TcpExecutor;
 
-/// A pipe ends with the process that has its other end.
+/// A service with a pipe to one process cannot be shared by the run.
 #[mirakuru::fixture(cmd = "cat", stdin = mirakuru::Stdio::piped())]
 static READER: SimpleExecutor;
 
@@ -139,7 +138,8 @@ static UNIX: UnixSocketExecutor;
 #[mirakuru::fixture(cmd = [ODD, "--sd-notify", "--listen", "127.0.0.1:{port}"], wait_for = SdNotify::new())]
 static NOTIFIES: Executor<SdNotify>;
 
-/// A service on the port of the variable `PORT`, which is not a placeholder.
+/// A service on the port in the variable `PORT`. The recipe reads the variable itself, without a
+/// placeholder.
 #[mirakuru::fixture(on_a_fixed_port())]
 static FIXED: TcpExecutor;
 
@@ -150,7 +150,8 @@ fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
         .timeout(BOUND)
 }
 
-/// A condition that always holds. Only the process that starts the service ever prepares it.
+/// A condition that always holds. Its `prepare` counts starts, because only the starting process
+/// calls it.
 struct Starting;
 
 impl Readiness for Starting {
@@ -172,8 +173,8 @@ impl Readiness for Starting {
     }
 }
 
-/// A recipe that counts its calls in files. The environment decides whether it kills the process
-/// that starts it, fails, or panics.
+/// A recipe that counts its calls in files. Environment variables make it fail, panic, or kill the
+/// starting process.
 struct Eventful;
 
 type EventfulExecutor = Executor<And<Starting, Tcp>>;
@@ -183,7 +184,7 @@ impl Recipe for Eventful {
     type Handle = EventfulExecutor;
 
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error> {
-        // The first process to come here often starts the service, but not always.
+        // The first process that reaches this point often starts the service, but not always.
         die_if_doomed("DOOM_EARLY");
         Ok(alone().wait_for(Starting.and(Tcp::addr("127.0.0.1:{port}"))))
     }
@@ -196,7 +197,7 @@ impl Recipe for Eventful {
             Ok("panic") => panic!("the migrations are missing"),
             Ok("ends") => {
                 send(executor.pid(), SIGKILL);
-                // This waits until the supervisor has noticed that.
+                // Waits until the supervisor has noticed the kill.
                 while executor.is_running() {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -217,8 +218,8 @@ impl Recipe for Eventful {
 #[mirakuru::fixture(Eventful)]
 static EVENTFUL: EventfulExecutor;
 
-/// Kills this process after the variable's number of microseconds. Only the first process of a
-/// round that comes here does so.
+/// Kills this process after as many microseconds as the variable says. Only the first process of a
+/// round is killed.
 fn die_if_doomed(variable: &str) {
     let Ok(micros) = env::var(variable) else { return };
     let delay = Duration::from_micros(micros.parse().expect("a number"));
@@ -236,7 +237,7 @@ fn die_if_doomed(variable: &str) {
     }
 }
 
-/// Adds this process's id to a file.
+/// Appends this process's id to a file.
 fn count(file: &str) {
     let dir = victim_dir().expect("only in test processes");
     let mut file = fs::OpenOptions::new()
@@ -250,8 +251,8 @@ fn count(file: &str) {
 
 // ---- the runner and its test processes ----------------------------------------------------------
 
-/// Starts a test process for each line of its input, which has its number and then `KEY=VALUE`s
-/// with tabs between them. Ends with its input.
+/// Starts a test process for each line of its input, and ends at the end of the input. A line has a
+/// number and then `KEY=VALUE` pairs, separated by tabs.
 #[test]
 #[ignore = "a part of other tests"]
 fn runner() {
@@ -292,8 +293,8 @@ fn runner() {
     }
 }
 
-/// The work of a test: `USE` names the static, and `AFTER` a file to wait for. The test goes on
-/// until the file `UNTIL` exists.
+/// The work of a test. `USE` names the static. The test first waits for the file `AFTER`, and at
+/// its end for the file `UNTIL`.
 #[test]
 #[ignore = "a part of other tests"]
 fn test_process() {
@@ -364,7 +365,7 @@ fn test_process() {
             told("addr", NOTIFIES.addr());
         }
         "FIXED" => tell(Shared::try_get(&FIXED), began),
-        // A service of the test's own, on the same port.
+        // A service of this process alone, on the same port.
         "OWN_FIXED" => tell(on_a_fixed_port().queue(true).start().as_ref(), began),
         "EVENTFUL" => tell(Shared::try_get(&EVENTFUL), began),
         other => panic!("no static {other}"),
@@ -378,10 +379,10 @@ fn test_process() {
     }
 }
 
-/// Prints the data of a service, or the error.
+/// Prints the properties of a service, or the error.
 fn tell<R: mirakuru::Readiness>(service: Result<&Executor<R>, &Error>, began: Instant) {
     let took = began.elapsed();
-    // This is a line of its own, because the harness has not ended its own yet.
+    // The harness has begun a line without ending it.
     println!();
     told("took", took.as_micros());
     match service {
@@ -414,7 +415,7 @@ fn told(key: &str, value: impl std::fmt::Display) {
     println!("told {key}={value}");
 }
 
-/// A runner, its test processes, and their directory.
+/// A runner with its test processes and their directory.
 struct Run {
     runner: Child,
     dir: PathBuf,
@@ -460,13 +461,13 @@ impl Run {
         }
     }
 
-    /// Begins a test process.
+    /// Starts a test process.
     fn test(&mut self, envs: &[(&str, &str)]) -> Test {
         self.test_of(&self.id.clone(), envs)
     }
 
     fn test_of(&mut self, id: &str, envs: &[(&str, &str)]) -> Test {
-        // Several runs may share a directory.
+        // Several runs may use one directory, so the number includes the runner's pid.
         let number = self.runner.id() * 1000 + self.begun.fetch_add(1, Ordering::SeqCst);
         let mut line = format!("{number}\tNEXTEST_RUN_ID={id}");
         for (key, value) in envs {
@@ -476,7 +477,7 @@ impl Run {
         let input = self.runner.stdin.as_mut().expect("its input");
         input.write_all(line.as_bytes()).expect("the runner lives");
         let mut answer = Vec::new();
-        // Reads byte by byte: bytes that are read too early would be lost.
+        // A buffered reader would lose bytes that it has read ahead.
         let output = self.runner.stdout.as_mut().expect("its output");
         let mut byte = [0];
         while std::io::Read::read(output, &mut byte).expect("the runner lives") == 1 && byte[0] != b'\n' {
@@ -494,7 +495,7 @@ impl Run {
         }
     }
 
-    /// The runner ends: by itself, or killed.
+    /// Ends the runner: kills it, or closes its input.
     fn end(mut self, killed: bool) {
         if killed {
             self.runner.kill().expect("it lives");
@@ -519,8 +520,8 @@ impl Test {
             .collect()
     }
 
-    /// Waits until the process asks for the service, and for as long as it takes until it waits for
-    /// it. (Coming later makes no difference.)
+    /// Waits until the process has asked for the service and is probably waiting for it. If it is
+    /// late, the tests still pass.
     #[track_caller]
     fn began(&self) {
         let has_begun = || self.told().contains_key("began");
@@ -528,7 +529,7 @@ impl Test {
         thread::sleep(Duration::from_millis(50));
     }
 
-    /// Waits until the test process has used the service, or has failed to.
+    /// Waits until the test process has tried to use the service. Returns all that it has printed.
     #[track_caller]
     fn used(&self) -> BTreeMap<String, String> {
         assert!(
@@ -547,7 +548,7 @@ impl Test {
         pid.parse().expect("a pid")
     }
 
-    /// The error that the test process got.
+    /// The kind and the text of the test process's error.
     #[track_caller]
     fn error(&self) -> (String, String) {
         let mut told = self.used();
@@ -557,7 +558,7 @@ impl Test {
         (kind, told["error"].clone())
     }
 
-    /// Waits until the test process has ended, with success.
+    /// Waits until the test process has ended successfully.
     #[track_caller]
     fn ended(&self) {
         assert_eq!(self.exit(), Some(0), "{}", self.output());
@@ -581,12 +582,12 @@ fn touch(scratch: &Scratch, file: &str) {
     fs::write(scratch.path().join(file), "").expect("a writable directory");
 }
 
-/// All entries of mirakuru in the directory of a run.
+/// All entries of mirakuru in the directory of a run, except for kept logs.
 fn left_in(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for base in fs::read_dir(dir).into_iter().flatten().flatten() {
         if base.file_name().to_string_lossy().starts_with("mirakuru-") {
-            // The logs of failed services are kept, and only those.
+            // Only the logs of failed services may be kept.
             let is_log = |path: &Path| {
                 let is_kept = path.join("kept").exists() && !path.join("d").exists();
                 path.ends_with("kept-logs") || (is_kept && !path.join("lock").exists())
@@ -599,14 +600,14 @@ fn left_in(dir: &Path) -> Vec<String> {
     names
 }
 
-/// A service with its worker and guard.
+/// The pids of a service, its worker and its guard.
 fn with_supervisors(service: u32) -> [u32; 3] {
     let parent = |pid: u32| stat(pid).expect("it lives").1;
     let worker = parent(service);
     [service, worker, parent(worker)]
 }
 
-/// Once the runner is gone, no process and no file is left.
+/// Waits until these processes and all files are gone. Returns how long the processes took.
 #[track_caller]
 fn assert_nothing_left(scratch: &Scratch, pids: &[u32]) -> Duration {
     let began = Instant::now();
@@ -644,7 +645,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
             alive(service),
             "it outlives the process that started it, with nobody using it"
         );
-        // In this time a service without users would begin to end.
+        // A service that ended for want of users would begin to end in this time.
         thread::sleep(Duration::from_millis(50));
         for _ in 0..3 {
             let next = run.test(&[]);
@@ -662,7 +663,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn two_runs_side_by_side_have_one_each() {
     let scratches = [Scratch::new(), Scratch::new()];
-    // Two runs would use one temporary directory, as here.
+    // Both runs use one temporary directory, as real runs do.
     let tmp = scratches[0].path().to_str().expect("a path in UTF-8").to_owned();
     let mut runs: Vec<Run> = scratches.iter().map(Run::begin).collect();
     let tests: Vec<Test> = runs
@@ -700,7 +701,7 @@ fn what_makes_it_another_one() {
     assert_ne!(sleeper, twin, "the same recipe under another name");
     assert_eq!(sleeper, pid(&[("USE", "SLEEPER")]));
     assert_eq!(twin, pid(&[("USE", "TWIN")]));
-    // Two of these may not run at a time, so each is in a directory of its own.
+    // Two of these services may not run at the same time in one directory, so each has its own.
     let first = scratch.file("1");
     fs::create_dir(&first).expect("a writable directory");
     let other = scratch.file("2");
@@ -731,8 +732,8 @@ fn what_makes_it_another_one() {
     assert_ne!(x, with(&b, "x"));
     let all = [sleeper, twin, one, two, x];
     assert!(all.iter().all(|pid| alive(*pid)));
-    // This differs only in the variable. It needs the same lock, and so fails, which shows that it
-    // is another service.
+    // The recipe differs only in the variable. The start fails at the lock, so this is not the same
+    // service.
     let y = run.test(&[
         ("USE", "WITH_VARIABLE"),
         ("MIRAKURU_TEST_VICTIM", &a),
@@ -773,7 +774,7 @@ fn a_variable_lets_the_services_of_the_run_end_with_their_process() {
     assert_ne!(pids[0], pids[1]);
     touch(&scratch, "end");
     tests.iter().for_each(Test::ended);
-    // The runner is still there.
+    // The services are gone although the runner still lives.
     assert!(pids.iter().all(|pid| !alive(*pid)), "{pids:?}");
     run.end(false);
     assert_nothing_left(&scratch, &pids);
@@ -798,7 +799,7 @@ fn the_scope_of_its_users_ends_with_the_last_of_them() {
     assert!(!alive(service), "its last user waits for its end");
     assert_nothing_left(&scratch, &[service]);
 
-    // The next user has another service, and need not end with success.
+    // The next user starts another service, which ends even if that user is killed.
     let next = begin("never");
     let another = with_supervisors(next.service());
     assert_ne!(another[0], service);
@@ -833,7 +834,7 @@ fn a_user_that_comes_while_the_service_ends_has_a_new_one() {
     run.end(false);
 }
 
-/// The service cannot run twice at a time. So a user that starts a second one too early fails.
+/// The service cannot run twice at a time, so a user that starts a second one too early fails.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn users_come_and_go_and_each_finds_the_service() {
@@ -898,8 +899,7 @@ fn another_binary_attaches_to_it() {
     );
     let first = run.test(&[]);
     first.ended();
-    // Started through a wrapper that carries the variable as well, like tests under cargo's
-    // `runner`.
+    // A wrapper starts this process and has the variable as well, like cargo's `runner`.
     let second = run.test(&[("COPY", &copy)]);
     second.ended();
     assert_eq!(first.service(), second.service());
@@ -908,7 +908,8 @@ fn another_binary_attaches_to_it() {
     assert_nothing_left(&scratch, &all);
 }
 
-/// A binary that is run by hand: there is no runner, no service to attach to, and nothing stays.
+/// A test binary that is run by hand has no runner. Its service belongs to the process and ends
+/// with it.
 #[test]
 fn without_a_runner_it_is_the_process_s_own() {
     let scratch = Scratch::new();
@@ -917,7 +918,8 @@ fn without_a_runner_it_is_the_process_s_own() {
             let output =
                 fs::File::create(scratch.file(&format!("out-{number}"))).expect("a writable directory");
             let command = victim(test_name!(test_process), scratch.path());
-            // The shell ends at once, and cuts the link to the cargo that runs this test.
+            // The shell ends at once, so the process is not a descendant of the cargo that runs
+            // this test.
             let mut shell = Command::new("sh");
             shell
                 .args(["-c", "\"$@\" & echo $! >\"$PID\"", "sh"])
@@ -960,7 +962,7 @@ fn a_system_and_a_cluster_are_started_once_in_a_run() {
         ("SYSTEM", &["pid", "database"][..]),
         ("NODES", &["node 0", "node 1", "node 2"]),
     ] {
-        // Six processes come at once, and one comes late.
+        // Six processes ask for the service at the same time, and one asks later.
         let tests: Vec<Test> = (0..6)
             .map(|_| run.test(&[("USE", name), ("AFTER", name)]))
             .collect();
@@ -1017,7 +1019,7 @@ fn the_handles_of_who_attaches_are_those_of_who_started_it() {
         all.push(first["pid"].parse().expect("a pid"));
         for key in ["took", "output"] {
             let values = [first.remove(key), second.remove(key)].map(|value| value.expect("it was told"));
-            // The request that made it ready may come in between.
+            // The log may already contain the request that found the service ready.
             assert!(
                 key != "output" || name != "HTTP" || values.iter().all(|value| value.starts_with("\"hello"))
             );
@@ -1081,7 +1083,7 @@ fn a_failure_is_told_to_all_at_once() {
             let exit = test.exit();
             let told = test.told();
             let Some(kind) = told.get("kind") else {
-                // The set-up of this process panics.
+                // This process ran the set-up, which panicked.
                 assert!(how == "panic" && exit == Some(101), "{exit:?} {}", test.output());
                 continue;
             };
@@ -1093,7 +1095,7 @@ fn a_failure_is_told_to_all_at_once() {
         }
         assert_eq!(before, 19, "{how}");
         assert_eq!(numbers(&scratch.file("starts")).len(), 1, "one attempt");
-        // This happens at once: this process neither starts anything nor waits.
+        // A late process gets the error at once, without a start or a wait.
         let late = run.test(&envs);
         assert_eq!(late.error().0, "FailedBefore");
         let took: u64 = late.told()["took"].parse().expect("a number");
@@ -1101,7 +1103,8 @@ fn a_failure_is_told_to_all_at_once() {
         let pids = services(&scratch);
         assert!(!pids.iter().any(|pid| alive(*pid)));
         run.end(false);
-        // No process is left to remove the report. The next run that starts anything removes it.
+        // No process is left to remove the run's directory with the failure. The next run removes
+        // it at its first start.
         let mut next = Run::begin(&scratch);
         let test = next.test(&[("USE", "SLEEPER")]);
         test.ended();
@@ -1123,7 +1126,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
     for killed in [true, false] {
         let scratch = Scratch::new();
         let mut run = Run::begin(&scratch);
-        // All have the same arguments, because the arguments identify the service.
+        // Services with other arguments would be other services.
         let extra = "--line last-words --exit-on-term 3";
         let user = run.test(&[("EXTRA", extra), ("UNTIL", "died")]);
         let service = user.service();
@@ -1143,7 +1146,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
     }
 }
 
-/// A service that makes itself a daemon runs as long as any of its processes.
+/// A service that makes itself a daemon counts as running as long as any of its processes lives.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_daemon_is_running_until_it_is_gone() {
@@ -1160,7 +1163,7 @@ fn a_daemon_is_running_until_it_is_gone() {
     pids.iter().for_each(|pid| send(*pid, SIGTERM));
     assert!(wait_until(|| !pids.iter().any(|pid| alive(*pid)), BOUND));
     let mut error = String::new();
-    // The supervisor records it when the kernel reports it.
+    // The supervisor records the end a moment after the processes are gone.
     let told = wait_until(
         || {
             let late = run.test(&envs);
@@ -1205,7 +1208,7 @@ fn the_supervisor_can_be_killed() {
         assert_eq!(services(&scratch).len(), 1, "it is not replaced");
         run.end(true);
         if victims.contains(&1) {
-            // The worker would have removed these. So the next run does.
+            // The killed worker cannot remove the files, so the next run does.
             let mut next = Run::begin(&scratch);
             let test = next.test(&[("USE", "SLEEPER")]);
             let service = test.service();
@@ -1219,8 +1222,8 @@ fn the_supervisor_can_be_killed() {
 
 // ---- who starts it may die ----------------------------------------------------------------------
 
-/// The starter is killed while it waits for readiness, and while it sets up: other waiting
-/// processes take over.
+/// The starter is killed while it waits for readiness, and while it sets the service up. A waiting
+/// process takes over.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
@@ -1274,7 +1277,7 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
     assert_nothing_left(&scratch, &[service]);
 }
 
-/// Finds the service of each test, once all have one, except for the killed ones.
+/// The services of all tests that are not killed. Fails if they are not the same one.
 fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) -> Vec<u32> {
     let mut pids = Vec::new();
     for test in tests {
@@ -1293,7 +1296,7 @@ fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) ->
     pids
 }
 
-/// Lets the tests and their run end, and checks that nothing is left. Returns whether the next run
+/// Lets the tests and the run end, and checks that nothing is left. Returns whether the next run
 /// had to remove a directory.
 fn end_of_round(run: Run, scratch: &Scratch, tests: &[Test], mut started: Vec<u32>, round: u64) -> bool {
     let living: Vec<u32> = started.iter().copied().filter(|pid| alive(*pid)).collect();
@@ -1311,8 +1314,8 @@ fn end_of_round(run: Run, scratch: &Scratch, tests: &[Test], mut started: Vec<u3
     let is_clean = || left_in(scratch.path()).is_empty();
     let swept = !wait_until(is_clean, Duration::from_secs(1));
     if swept {
-        // A process that was killed before it had a supervisor has left this. The next process that
-        // starts anything sweeps it.
+        // A process that was killed before it had a supervisor has left a directory. The next run
+        // removes it at its first start.
         let mut next = Run::begin(scratch);
         let sweeps = next.test(&[("USE", "SLEEPER")]);
         started.push(sweeps.service());
@@ -1323,8 +1326,8 @@ fn end_of_round(run: Run, scratch: &Scratch, tests: &[Test], mut started: Vec<u3
     swept
 }
 
-/// Sixty-four processes ask for one service at a barrier, and all but four are killed at random
-/// moments: before they have the service, while they start it, and while they use it.
+/// Sixty-four processes ask for one service at the same time. Sixty of them are killed at random
+/// moments: before they have the service, while they start it, or while they use it.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn sixty_four_race_and_sixty_are_killed() {
@@ -1335,7 +1338,7 @@ fn sixty_four_race_and_sixty_are_killed() {
         let mut run = Run::begin(&scratch);
         let envs = [("USE", "EVENTFUL"), ("AFTER", "go"), ("UNTIL", "end")];
         let tests: Vec<Test> = (0..64).map(|_| run.test(&envs)).collect();
-        // The spans are as long as a start takes, and longer.
+        // The kills spread over about the time of a start, and over longer times.
         let span = [30_000, 100_000, 400_000][round as usize % 3];
         let mut kills: Vec<(Duration, &Test)> = tests[..60]
             .iter()
@@ -1363,15 +1366,15 @@ fn sixty_four_race_and_sixty_are_killed() {
     ));
 }
 
-/// A hundred processes want the service. The one with the permit is killed at a random moment.
+/// A hundred processes ask for the service. The one that starts it is killed at a random moment.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
     let rounds: u64 = env::var("MIRAKURU_RACE_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
     let (mut took_over, mut attached, mut no_start, mut swept) = (0, 0, 0, 0);
     for round in 0..rounds {
-        // A start takes some milliseconds, and some tens of them while a hundred processes want the
-        // processor.
+        // A start takes a few milliseconds, or tens of milliseconds while a hundred processes
+        // compete for the processor.
         let doomed_at = ["DOOM", "DOOM", "DOOM", "DOOM_EARLY"][round as usize % 4];
         let doom = (random() % [5_000, 60_000, 300_000][round as usize % 3]).to_string();
         let scratch = Scratch::new();
@@ -1392,7 +1395,7 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
         let started = services(&scratch);
         let living: Vec<u32> = started.iter().copied().filter(|pid| alive(*pid)).collect();
         assert_eq!(living, [pids[0]], "round {round}: {started:?}");
-        // A process that was killed early had no service yet, or had not even begun to start one.
+        // The killed process may have had no service yet, or may not have begun to start one.
         let starts = numbers(&scratch.file("starts"));
         let dying = numbers(&scratch.file("dying"));
         match dying.iter().any(|pid| starts.contains(pid)) {
@@ -1418,16 +1421,15 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
 
 // ---- the runner ends ----------------------------------------------------------------------------
 
-/// The test processes of a killed runner live on for a moment. They must not start a service that
-/// would never end.
+/// When a runner is killed, its test processes live on for a moment. They must not start a service,
+/// which would never end.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_start_nothing_and_hang_nowhere() {
     orphans();
 }
 
-/// The same if the process that adopts them looks like any other parent: it is in their own
-/// session.
+/// The orphans are adopted by a process in their own session, which looks like an ordinary parent.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_that_are_adopted_within_their_session() {
@@ -1448,7 +1450,7 @@ fn adopter() {
         fn prctl(option: i32, ...) -> i32;
     }
     const PR_SET_CHILD_SUBREAPER: i32 = 36;
-    // SAFETY: no memory is involved.
+    // SAFETY: this option of `prctl` accesses no memory.
     let failed = unsafe { prctl(PR_SET_CHILD_SUBREAPER, 1_u64, 0_u64, 0_u64, 0_u64) };
     assert_eq!(failed, 0);
     orphans();
@@ -1457,7 +1459,7 @@ fn adopter() {
 fn orphans() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
-    // One process knows its runner, and one has not asked yet.
+    // One process has already used a service of the run. The other has not asked for one yet.
     let knows = run.test(&[("USE", "SLEEPER"), ("UNTIL", "go")]);
     let asks = run.test(&[("AFTER", "go")]);
     let service = knows.service();
@@ -1478,7 +1480,8 @@ fn orphans() {
     assert_eq!(left_in(scratch.path()), [""; 0]);
 }
 
-/// The process waits for a start that its killed runner cannot complete.
+/// The starting process hangs, and its runner is killed. A waiting process must not wait for it any
+/// longer.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
@@ -1502,7 +1505,7 @@ fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
     assert!(wait_until(|| living().is_empty(), BOUND), "{:?}", living());
 }
 
-/// The run has both names. The session takes precedence, over several runners.
+/// A session takes precedence over the runner's run, so tests of two runs share its service.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_session_is_its_givers() {
@@ -1537,10 +1540,10 @@ fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
     let (kind, error) = own.error();
     assert_eq!(kind, "AlreadyRunning");
     assert!(error.contains("whole run of tests shares"), "{error}");
-    // Another run waits for the port.
+    // A test of another run waits for the port.
     let mut other = Run::begin(&scratch);
     let waits = other.test(&envs("OWN_FIXED"));
-    // A start that does not wait would be ready in this time.
+    // A start that did not wait would be ready in this time.
     thread::sleep(Duration::from_millis(300));
     assert!(!waits.told().contains_key("used"), "{}", waits.output());
     run.end(true);
@@ -1591,7 +1594,7 @@ fn its_files_are_private_and_their_paths_short() {
 #[test]
 fn a_directory_that_is_not_safe_is_refused() {
     let base = |scratch: &Scratch| {
-        // The name contains the user's id, as this binary makes it.
+        // The name contains the user's id.
         let uid = fs::metadata(scratch.path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
         scratch
             .path()
@@ -1626,7 +1629,7 @@ fn a_directory_that_is_not_safe_is_refused() {
     refused(&scratch, "it belongs to user 12345");
 }
 
-/// A place for files of a session is used only if it belongs to the user alone.
+/// XDG_RUNTIME_DIR is used only if no other user can enter it.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_runtime_directory_is_used_where_it_is_safe() {
@@ -1653,8 +1656,8 @@ fn the_runtime_directory_is_used_where_it_is_safe() {
     }
 }
 
-/// A machine that lost its power left this behind. The sweep goes by the process id *and* the start
-/// time, and never removes a directory in use.
+/// The next run removes directories of runs that ended without clean-up, as after a power failure.
+/// It compares process id *and* start time, and never removes a directory in use.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn stale_directories_are_swept_by_the_next_run() {
@@ -1683,7 +1686,7 @@ fn stale_directories_are_swept_by_the_next_run() {
     let used = "run-4194305-78-0123456789abcdef";
     make(dead);
     make(&reused);
-    // A process in another container holds the lock, which is not visible here.
+    // The lock is held by a process whose runner does not exist here, as in another container.
     make(used);
     let lock = base.join(used).join("0123.lock");
     let mut holder = Command::new("flock")
@@ -1703,7 +1706,7 @@ fn stale_directories_are_swept_by_the_next_run() {
             .next()
             .is_some_and(|line| line.is_ok_and(|line| line == "has it"))
     );
-    // This name only looks like a run's directory.
+    // This directory has a similar name, but is not a run's.
     fs::create_dir(base.join("run-x")).expect("a directory");
 
     let mut next = Run::begin(&scratch);
@@ -1717,7 +1720,7 @@ fn stale_directories_are_swept_by_the_next_run() {
     for name in living.iter().map(String::as_str).chain([used, "run-x"]) {
         assert!(left.iter().any(|left| left == name), "{name}: {left:?}");
     }
-    // No process attached to the swept directory, and the living run still exists.
+    // The first run and its service are unaffected.
     let again = run.test(&[("USE", "SLEEPER")]);
     assert_eq!(again.service(), first.service());
     holder.kill().expect("it lives");
@@ -1731,7 +1734,8 @@ fn stale_directories_are_swept_by_the_next_run() {
     assert_nothing_left(&scratch, &pids);
 }
 
-/// The directory is removed while the run goes on: the run continues, and nothing is left.
+/// If the run's directory is removed, the run goes on with a new one, and nothing is left at its
+/// end.
 #[test]
 fn a_directory_that_is_removed_is_made_again() {
     let scratch = Scratch::new();
@@ -1760,7 +1764,7 @@ fn a_directory_that_is_removed_is_made_again() {
 
 // ---- what it costs ------------------------------------------------------------------------------
 
-/// `MIRAKURU_TEST_ATTACHES=200` gives a figure worth quoting.
+/// `MIRAKURU_TEST_ATTACHES=200` gives a figure that is precise enough to publish.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn to_attach_costs_little() {

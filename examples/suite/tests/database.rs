@@ -33,7 +33,7 @@ fn psql(database: &presets::PostgresDatabase, statement: &str) -> String {
 
 #[test]
 fn the_first_order() {
-    let database = POSTGRES.database(); // A copy of the template, in milliseconds; gone when it is dropped.
+    let database = POSTGRES.database(); // A copy of the template, made in milliseconds; its drop removes it.
     let id = psql(
         &database,
         "INSERT INTO orders (tea) VALUES ('sencha') RETURNING id",

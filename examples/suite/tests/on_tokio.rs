@@ -1,5 +1,5 @@
-//! Async tests. The attribute goes on top. The service starts before the runtime's first task, and
-//! ends after its last.
+//! Async tests. The fixture's attribute goes above `tokio::test`. The service starts before the
+//! runtime's first task, and ends after its last.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ async fn answers_while_others_wait(shop: &TcpExecutor) {
     assert_eq!(page.unwrap().unwrap().unwrap(), (200, "fine".to_owned()));
 }
 
-/// A start, a stop and a restart block their thread for a few milliseconds. If that matters, give
-/// them a thread of their own.
+/// Start, stop and restart block their thread for a few milliseconds. If that matters, use
+/// `spawn_blocking`.
 #[mirakuru::fixture(presets::redis())]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn is_back_after_a_restart(mut redis: presets::Redis) -> Result<(), Box<dyn std::error::Error>> {

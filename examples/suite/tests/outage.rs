@@ -1,4 +1,4 @@
-//! Resistance: how the shop behaves while its Redis is stopped, hangs, or has lost its memory.
+//! Tests how the shop behaves while its Redis is stopped, hangs, or has lost its data.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,18 +19,18 @@ fn the_shop_bears_the_loss_of_redis(
     let visits = || shop::get(shop.addr(), "/visits");
     assert_eq!(visits()?, (200, "1".to_owned()));
 
-    // Redis is stopped, and started again after the closure, on the same port, even if the closure
+    // Redis is down while the closure runs. It starts again on the same port, even if the closure
     // panics.
     let during = redis.stopped(visits)??;
     assert_eq!(during.0, 503);
 
-    // Redis is back, but empty: this one keeps its data in memory only.
+    // Redis is back, but empty, because it keeps its data in memory only.
     assert_eq!(visits()?, (200, "1".to_owned()));
     Ok(())
 }
 
 /// A server that is down refuses connections at once. A server that hangs is worse: it accepts
-/// them, and never answers.
+/// connections, and never answers.
 #[mirakuru::fixture(presets::redis())]
 #[test]
 fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis) -> Result<(), Error> {
@@ -46,7 +46,7 @@ fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis
     );
     assert!(took < shop::PATIENCE + Duration::from_secs(5), "{took:?}");
 
-    // Redis has carried out the request that it got while it hung: the visit was counted.
+    // Redis received the first request while it hung, and has counted that visit.
     assert_eq!(shop::count_visit(redis.addr(), 0).unwrap(), 2);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The program under test is this package's own binary. `bin` finds the file that cargo has built
-//! for integration tests and benches.
+//! The program under test is this package's own binary. `bin` finds the file that cargo builds for
+//! integration tests and benches.
 
 use mirakuru::{HttpExecutor, Signal, presets};
 
@@ -10,7 +10,7 @@ fn a_page_that_is_not_there(shop: &HttpExecutor) {
     assert!(shop.logs().stdout().starts_with("open at 127.0.0.1:"));
 }
 
-/// A fixture that stands above is in scope below: the shop starts once its Redis is ready.
+/// The shop can use `redis`, the fixture above. It starts once Redis is ready.
 #[mirakuru::fixture(presets::redis(), name = redis)]
 #[mirakuru::fixture(
     bin = "shop",
@@ -21,12 +21,12 @@ fn a_page_that_is_not_there(shop: &HttpExecutor) {
 fn it_counts_its_visits(mut shop: HttpExecutor) -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "1".to_owned()));
     assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "2".to_owned()));
-    shop.stop()?; // Checked: a crash that nobody has noticed is an error here.
+    shop.stop()?; // If the shop has crashed before, this returns an error.
     Ok(())
 }
 
-/// A program that must end with a certain status when it is told to. The shop does not handle
-/// signals, so the signal itself ends it.
+/// `stop` checks how the program ends. The shop does not handle signals, so the signal itself ends
+/// it.
 #[mirakuru::fixture(
     bin = "shop",
     args = ["127.0.0.1:{port}"],

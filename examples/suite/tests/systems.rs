@@ -1,5 +1,5 @@
-//! Services that need each other: the whole shop, a cluster that loses its leader, and a server
-//! that gets another setting without losing its data.
+//! Services that need each other: the whole shop, a cluster that loses its leader, and an upgrade
+//! of a server that keeps its data.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use mirakuru::{
     TcpExecutor, presets,
 };
 
-/// Database and cache start together. The server starts when both are ready, and the worker when
-/// the server is. They end in the reverse order.
+/// Database and cache start together. When both are ready, the server starts, and then the worker.
+/// They end in the reverse order.
 #[mirakuru::fixture]
 struct Shop {
     #[fixture(presets::postgres())]
@@ -32,7 +32,7 @@ fn the_worker_bears_an_outage_of_the_cache(mut shop: Shop) -> Result<(), Box<dyn
         .cache
         .stopped(|| shop::get(shop.server.addr(), "/visits"))??;
     assert_eq!(during.0, 503);
-    // The cache is empty after its restart. The worker goes on.
+    // The cache is empty after its restart, but the worker goes on.
     let is_counting = Check::new("the worker had visited again", {
         let server = shop.server.addr();
         move |_| Ok(shop::get(server, "/visits")?.0 == 200)
@@ -55,7 +55,7 @@ fn a_visit_is_counted(shop: &Shop) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Three NATS servers. Each gets the others' ports before any of them runs.
+/// Three NATS servers. Each knows the ports of the others before any of them runs.
 fn nats() -> impl Recipe<Handle = Cluster<TcpExecutor>> {
     mirakuru::cluster(3, |node| {
         let route = |peer: mirakuru::Node| format!("nats://127.0.0.1:{}", peer.port_named("route"));
@@ -104,12 +104,13 @@ fn another_leader_is_elected(mut nodes: Cluster<TcpExecutor>) -> Result<(), Erro
     });
     nodes[other].wait_until(another, Duration::from_secs(30))?;
 
-    // It starts again on the ports that the others know.
+    // The node keeps its ports, which the other nodes know.
     nodes[old].start()
 }
 
-/// An upgrade: another program or setting, the same port and the same directory. (Redis accepts
-/// connections before it has read its data.)
+/// An upgrade changes the program or its settings, and keeps the port and the directory. Redis
+/// accepts connections before it has read its data, so the fixture also waits for a line of its
+/// log.
 #[mirakuru::fixture(
     cmd = "redis-server --port {port} --dir {dir} --appendonly yes",
     wait_for = Tcp::addr("127.0.0.1:{port}").and(Banner::matching("Ready to accept connections"))
@@ -126,10 +127,10 @@ fn an_upgrade_keeps_the_data(
     Ok(())
 }
 
-/// The same without the macro.
+/// A system without the macro.
 #[test]
 fn a_system_in_plain_code() -> Result<(), Error> {
-    // Services that do not need each other start together.
+    // Services that do not need each other can start together.
     let (db, cache) = mirakuru::start_all((presets::postgres(), presets::redis()))?;
     let server = Executor::builder(["sleep", "60"])
         .env("DATABASE_URL", db.url())
@@ -137,5 +138,5 @@ fn a_system_in_plain_code() -> Result<(), Error> {
         .start()?;
     assert!(server.is_running());
     Ok(())
-    // Variables are dropped in the reverse order of their declaration: the server first.
+    // Rust drops variables in the reverse order of their declaration, so the server ends first.
 }

@@ -1,13 +1,13 @@
-//! Fixtures that are functions: rstest passes them to the tests that name them.
+//! Fixtures that are functions: rstest passes them to the tests that have a parameter of that name.
 
-use mirakuru::rstest::{self, rstest}; // Or from your own dependency on rstest.
+use mirakuru::rstest::{self, rstest}; // Or use your own dependency on rstest.
 use mirakuru::{TcpExecutor, presets};
 
 /// Each test has its own Redis.
 #[mirakuru::fixture(presets::redis())]
 fn redis_server() -> presets::Redis;
 
-/// A test may need more than a service. The body runs once the service is ready.
+/// Returns the service together with other data. The body runs once the service is ready.
 #[mirakuru::fixture(presets::redis())]
 fn busy_shop(server: presets::Redis) -> (presets::Redis, u64) {
     let visits = (1..=10)
@@ -16,7 +16,7 @@ fn busy_shop(server: presets::Redis) -> (presets::Redis, u64) {
     (server, visits.unwrap())
 }
 
-/// With `&'static` in front, all tests share it.
+/// All tests share a service that is returned as `&'static`.
 #[mirakuru::fixture(bin = "shop", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}")]
 fn open_shop() -> &'static TcpExecutor;
 

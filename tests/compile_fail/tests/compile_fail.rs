@@ -1,18 +1,17 @@
-//! Each mistake gives one error, on the wrong token, with the remedy.
+//! Each mistake in a use of the attribute gives one error, on the wrong token, with the remedy.
 //!
-//! Each file has one mistake and is named after it. rustc's output changes with its version: the
+//! Each file has one mistake and is named after it. The output depends on rustc's version; the
 //! expected output is that of the version in CI.
 //!
-//! This is a package of its own: trybuild builds all of the package's dependencies once more, with
-//! the features of the test. Here these are the defaults, without TLS.
+//! This test is a separate package, because trybuild rebuilds all dependencies of its package with
+//! the test's features. Here these are the default features, without TLS.
 
 #[test]
 fn each_mistake_is_one_error() {
     trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
 }
 
-/// The files of expected output, checked as a whole: trybuild compares them, but does not count
-/// them.
+/// trybuild compares the expected output, but does not count the errors in it.
 #[test]
 fn the_expected_output_has_one_error_each() {
     let mut looked_at = 0;

@@ -1,4 +1,5 @@
-//! The order in which services end that name each other, or that were built before any started.
+//! The order in which services end if they name each other, or if they were built before any of
+//! them started.
 
 use std::time::Duration;
 
@@ -6,14 +7,14 @@ use mirakuru::{Banner, Executor, ExecutorBuilder, cluster, start_all, stop_all};
 
 use super::*;
 
-/// The way in which the victim starts its services.
+/// The environment variable that tells the victim how to start its services.
 const START: &str = "MIRAKURU_FLUSH_START";
 
-/// The ends of a process whose order only the supervisors keep.
+/// Ways to end in which only the supervisors keep the order.
 const DEATHS: [&str; 3] = ["process::exit", "SIGTERM", "SIGKILL"];
 
-/// A service that writes its name into the file when it is told to stop, and ends by itself after
-/// a minute or two.
+/// A service that appends its name to the file when it gets the stop signal. It ends by itself
+/// after a minute or two.
 fn writer() -> ExecutorBuilder<Banner> {
     let script = format!(
         "trap 'echo {{name}} >> \"${KEPT}\"; exit 0' TERM; echo ready; \
@@ -30,7 +31,7 @@ fn naming(recipe: ExecutorBuilder<Banner>, other: &Executor<Banner>) -> Executor
     recipe.env("OTHER", other.port().to_string())
 }
 
-/// Ends services that have written into the file before.
+/// Removes the file into which earlier stops have written, and ends the services.
 fn end_anew(services: impl Sized) {
     fs::remove_file(std::env::var_os(KEPT).expect("a file")).expect("it was written");
     end(services, || {});
@@ -80,7 +81,7 @@ fn has_services_that_name_each_other() {
     }
 }
 
-/// Starts services in this way, and takes them through each death.
+/// Starts services in this way, and checks their order in each way to end.
 fn assert_order(way: &str, order: &str) {
     for death in DEATHS {
         let scratch = Scratch::new();
@@ -158,7 +159,7 @@ fn a_built_executor_flushes_into_one_that_started_later() {
     assert_built_executors_flush("one after the other");
 }
 
-/// Stops the application and its database together, and returns the database's file.
+/// Stops the application and its database together, and returns the content of the database's file.
 fn stopped_together(stop: impl FnOnce(TcpExecutor, TcpExecutor) -> Result<(), mirakuru::Error>) -> String {
     let scratch = Scratch::new();
     let kept = scratch.path().join("kept");

@@ -1,5 +1,5 @@
-//! A database, and an application that writes into it when it is told to stop. Also a part of a
-//! program that is built with `panic = "abort"`.
+//! A database, and an application that writes into it when it gets the stop signal. Tests use them,
+//! and so does a program that is built with `panic = "abort"`.
 
 use std::env;
 use std::io::Write;
@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
 
-/// The way in which a victim ends.
+/// The environment variable with the way in which a victim ends.
 pub(crate) const DEATH: &str = "MIRAKURU_FLUSH_DEATH";
-/// The file of the database. The application also writes there if it cannot reach the database.
+/// The environment variable with the database's file. The application writes an error there if it
+/// cannot reach the database.
 pub(crate) const KEPT: &str = "MIRAKURU_FLUSH_KEPT";
 
-/// A database that keeps its input in a file, until it is told to stop.
+/// A database that appends its input to a file.
 const DATABASE: &str = r#"
 import socket, sys
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))

@@ -1,1 +1,1 @@
-//! The second package of the workspace: see its tests.
+//! The second package of the workspace. It consists of its tests.

@@ -1,12 +1,12 @@
-//! Another package, the same fixture. Nextest runs each of these tests in a process of its own, and
-//! none of them starts a second Redis.
+//! Another package, the same fixture. Nextest runs each of these tests in its own process, but
+//! starts Redis only once.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use fixtures::REDIS;
 
-/// A number that no other test gets.
+/// The next number from Redis's counter.
 fn next_invoice(database: u32) -> String {
     let mut stream = TcpStream::connect(REDIS.addr()).unwrap();
     write!(stream, "SELECT {database}\r\nINCR invoice\r\n").unwrap();

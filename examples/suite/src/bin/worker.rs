@@ -1,5 +1,5 @@
-//! `worker SERVER`: visits the shop at this address every 20 ms, and says so once it has been let
-//! in.
+//! `worker SERVER`: visits the shop at this address every 20 ms, and prints `at work` after its
+//! first successful visit.
 
 use std::net::SocketAddr;
 use std::time::Duration;
