@@ -1,7 +1,7 @@
-//! Servers that are missing on this machine: their tests are skipped with a message, or fail, and
-//! the end of the run says how many.
+//! Tests of servers that are not installed are skipped with a message, or fail. The end of the run
+//! reports how many were skipped.
 //!
-//! A binary of its own: it runs cargo and nextest, and it must not run twice.
+//! This is a separate binary, because it runs cargo and nextest and must not run twice at a time.
 
 mod common;
 #[path = "common/fresh.rs"]
@@ -14,9 +14,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{FRESH_TARGET, Scratch, require};
 
-/// Thirty tests that need a server, of which two are missing, and more that are never skipped.
+/// A crate with thirty tests that need a server. For twenty of them the server is missing. Further
+/// tests are `#[ignore]`d, and run one by one.
 fn suite() -> (MutexGuard<'static, ()>, PathBuf) {
-    // The tests run one at a time, because the list for programs belongs to the last run.
+    // The tests run one at a time, because all of them write the same list of skipped tests.
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let test = |n: usize, attribute: &str, rest: &str| {
@@ -126,8 +127,7 @@ fn cargo(dir: &Path, scratch: &Scratch, args: &[&str]) -> Command {
     command
 }
 
-/// Runs a command on a terminal of its own, and returns the text on it. The output tells if the
-/// status is not 0.
+/// Runs a command, which must succeed, on a pseudo-terminal. Returns its output.
 fn on_a_terminal(command: &Command) -> String {
     let script = "import os, pty, sys\nsys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     let mut terminal = Command::new("python3");
@@ -147,7 +147,7 @@ fn on_a_terminal(command: &Command) -> String {
     fresh::text(&output)
 }
 
-/// The only summary in this output.
+/// Asserts that the output has the expected summary, and only once.
 #[track_caller]
 fn assert_summary(output: &str) {
     let text = output.replace('\r', "");
@@ -173,7 +173,7 @@ fn what_is_missing_is_skipped_aloud() {
     };
     let text = |output: &Output| fresh::text(output);
 
-    // Standard error gets the summary, past the capture.
+    // The summary appears on standard error, although the harness captures output.
     let output = with(&[], "MK", "");
     assert!(output.status.success(), "{}", text(&output));
     assert!(
@@ -196,7 +196,7 @@ fn what_is_missing_is_skipped_aloud() {
         )));
     }
 
-    // The test's own output has the skip, too.
+    // The skip is also in the output of the test itself.
     let output = with(&["--", "--exact", "needs_10", "--show-output"], "MK", "");
     let said = "mirakuru: this test is skipped, because mk-no-such-server is not on this machine";
     assert!(text(&output).contains(said), "{}", text(&output));
@@ -244,7 +244,7 @@ fn a_variable_picks_another_installation_of_a_preset() {
     let named = "failed to execute `/mk/no-such-directory`, which MIRAKURU_REDIS_PROGRAM names";
     let output = run(Path::new("/mk/no-such-directory"));
     assert!(output.contains(named), "{output}");
-    // A person who names a program wants it, whatever the recipe says.
+    // If the user names a program, it is not optional, even if the recipe says so.
     let mut command = cargo(&dir, &scratch, &ignored("chosen_and_optional"));
     command.envs([
         ("MIRAKURU_REDIS_PROGRAM", "/mk/no-such-directory"),
@@ -255,7 +255,7 @@ fn a_variable_picks_another_installation_of_a_preset() {
         output.contains(named) && !output.contains("is skipped"),
         "{output}"
     );
-    // It starts, and is another program.
+    // `true` can be executed, but is not the expected server.
     let output = run(Path::new("true"));
     assert!(
         output.contains("check MIRAKURU_REDIS_PROGRAM, which names this program"),
@@ -312,7 +312,7 @@ fn some_are_skipped_and_others_never() {
     );
 }
 
-/// One ignored test of the suite, under a program that changes what the kernel has.
+/// Runs one ignored test under a program that hides something of the machine.
 fn under(dir: &Path, scratch: &Scratch, wrapper: &[&str], test: &str) -> Output {
     let cargo = cargo(dir, scratch, &ignored(test));
     let mut command = Command::new(wrapper[0]);
@@ -366,7 +366,7 @@ fn a_kernel_without_a_needed_system_call_is_missing_it() {
 #[test]
 fn a_machine_without_ipv6_is_missing_it() {
     let ((_alone, dir), scratch) = (suite(), Scratch::new());
-    // A network of its own, whose loopback device is down, has no address of IPv6.
+    // In a new network namespace the loopback device is down, so it has no IPv6 address.
     let wrapper = ["unshare", "--map-root-user", "--net"];
     if !Command::new(wrapper[0])
         .args(&wrapper[1..])
@@ -414,7 +414,7 @@ fn nextest_says_it_once_after_its_own_summary() {
     assert!(before.contains("30 tests run: 30 passed"), "{output}");
     assert!(!output.contains("LEAK"), "{output}");
 
-    // A reader of the pipe gets all output without a wait.
+    // If the output is a pipe, its reader gets the summary before the end of the output.
     let output = cargo(&dir, &scratch, &args).output().expect("cargo");
     assert_summary(&String::from_utf8_lossy(&output.stderr));
 
@@ -446,7 +446,7 @@ fn an_unknown_value_of_a_variable_is_an_error_that_names_the_known_ones() {
         let said = format!("failed to use {name}: its value `{value}` is not known: {known}");
         assert!(output.contains(&said), "{output}");
     }
-    // The version is looked for before the start.
+    // The preset looks for its version, and reads the variable, before the start.
     let output = run("too_old", "MIRAKURU_MISSING", "skp");
     let said = "MIRAKURU_MISSING is `skp`, which is not known: write `skip` or `fail`";
     assert!(output.contains(said), "{output}");

@@ -1,9 +1,9 @@
-//! Test processes in which foreign code runs beside the supervisor's: built with AddressSanitizer,
-//! bound lazily, under valgrind, or with a preloaded library. Ten tests run in each of them.
+//! Test processes with foreign code in them, which also runs in the supervisor: AddressSanitizer,
+//! lazy binding, valgrind, or a preloaded library. Ten tests run in each.
 //!
-//! A binary of its own: it runs cargo, and it must not run twice.
+//! This is a separate binary, because it runs cargo and must not run twice at a time.
 
-// The tests are about Linux's way to fork.
+// Only on Linux is the supervisor made in the way that these tests check.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -111,8 +111,8 @@ fn failures() {
 }
 "#;
 
-/// Builds them as a user does, or with these flags, and gives the program. Flags build all
-/// dependencies once more: without features there are fewer.
+/// Builds the ten tests as a user does, or with these flags, and returns the program. With flags
+/// all dependencies are rebuilt, so the features that bring many are off.
 fn build(flags: Option<&str>) -> PathBuf {
     let (name, features) = match flags {
         Some(_) => ("ten-tests-with-flags", ", default-features = false"),
@@ -126,7 +126,8 @@ fn build(flags: Option<&str>) -> PathBuf {
     let mut cargo = fresh::cargo(&dir);
     cargo.args(["test", "--no-run", "--message-format=json", "--test", "ten"]);
     if let Some(flags) = flags {
-        // With a target, the flags are not for build scripts and macros, which all flags share.
+        // With an explicit target, the flags do not apply to build scripts and macros, so these are
+        // built only once.
         cargo
             .args(["--target", &host()])
             .env("CARGO_TARGET_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/flags"))
@@ -144,7 +145,7 @@ fn host() -> String {
     host.expect("rustc says it").to_owned()
 }
 
-/// Runs the ten tests. All must pass, leave nothing, and print only the expected messages.
+/// Runs the ten tests. All must pass, and no process may be left. Returns the output.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let scratch = Scratch::new();
@@ -170,7 +171,7 @@ fn bound_lazily() {
     run(&mut Command::new(build(Some(flags))));
 }
 
-/// An error that valgrind finds in the supervisor counts as well.
+/// Errors that valgrind finds in the supervisor count as well.
 #[test]
 fn under_valgrind() {
     let Some(valgrind) = require("valgrind") else {

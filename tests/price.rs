@@ -1,19 +1,19 @@
-//! The cost of this crate for its users' builds: the number of packages in the Cargo.lock of a
-//! crate that depends only on it. All of them count: the crate itself, the four of this repository,
-//! and build scripts' dependencies.
+//! What this crate costs its users: the number of packages in the Cargo.lock of a crate that
+//! depends only on this one. Everything counts, including this crate itself and the dependencies of
+//! build scripts.
 //!
-//! The versions are those of this repository's Cargo.lock, so that the figure changes only with a
-//! change here, and no network is needed.
+//! The versions are those of this repository's Cargo.lock. So the figure changes only with a change
+//! here, and the test needs no network.
 //!
-//! A binary of its own: it runs cargo.
+//! This is a separate binary, because it runs cargo.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Number with the default features. The figures of others are in `benches/price/results.md`.
+/// The limit with default features. `benches/price/results.md` has the figures of other crates.
 const DEFAULT: usize = 36;
-/// Number with `default-features = false`: without `Http`, and without rstest fixtures.
+/// The limit with `default-features = false`, that is without `Http` and rstest fixtures.
 const MINIMAL: usize = 20;
 
 #[test]
@@ -59,7 +59,7 @@ fn packages_of_a_user(root: &Path, name: &str, features: &str) -> Vec<String> {
     );
     fs::write(user.join("Cargo.toml"), manifest).unwrap();
     let lock = user.join("Cargo.lock");
-    // Cargo keeps the versions and drops what is not needed here.
+    // Cargo keeps the versions in the file, and removes packages that are not needed.
     fs::copy(root.join("Cargo.lock"), &lock).unwrap();
 
     let output = Command::new(env!("CARGO"))

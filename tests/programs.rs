@@ -1,7 +1,7 @@
-//! Programs of the workspace, as users have them: a workspace of their own, in which the tests of
-//! one package run the daemon of another, under cargo and nextest.
+//! Tests of a user's workspace, in which one package tests a program of another package, under
+//! cargo and nextest.
 //!
-//! A binary of its own: it runs cargo, for a minute, and it must not run twice.
+//! This is a separate binary, because it runs cargo for a minute and must not run twice at a time.
 
 mod common;
 #[path = "common/fresh.rs"]
@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 
 use common::{FRESH_TARGET, Scratch};
 
-/// A server that answers with its version, and with the features that it was built with.
+/// A server that answers with its version and its features.
 const DAEMON: &str = r#"
 use std::io::{Read, Write};
 
@@ -31,7 +31,7 @@ fn main() {
 }
 "#;
 
-/// The common part of the tests of the user's packages.
+/// Code that the tests of all workspaces use: sends the server a request and prints its answer.
 const ASK: &str = r#"
 use std::io::{Read, Write};
 
@@ -44,8 +44,8 @@ pub fn ask(shop: &mirakuru::TcpExecutor) {
 }
 "#;
 
-/// A library that both packages need, with a build script like that of the crate `ring`: it runs
-/// again when a variable of cargo changes.
+/// The build script of a library that both packages need. Like that of the crate `ring`, it runs
+/// again if one of cargo's variables changes.
 const BUILD_AGAIN: &str = r#"
 fn main() {
     for name in ["CARGO_MANIFEST_DIR", "CARGO", "LD_LIBRARY_PATH"] {
@@ -54,7 +54,7 @@ fn main() {
 }
 "#;
 
-/// A build script that runs in each build, and leaves a line.
+/// A build script that runs in each build, and appends a line to a file.
 const COUNT: &str = r#"
 use std::io::Write;
 
@@ -66,7 +66,7 @@ fn main() {
 }
 "#;
 
-/// A test that asks for the program once a hundred processes are there to ask.
+/// A test that waits for a hundred processes, which then ask for the program at the same time.
 const MEET: &str = r#"
 pub fn ask(n: usize) {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/met");
@@ -80,7 +80,7 @@ pub fn ask(n: usize) {
 }
 "#;
 
-/// The attribute as users write it. `{name}` is the workspace's.
+/// The attribute as users write it. `{name}` is the name of the workspace.
 const ATTRIBUTE: &str =
     r#"#[mirakuru::fixture(bin = "{name}-server", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}")]"#;
 
@@ -91,7 +91,7 @@ struct Workspace {
 }
 
 impl Workspace {
-    /// Makes a workspace with these tests. No part of it has been built yet.
+    /// Creates a workspace with these tests, of which nothing is built yet.
     fn new(name: &'static str, tests: &str) -> Workspace {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("fresh")
@@ -142,7 +142,8 @@ impl Workspace {
             &format!("use {name}_e2e::ask;\nuse mirakuru::*;\n{tests}"),
         );
         fs::copy(root.join("Cargo.lock"), workspace.dir.join("Cargo.lock")).expect("our lock file");
-        // All sources are new, so cargo builds them again. The program of an earlier run must go.
+        // The sources are new, so cargo builds them again, but a program of an earlier run could
+        // remain.
         let _ = fs::remove_file(workspace.uplifted());
         workspace
     }
@@ -153,7 +154,7 @@ impl Workspace {
         fs::write(path, text).expect("the target directory");
     }
 
-    /// Changes the daemon as an edit does.
+    /// Edits the daemon's source.
     fn edit(&self, from: &str, to: &str) {
         let path = self.dir.join("daemon/src/main.rs");
         let text = fs::read_to_string(&path).expect("it was written");
@@ -170,20 +171,20 @@ impl Workspace {
         command
     }
 
-    /// The output of the tests, all of which must pass. `args` follow `cargo test`.
+    /// Runs `cargo test` with these arguments, and returns the output. All tests must pass.
     fn test(&self, args: &[&str]) -> String {
         let package = format!("{}-e2e", self.name);
         let mut command = self.cargo(&["test", "--package", &package]);
         fresh::succeed(command.args(args).args(["--", "--nocapture", "--test-threads=1"]))
     }
 
-    /// The user's own program, as `cargo build` has left it.
+    /// The program that `cargo build` makes for the user.
     fn uplifted(&self) -> PathBuf {
         Path::new(FRESH_TARGET).join(format!("debug/{}-server", self.name))
     }
 }
 
-/// The answers of the daemon in a test's output, without its process ids.
+/// The daemon's answers in the output of a test, without process ids.
 fn answers(output: &str) -> Vec<String> {
     let lines = output.lines().filter_map(|line| line.split("answer: ").nth(1));
     lines
@@ -208,7 +209,7 @@ fn the_daemon_of_another_package_is_built_and_never_stale() {
     assert_eq!(answers(&output), ["version ONE plain"; 2], "{output}");
     assert!(!workspace.uplifted().exists(), "the user has not built it");
 
-    // This is the user's own program in his own variant, which we must not replace.
+    // The user builds the program with other features. mirakuru must not replace that file.
     fresh::succeed(&mut workspace.cargo(&["build", "--package", "edited-daemon", "--features", "vip"]));
     let before = fs::metadata(workspace.uplifted()).expect("it was built");
     workspace.edit("ONE", "TWO");
@@ -217,7 +218,7 @@ fn the_daemon_of_another_package_is_built_and_never_stale() {
     let after = fs::metadata(workspace.uplifted()).expect("it is there still");
     assert_eq!((before.ino(), before.mtime()), (after.ino(), after.mtime()));
 
-    // Neither of the two builds undoes the work of the other.
+    // The builds of cargo and of mirakuru do not undo each other's work.
     let output = workspace.test(&[]);
     assert!(!output.contains("Compiling"), "{output}");
     let deps = || {
@@ -247,7 +248,7 @@ fn a_shared_service_of_an_older_program_is_another_one() {
     );
     let run = || {
         let mut command = workspace.cargo(&["test", "--package", "shared-e2e", "--test", "shared_tests"]);
-        // The session is known by the process without the variable: this one.
+        // The session belongs to the nearest process without the variable, which is this one.
         command
             .env("MIRAKURU_SESSION_ID", "kept")
             .args(["--", "--nocapture"]);
@@ -383,7 +384,7 @@ fn misspelt() {
         assert!(output.contains(expected), "{output}");
     }
 
-    // Another program takes its place. A relative path counts from cargo's directory.
+    // The user names another program. A relative path starts at cargo's directory.
     workspace.edit("\n    let port: u16 = \"no\";", "");
     fresh::succeed(&mut workspace.cargo(&["build", "--package", "failing-daemon", "--features", "vip"]));
     fs::copy(workspace.uplifted(), workspace.dir.join("other")).expect("the target directory");
@@ -410,7 +411,8 @@ fn a_test_that_is_started_by_hand() {
         "direct",
         "ATTRIBUTE\n#[test]\nfn sells(shop: &TcpExecutor) { ask(shop); }\n",
     );
-    // Cargo reads this file, and rustup its own, in the directory in which it is started and above.
+    // Cargo looks for this file in its working directory and above, so mirakuru must start cargo in
+    // the workspace.
     workspace.write(".cargo/config.toml", "[env]\nDIRECT_VERSION = \"ONE\"\n");
     workspace.edit("\"ONE\"", "env!(\"DIRECT_VERSION\")");
     let messages = fresh::succeed(&mut workspace.cargo(&[
@@ -428,8 +430,8 @@ fn a_test_that_is_started_by_hand() {
         .find(|path| path.contains("/direct_tests-"))
         .expect("cargo says where it is");
     let start = |executable: &Path| {
-        // This is a start as by a debugger, without any variable of cargo. The shell has ended
-        // before the test begins, so no cargo is among the test's ancestors.
+        // Starts the test as a debugger does, without cargo's variables. The shell ends before the
+        // test begins, so no ancestor of the test is cargo.
         let mut command = Command::new("sh");
         command
             .args([
@@ -461,7 +463,8 @@ fn a_test_that_is_started_by_hand() {
     let output = start(Path::new(executable));
     assert_eq!(answers(&output), ["version ONE plain"], "{output}");
 
-    // In another place, as in an archive, cargo cannot be asked.
+    // In another directory, as after the unpacking of an archive, mirakuru cannot ask cargo for the
+    // program.
     let copy = workspace.scratch.path().join("e2e");
     fs::copy(executable, &copy).expect("a writable directory");
     let output = start(&copy);

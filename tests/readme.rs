@@ -1,10 +1,10 @@
-//! Pastes the first test of the README into a fresh crate that depends on this one, as a newcomer
-//! would. Also runs all other tests that are shown anywhere, in one crate: those of the guide, of
-//! the README and of `examples/suite`.
+//! Runs the README's first test in a fresh crate that depends on this one, as a newcomer would. All
+//! other tests in the README, the guide and `examples/suite` run in one crate.
 //!
-//! A doctest compiles the shown code, but leaves out items with `#[test]`: so this file runs them.
+//! Doctests compile the shown code, but leave out items with `#[test]`, so these tests run here.
 //!
-//! A binary of its own: it runs cargo, for minutes, and the README's first test has a fixed port.
+//! This is a separate binary, because it runs cargo for minutes, and the README's first test has a
+//! fixed port.
 
 mod common;
 
@@ -16,15 +16,15 @@ use std::process::{Child, Command, Output, Stdio};
 
 use common::{LONG, Scratch, fixed_port, require, root, say, wait_until};
 
-/// The first block of Rust.
+/// The first block of Rust in the README.
 fn first_test() -> String {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let (_, rest) = readme.split_once("```rust\n").expect("a block of Rust");
     rest.split_once("```").expect("its end").0.to_owned()
 }
 
-/// A crate with one test, and mirakuru as its only dependency. Each has a name of its own: cargo,
-/// with one target directory for both, would take them for the same.
+/// Creates a crate with one test, and mirakuru as its only dependency. Both crates use one target
+/// directory, so they must have different names.
 fn fresh_crate(scratch: &Scratch, name: &str, test: &str) -> PathBuf {
     let dir = scratch.path().join("fresh");
     fs::create_dir_all(dir.join("src")).unwrap();
@@ -37,7 +37,7 @@ fn fresh_crate(scratch: &Scratch, name: &str, test: &str) -> PathBuf {
     fs::write(dir.join("Cargo.toml"), manifest).unwrap();
     fs::write(dir.join("src/lib.rs"), "").unwrap();
     fs::write(dir.join("tests/first.rs"), test).unwrap();
-    // The versions that are tested, and downloaded.
+    // Our lock file has the versions that are tested and downloaded.
     let _ = fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock"));
     dir
 }
@@ -46,7 +46,7 @@ fn cargo(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(dir);
     common::build_as_a_user(&mut command);
-    // Removes our own runner's variables for the inner cargo.
+    // The inner cargo must not see the variables of our own test runner.
     for (key, _) in std::env::vars_os() {
         if key
             .to_str()
@@ -87,8 +87,8 @@ fn the_first_test_of_the_readme_passes_in_a_fresh_crate() {
     assert!(!text(&output).contains("LEAK"), "{}", text(&output));
 }
 
-/// The blocks of Rust in a page that are compiled: the words after the fence, and the code,
-/// including the lines that rustdoc hides.
+/// The Rust blocks of a page that are compiled. Each is the words after the fence, and the code
+/// with the lines that rustdoc hides.
 fn rust_blocks(page: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = page.lines();
@@ -108,8 +108,8 @@ fn rust_blocks(page: &str) -> Vec<(String, String)> {
     blocks
 }
 
-/// The tests that the pages show, each block in a module of its own, and the names of the modules
-/// that must be seen running.
+/// A file with all tests of the pages, each block in a module, and the names of the modules whose
+/// tests must run.
 fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
     let mut pages = vec![("readme".to_owned(), root().join("README.md"))];
     let guide = fs::read_dir(root().join("docs/guide")).expect("the guide");
@@ -122,7 +122,7 @@ fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
     let (mut file, mut modules) = (String::new(), Vec::new());
     for (page, path) in pages {
         let blocks = rust_blocks(&fs::read_to_string(&path).expect("a page"));
-        // The README's first test runs by itself, on its own port.
+        // The README's first test runs separately, on its own port.
         let skipped = usize::from(page == "readme");
         for (number, (info, code)) in blocks.iter().enumerate().skip(skipped) {
             let is_test = ["#[test]", "#[rstest]", "#[tokio::test"]
@@ -132,7 +132,8 @@ fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
             if !is_test || is_missing || info.contains("compile_fail") {
                 continue;
             }
-            // The images of other servers are rarely available. `it/containers.rs` makes one.
+            // These tests need images of containers, which are rarely installed. `it/containers.rs`
+            // makes its own.
             let code = match page.as_str() {
                 "containers" => code.replace("#[test]\n", "#[test]\n#[ignore = \"needs an image\"]\n"),
                 _ => code.clone(),
@@ -147,20 +148,20 @@ fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
     (file, modules)
 }
 
-/// The files in a copy that this test or cargo makes.
+/// Entries of the copied suite that this test or cargo creates.
 const MADE: [&str; 4] = ["target", "Cargo.lock", "shown.rs", "examples"];
 
-/// Writes a file only if that changes it, so that cargo does not build it again.
+/// Writes a file unless it already has this content, so that cargo does not build it again.
 fn write(path: &Path, text: &str) {
     if fs::read_to_string(path).ok().as_deref() != Some(text) {
         fs::write(path, text).expect("a writable directory");
     }
 }
 
-/// A copy of a folder of sources, whose path dependencies on this repository are absolute.
+/// Copies a folder of sources. Paths of dependencies to this repository become absolute.
 fn copy_sources(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a writable directory");
-    // Removed examples are not built.
+    // An example that has been removed must not stay in the copy.
     for entry in fs::read_dir(to).expect("a folder") {
         let entry = entry.expect("an entry");
         let is_made = MADE.iter().any(|name| entry.file_name() == *name);
@@ -187,7 +188,7 @@ fn copy_sources(from: &Path, to: &Path) {
     }
 }
 
-/// The process ids of the Redis that tests of a package have printed.
+/// The pids of Redis that the tests of a package have printed.
 fn pids<'a>(output: &'a str, package: &str) -> BTreeSet<&'a str> {
     let before = format!("Redis for {package}: pid ");
     output
@@ -201,7 +202,7 @@ fn every_test_that_is_shown_passes() {
     if require("redis-server").is_none() || require("python3").is_none() {
         return;
     }
-    // This is always the same directory, so that unchanged code is not built again.
+    // The directory is the same in each run, so that cargo does not rebuild unchanged code.
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("suite");
     copy_sources(&root().join("examples/suite"), &dir);
     fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
@@ -213,8 +214,8 @@ fn every_test_that_is_shown_passes() {
     assert!(modules.len() > 10, "where is the guide? {modules:?}");
     write(&dir.join("tests/shown.rs"), &file);
 
-    // This runs `cargo run --example quickstart`, but without the dependencies of these tests,
-    // which a user does not build.
+    // Runs `cargo run --example quickstart` in the copy, because users do not build the
+    // dependencies of these tests.
     fs::create_dir_all(dir.join("examples")).unwrap();
     let quickstart = fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
     write(&dir.join("examples/quickstart.rs"), &quickstart);
@@ -232,14 +233,14 @@ fn every_test_that_is_shown_passes() {
         }
         for package in ["the shop", "billing"] {
             let servers = pids(&text, package).len();
-            // (The portable back end recognises no run: each process has one of its own.)
+            // The portable back end recognises no run, so each process starts its own Redis.
             assert!(
                 servers == 1 || (cfg!(mirakuru_portable) && servers > 1),
                 "one Redis for all tests of {package}, and not {servers}:\n{text}"
             );
         }
         assert!(!text.contains("LEAK"), "{text}");
-        // Users who copy an example do not want this in their package.
+        // Users who copy an example do not want this file in their package.
         assert!(
             !dir.join("dump.rdb").exists(),
             "a Redis has saved into the package"
@@ -269,7 +270,7 @@ fn every_test_that_is_shown_passes() {
     }
 }
 
-/// Redis, started without mirakuru.
+/// A Redis that was started without mirakuru.
 struct Other(Child);
 
 impl Drop for Other {
@@ -289,7 +290,7 @@ fn with_another_redis_on_the_port_its_error_names_it() {
         return;
     }
     let scratch = Scratch::new();
-    // On another port, so that tests on the default port are undisturbed.
+    // Uses another port, so that tests on the default port are not disturbed.
     let port = fixed_port();
     let test = first_test();
     assert!(test.contains("{port}"), "{test}");

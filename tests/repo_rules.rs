@@ -1,7 +1,7 @@
-//! The rules of this repository that a compiler does not check.
+//! Rules of this repository that the compiler does not check.
 //!
-//! A binary of its own: it needs only the files, so it is built and run in a second while one
-//! writes. The file is long because the rules share a small reader of Rust code.
+//! This is a separate binary, because it only reads files: it builds and runs in a second. It is
+//! long because the rules share a small scanner for Rust code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +26,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files_of(folder, "rs")
 }
 
-/// All files below a folder whose names have this end.
+/// All files below a folder with this extension.
 fn files_of(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -42,13 +42,12 @@ fn files_of(folder: &Path, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The code without comments and without the content of string and character literals; lines are
-/// kept.
+/// The code without comments and without the content of literals. The line breaks stay.
 fn bare_code(source: &str) -> String {
     scan(source).0
 }
 
-/// The bare code, and the numbers of the lines on which a raw string stands.
+/// The bare code, and the numbers of the lines that belong to raw strings.
 fn scan(source: &str) -> (String, BTreeSet<usize>) {
     let (mut bare, mut raw) = (String::new(), BTreeSet::new());
     let mut rest = source;
@@ -99,7 +98,7 @@ fn block_comment(text: &str) -> usize {
     text.len()
 }
 
-/// The length of a string literal that begins here.
+/// The length of the string literal that begins here.
 fn literal(text: &str) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -113,10 +112,10 @@ fn literal(text: &str) -> usize {
     text.len()
 }
 
-/// The length of a raw string that begins here, if one does.
+/// The length of the raw string that begins here. `None` if there is none.
 fn raw_string(text: &str, before: &str) -> Option<usize> {
     let after = text.strip_prefix('r')?;
-    // `for"` is not a raw string; `br"` is.
+    // `for"` begins no raw string, but `br"` does.
     let previous = before.strip_suffix('b').unwrap_or(before).chars().next_back();
     if previous.is_some_and(|c| c.is_alphanumeric() || c == '_') {
         return None;
@@ -132,19 +131,20 @@ fn raw_string(text: &str, before: &str) -> Option<usize> {
     )
 }
 
-/// The length of a character literal that begins here, if one does: a lifetime has no second quote.
+/// The length of the character literal that begins here. `None` for a lifetime, which has no second
+/// quote.
 fn char_literal(text: &str) -> Option<usize> {
     let mut chars = text.strip_prefix('\'')?.char_indices();
     let (_, first) = chars.next()?;
     if first == '\\' {
-        // The character after the backslash may be a quote.
+        // The escaped character may itself be a quote.
         chars.next()?;
         return chars.find(|&(_, c)| c == '\'').map(|(at, _)| at + 2);
     }
     chars.next().filter(|&(_, c)| c == '\'').map(|(at, _)| at + 2)
 }
 
-/// Whether a text has this word as a whole.
+/// Whether a line contains this word as a whole.
 fn has_word(line: &str, word: &str) -> bool {
     let inside = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word).any(|(at, _)| {
@@ -173,7 +173,7 @@ fn the_scanner_sees_code_and_only_code() {
     assert!(!has_word(lines[3], "unsafe"), "{bare}");
 }
 
-/// `unsafe`, `nix` and `libc` have one place, where somebody looks at each line.
+/// `unsafe`, `nix` and `libc` are allowed in one folder only, so that all of it can be reviewed.
 #[test]
 fn system_calls_are_under_sys_alone() {
     let sys = root().join("mirakuru-core/src/sys");
@@ -205,7 +205,7 @@ fn system_calls_are_under_sys_alone() {
 
 // ---- imports ------------------------------------------------------------------------------------
 
-/// The folders of the core, from the bottom up, as the map at the head of its `lib.rs` has them.
+/// The core's folders from the bottom up, as listed at the head of its `lib.rs`.
 fn folders() -> Vec<String> {
     let lib = read("mirakuru-core/src/lib.rs");
     let names = lib.lines().filter_map(|line| line.strip_prefix("//! - `"));
@@ -214,7 +214,7 @@ fn folders() -> Vec<String> {
         .collect()
 }
 
-/// The part of a group of imports, `{a::{b, c}, d}`, that stands between its commas.
+/// The members of a group of imports: `a::{b, c}` and `d` for `{a::{b, c}, d}`.
 fn members(group: &str) -> Vec<&str> {
     let (mut depth, mut begin, mut members) = (0, 1, Vec::new());
     for (at, c) in group.char_indices() {
@@ -234,14 +234,14 @@ fn members(group: &str) -> Vec<&str> {
     members
 }
 
-/// The names that a file imports from the root of its crate, or uses through it: the first name of
-/// each such path. The file is `depth` modules below the root, and that many `super::` lead there.
+/// The first names of all paths in a file that start at the root of its crate. The file is `depth`
+/// modules below the root, so as many `super::` also lead to the root.
 fn names_from_the_root(code: &str, depth: usize) -> Vec<String> {
     let up = "super::".repeat(depth);
     let mut names = Vec::new();
     for root in ["crate::", up.as_str()] {
         for (at, _) in code.match_indices(root) {
-            // This is a longer name, or one more `super`.
+            // Here `crate` or `super` is the end of a longer name or path.
             if code[..at].ends_with(|c: char| c.is_alphanumeric() || "_$:".contains(c)) {
                 continue;
             }
@@ -260,7 +260,7 @@ fn names_from_the_root(code: &str, depth: usize) -> Vec<String> {
     names
 }
 
-/// The code of a file without its tests: a module `tests` at its end.
+/// The code of a file without the module `tests` at its end.
 fn without_tests(code: &str) -> &str {
     code.split("\nmod tests {").next().unwrap_or_default()
 }
@@ -275,8 +275,8 @@ fn imports_are_seen_through_groups_and_supers() {
     assert_eq!(names, ["Tcp", "error", "run", "sys", "util"]);
 }
 
-/// A folder of the core imports from those above it in the map. It imports from files, not through
-/// the root's re-exports, which hide the origin of a name. Tests may import anything.
+/// A folder of the core imports only from folders that stand above it in the map. It imports from
+/// files, because the root's re-exports hide where a name comes from. Tests may import anything.
 #[test]
 fn no_import_of_the_core_runs_upward() {
     let folders = folders();
@@ -296,7 +296,7 @@ fn no_import_of_the_core_runs_upward() {
     for (place, folder) in folders.iter().enumerate() {
         for file in rust_files(&src.join(folder)) {
             let path = file.strip_prefix(&src).expect("it is below");
-            // These files are declared with `#[cfg(test)]`.
+            // These files contain only tests.
             if ["tests", "harness", "test_writer", "own_process"]
                 .iter()
                 .any(|name| path.file_stem().is_some_and(|stem| stem == *name))
@@ -327,8 +327,8 @@ fn no_import_of_the_core_runs_upward() {
 
 // ---- widths -------------------------------------------------------------------------------------
 
-/// The lines of a file that are too wide: 110 columns for code, 100 for comments and for the prose
-/// of Markdown. Tables, addresses and raw strings cannot be broken.
+/// The lines of a file that are too wide: over 110 columns for code, or over 100 for comments and
+/// Markdown prose. Tables, addresses and raw strings are exempt, because they cannot be broken.
 fn too_wide(path: &Path, text: &str) -> Vec<String> {
     let markdown = path.extension().is_some_and(|extension| extension == "md");
     let raw = if markdown { BTreeSet::new() } else { scan(text).1 };
@@ -385,7 +385,7 @@ fn a_wide_line_is_seen() {
     );
 }
 
-/// All files of code and prose.
+/// All files with code or prose.
 fn texts() -> Vec<PathBuf> {
     let mut files = Vec::new();
     for folder in [
@@ -412,7 +412,7 @@ fn texts() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Narrow lines can be read, and compared side by side.
+/// Narrow lines are easy to read, and files can be compared side by side.
 #[test]
 fn no_line_is_too_wide() {
     let mut wide = Vec::new();
@@ -426,9 +426,9 @@ fn no_line_is_too_wide() {
     );
 }
 
-/// The places where a text says the same words twice in a row, at least four of them.
+/// Finds places where a text repeats at least four words at once.
 fn said_twice(text: &str) -> Vec<String> {
-    // A string goes on after a backslash at the end of a line.
+    // A backslash at the end of a line continues a string.
     let text = text.replace("\\\n", " ");
     let words: Vec<&str> = text
         .split_whitespace()
@@ -464,8 +464,8 @@ fn no_text_says_the_same_twice() {
 
 // ---- the interface ------------------------------------------------------------------------------
 
-/// Crates that users compile and must not see: a new major version of one of them must not force
-/// one of ours.
+/// Dependencies that must not appear in the interface. Otherwise a new major version of one would
+/// force a new major version of mirakuru.
 const FOREIGN: [&str; 7] = [
     "libc",
     "nix",
@@ -476,9 +476,9 @@ const FOREIGN: [&str; 7] = [
     "ureq",
 ];
 
-/// The parts of a file that belong to the interface: all `pub` items, with the bodies of enums and
-/// traits, and the implementations of traits for types. (`unreachable_pub` ensures that `pub` is
-/// meant.)
+/// The parts of a file that belong to the interface: `pub` items, the bodies of `pub` enums and
+/// traits, and the headers of implementations. The lint `unreachable_pub` makes sure that `pub`
+/// items are public.
 fn interface(code: &str) -> Vec<String> {
     let mut parts = Vec::new();
     let mut lines = code.lines().map(str::trim);
@@ -501,7 +501,7 @@ fn interface(code: &str) -> Vec<String> {
     parts
 }
 
-/// The foreign crates, and the names from them that a file imports.
+/// The dependencies above, and the names that a file imports from them.
 fn foreign_names(code: &str) -> Vec<String> {
     let mut names: Vec<String> = FOREIGN.iter().map(|name| (*name).to_owned()).collect();
     for statement in code.split(';') {
@@ -546,15 +546,14 @@ fn a_foreign_type_in_the_interface_is_seen() {
     ));
 }
 
-/// The one crate that is re-exported, `rstest`, is there for the attribute's expansion:
-/// `docs/api.md`.
+/// `rstest` is not in the list: it is re-exported for the attribute's expansion, see `docs/api.md`.
 #[test]
 fn no_foreign_type_stands_in_the_interface() {
     let sys = root().join("mirakuru-core/src/sys");
     let (mut offences, mut seen) = (Vec::new(), 0);
     for folder in [".", "mirakuru-core", "mirakuru-fixtures"] {
         for file in rust_files(&root().join(folder).join("src")) {
-            // No item of it is re-exported.
+            // Nothing in this folder is re-exported.
             if file.starts_with(&sys) {
                 continue;
             }
@@ -573,7 +572,7 @@ fn no_foreign_type_stands_in_the_interface() {
     );
 }
 
-/// The value of a key of a section of a manifest.
+/// The value of a key in a section of a manifest.
 fn value(manifest: &str, section: &str, key: &str) -> Option<String> {
     let mut inside = false;
     for line in manifest.lines() {
@@ -635,7 +634,7 @@ fn versions_agree() {
     );
 }
 
-/// Published crates carry their licences, and these are the same.
+/// Each published crate contains both licences, with the same text.
 #[test]
 fn every_crate_has_both_licences() {
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
@@ -646,7 +645,7 @@ fn every_crate_has_both_licences() {
     }
 }
 
-/// The README's Rust is compiled as doctests, and its first screenful has the two commands.
+/// The README's Rust is compiled as doctests, and its first 40 lines show two commands.
 #[test]
 fn the_readme_is_tested() {
     let readme = read("README.md");
@@ -665,7 +664,7 @@ fn the_readme_is_tested() {
     );
 }
 
-/// The chapters of the guide: their names and texts.
+/// The names and texts of the guide's chapters.
 fn chapters() -> Vec<(String, String)> {
     let files = fs::read_dir(root().join("docs/guide")).expect("the guide");
     let paths = files.map(|file| file.expect("a chapter").path());
@@ -677,7 +676,7 @@ fn chapters() -> Vec<(String, String)> {
     chapters.collect()
 }
 
-/// If rustdoc does not have a chapter, nothing compiles its code.
+/// A chapter's code is compiled only if rustdoc includes the chapter.
 #[test]
 fn every_chapter_of_the_guide_is_found_and_tested() {
     let list = read("src/guide.rs");
@@ -697,7 +696,7 @@ fn every_chapter_of_the_guide_is_found_and_tested() {
             )),
             "README.md does not link to {name}.md"
         );
-        // Links to files and to docs.rs must also lead somewhere in rustdoc's pages.
+        // Links to files and to docs.rs must have a target in rustdoc's pages as well.
         for line in text.lines().filter(|line| line.starts_with('[')) {
             if let Some((label, target)) = line.split_once("]: ") {
                 let here = format!("{label}]: ");
@@ -716,13 +715,13 @@ fn every_chapter_of_the_guide_is_found_and_tested() {
     }
 }
 
-/// Shown code is run, unless a comment above it says why not.
+/// If shown code is not run, a comment above it says why.
 #[test]
 fn code_that_is_not_run_says_why() {
     let mut pages = chapters();
     pages.push(("README".to_owned(), read("README.md")));
     for (name, text) in pages {
-        // This is the first line of the paragraph above.
+        // The first line of the paragraph above.
         let mut above = None;
         for line in text.lines() {
             let unrun = ["no_run", "ignore", "compile_fail", "should_panic"]
@@ -742,7 +741,7 @@ fn code_that_is_not_run_says_why() {
     }
 }
 
-/// The reasons why tests do not hold on the back end for other Unixes, each with the files of such
+/// The reasons for which tests are ignored on the portable back end, each with the files of these
 /// tests.
 fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     let mut left_out: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -769,7 +768,7 @@ fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
                     path.display()
                 );
             }
-            // A test's topic is its file, but for the presets, which are a crate.
+            // The topic of a test is its file. All presets are one topic.
             let group = match path.iter().nth(1).and_then(|name| name.to_str()) {
                 Some("presets") => "presets".to_owned(),
                 Some(_) if folder == "tests" => {
@@ -792,8 +791,8 @@ fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     left_out
 }
 
-/// A table lists all features that do not hold on the back end for other Unixes, with the number of
-/// such tests.
+/// A table in the guide lists the reasons for ignored tests on the portable back end, with the
+/// number of tests.
 #[test]
 fn what_the_portable_back_end_leaves_out_is_listed() {
     let left_out = left_out_on_the_portable_back_end();
@@ -813,7 +812,7 @@ fn what_the_portable_back_end_leaves_out_is_listed() {
     );
 }
 
-/// The page about attackers names a test for each of its claims.
+/// The tests that the page about attackers names exist.
 #[test]
 fn the_tests_that_the_page_about_attackers_names_exist() {
     let page = read("docs/guide/attackers.md");
@@ -828,7 +827,7 @@ fn the_tests_that_the_page_about_attackers_names_exist() {
                 let part = part.as_os_str().to_string_lossy();
                 part.strip_suffix(".rs").unwrap_or(&part) == module
             });
-            // A row of the table of teardown is no function.
+            // A test may also be a row in the table of teardown.
             let forms = [format!("fn {test}("), format!("    {test}: Death::")];
             of_module && forms.iter().any(|form| read(path).contains(form))
         });
@@ -836,7 +835,7 @@ fn the_tests_that_the_page_about_attackers_names_exist() {
     }
 }
 
-/// If nothing names a file, it is not compiled, and its tests are lost silently.
+/// If no list names a file, cargo does not compile it, and its tests do not run.
 #[test]
 fn every_file_of_tests_is_run() {
     let (binaries, modules) = (read("tests/Cargo.toml"), read("tests/it/main.rs"));
@@ -855,9 +854,9 @@ fn every_file_of_tests_is_run() {
     }
 }
 
-/// Names of environment variables in the code of a file, outside its tests and comments.
+/// The names of environment variables in the code of a file, without tests and comments.
 fn variables_of(code: &str) -> BTreeSet<String> {
-    // Cargo's own variables are about the build of this repository.
+    // String literals that begin like this are variables of other tools.
     const OF_OTHERS: [&str; 9] = [
         "NEXTEST",
         "CARGO",
@@ -900,11 +899,11 @@ fn variables_are_seen_in_code_alone() {
     assert_eq!(found, ["C", "MIRAKURU_", "MIRAKURU_A", "NEXTEST_D"]);
 }
 
-/// One page lists every variable that changes the behaviour.
+/// One page of the guide lists every variable that changes the behaviour of mirakuru.
 #[test]
 fn every_variable_of_the_environment_is_in_the_guide() {
-    // These are removed for the cargo that is started and never read, are the version in a user
-    // agent, or are set for a process of mirakuru's own.
+    // These variables do not change the behaviour. The first is only removed, the second is the
+    // version in a user agent, and mirakuru sets the third for a process of its own.
     const NOT_READ: [&str; 3] = ["CARGO_MAKEFLAGS", "CARGO_PKG_VERSION", "MIRAKURU_STAND_IN"];
     let page = read("docs/guide/looking_on.md");
     let (_, section) = page.split_once("## The environment").expect("the section");
@@ -926,7 +925,7 @@ fn every_variable_of_the_environment_is_in_the_guide() {
     assert!(missing.is_empty(), "not in docs/guide/looking_on.md: {missing:?}");
 }
 
-/// One script for everyone: what CI runs is what a developer runs.
+/// CI runs the same script as developers.
 #[test]
 fn ci_runs_the_test_script_and_nothing_else() {
     let ci = read(".ci/run");

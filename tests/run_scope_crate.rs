@@ -1,7 +1,8 @@
-//! The scope `run` in a user's crate: five test binaries, one `static` in `tests/common/mod.rs`,
-//! and the real runners.
+//! The scope `run` in a user's crate, under real runners. The crate has five test binaries, and one
+//! `static` in `tests/common/mod.rs`.
 //!
-//! A binary of its own: it runs cargo and nextest, for minutes, and it must not run twice.
+//! This is a separate binary, because it runs cargo and nextest for minutes, and must not run twice
+//! at a time.
 
 mod common;
 
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::{LONG, Scratch, alive, require, root, say, wait_until};
 
-/// The common part of the five test binaries.
+/// The module `common` of the five test binaries.
 const COMMON: &str = r#"
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use mirakuru::{Executor, Prepare, Probe, Readiness, TcpExecutor};
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 pub static REDIS: TcpExecutor;
 
-/// A condition of our own: its type is another one in each binary, but the service is the same.
+/// A user's own condition. It is another type in each binary, but the service is the same.
 #[derive(Clone)]
 pub struct Mine;
 
@@ -66,13 +67,13 @@ pub fn visit() {
 const BINARIES: usize = 5;
 const TESTS: usize = 40;
 
-/// Forty tests of one line.
+/// Forty tests with this line as their body.
 fn tests(of: &str, line: &str) -> String {
     let test = |n: usize| format!("\n#[test]\nfn {of}_{n}() {{\n    {line}\n}}\n");
     (0..TESTS).map(test).collect()
 }
 
-/// A crate with these test files, and mirakuru as its only dependency.
+/// Creates a crate with these test files, and mirakuru as its only dependency.
 fn fresh_crate(scratch: &Scratch, name: &str, files: &[(String, String)]) -> PathBuf {
     let dir = scratch.path().join("crate");
     fs::create_dir_all(dir.join("src")).expect("a writable directory");
@@ -87,7 +88,7 @@ fn fresh_crate(scratch: &Scratch, name: &str, files: &[(String, String)]) -> Pat
     for (file, text) in files {
         fs::write(dir.join("tests").join(file), text).expect("a writable directory");
     }
-    // The versions that are tested, and downloaded.
+    // Our lock file has the versions that are tested and downloaded.
     let _ = fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock"));
     dir
 }
@@ -104,7 +105,7 @@ fn visitors(scratch: &Scratch, name: &str) -> PathBuf {
     fresh_crate(scratch, name, &files)
 }
 
-/// `cargo ARGS`, without our own runner's variables in its environment.
+/// Prepares `cargo ARGS` without the variables of our own runner.
 fn cargo(scratch: &Scratch, dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (key, _) in env::vars_os() {
@@ -123,7 +124,7 @@ fn cargo(scratch: &Scratch, dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// One run, with the records of its tests.
+/// One run of the crate's tests, with a file to which each test adds a line.
 struct Run {
     child: Child,
     uses: PathBuf,
@@ -145,7 +146,8 @@ impl Run {
         Run { child, uses, output }
     }
 
-    /// The columns: test process, redis, the other service, microseconds.
+    /// A column of the tests' lines. The columns are the pids of the test process, of Redis and of
+    /// the other service, and microseconds.
     fn column(&self, column: usize) -> Vec<u32> {
         let text = fs::read_to_string(&self.uses).unwrap_or_default();
         let lines = text
@@ -165,13 +167,14 @@ impl Run {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// Waits for its end, then for that of the services. Returns the time between the two.
+    /// Waits until the run has ended, and then until its services have. Returns whether it
+    /// succeeded, and the time between the two.
     fn end(&mut self) -> (bool, Duration) {
         let status = self.child.wait().expect("a child");
         let services = self.services();
         let began = Instant::now();
-        // This takes milliseconds, or as long as Redis needs to check its signals. The limit is for
-        // a busy machine.
+        // This takes milliseconds, or as long as Redis needs to notice a signal. The limit is for a
+        // busy machine.
         let gone = wait_until(|| !services.iter().any(|pid| alive(*pid)), 2 * LONG);
         assert!(gone, "after the runner the services are still there");
         (status.success(), began.elapsed())
@@ -194,7 +197,7 @@ fn assert_no_file(scratch: &Scratch) {
     );
 }
 
-/// The runners that there are, each with its name.
+/// The installed runners: their names and arguments.
 fn runners(scratch: &Scratch, dir: &Path) -> Vec<(&'static str, Vec<&'static str>)> {
     let mut runners = vec![("cargo-test", vec!["test", "--no-fail-fast"])];
     let nextest = cargo(scratch, dir, &["nextest", "--version"])
@@ -209,7 +212,7 @@ fn runners(scratch: &Scratch, dir: &Path) -> Vec<(&'static str, Vec<&'static str
     runners
 }
 
-/// Both build in one target directory, and one of them measures.
+/// The tests use one target directory, and one of them measures times.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -265,7 +268,7 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         assert_no_file(&scratch);
     }
 
-    // Killed half way.
+    // Each runner is killed half way.
     for (name, args) in runners(&scratch, &dir) {
         let name = format!("{name}-killed");
         let mut run = Run::begin(&scratch, cargo(&scratch, &dir, &args), &name, 20);
@@ -277,10 +280,10 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         run.child.kill().expect("it lives");
         let (_, gone) = run.end();
         assert_eq!(run.services().len(), 2, "{name}");
-        // The remaining tests fail, and start no service of their own.
+        // The remaining tests fail, and must not start services of their own.
         let tests: BTreeSet<u32> = run.column(0).into_iter().collect();
         assert!(wait_until(|| !tests.iter().any(|pid| alive(*pid)), LONG));
-        // In this time a service that is started by mistake would be noted.
+        // If a test started a service by mistake, the service would be recorded in this time.
         thread::sleep(Duration::from_millis(100));
         assert_eq!(run.services().len(), 2, "{name}");
         assert!(
@@ -291,7 +294,7 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         assert_no_file(&scratch);
     }
 
-    // Two at a time, in one temp dir.
+    // All runners run twice at the same time, with one directory for temporary files.
     let mut runs: Vec<(&str, Run)> = Vec::new();
     for copy in ["first", "second"] {
         for (name, args) in runners(&scratch, &dir) {
@@ -317,7 +320,7 @@ fn five_binaries_with_forty_tests_share_one_redis() {
     assert_no_file(&scratch);
 }
 
-/// How PostgreSQL is started: with new data, as each test would otherwise do.
+/// Starts PostgreSQL with new data, as each test would do without a shared server.
 const POSTGRES: &str = r#"
 use std::time::Duration;
 
@@ -351,13 +354,15 @@ pub fn ask(port: u16) {
 }
 "#;
 
-/// Forty tests on PostgreSQL under nextest: one server for all, and one for each.
+/// Measures forty tests on PostgreSQL under nextest: with one server for all, and with a server for
+/// each.
 #[test]
 #[ignore = "takes a minute; `-- --ignored postgres` prints the figures"]
 fn forty_tests_on_postgres() {
     let Some(initdb) = require("initdb") else { return };
     let _one = ONE_AT_A_TIME.lock();
-    // The directory that has all of it; on the PATH there may be links to a part.
+    // A directory on PATH may have links to only some of PostgreSQL's programs, so this uses the
+    // directory with all of them.
     let initdb = fs::canonicalize(initdb).expect("it is there");
     let bin = initdb.parent().and_then(Path::to_str).expect("a directory");
     let scratch = Scratch::new();

@@ -1,11 +1,10 @@
-//! The runners: `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread,
-//! and two at a time. Whatever they do to the test processes, nothing of the services stays.
+//! `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread, and twice at
+//! a time. However they end the test processes, nothing of the services is left.
 //!
-//! They run crates that depend on this one as a user's crate does (`runners/`, see
-//! `common/fresh.rs`). nextest is optional: if it is not installed, each test prints what it leaves
-//! out.
+//! They run the tests of a user's crate (`runners/`, see `common/fresh.rs`). If nextest is not
+//! installed, each test prints what it leaves out.
 //!
-//! A binary of its own: it runs cargo, and its services are counted in the whole system.
+//! This is a separate binary, because it runs cargo and looks for its services among all processes.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -27,8 +26,8 @@ use std::time::{Duration, Instant};
 use common::{LONG, ODD, SIGINT, Scratch, numbers, require, supervisors, wait_until};
 use proof::{Process, marked, service_dirs};
 
-/// Time from the end of the runner until all must be gone; far less than the 120 s that the
-/// services live.
+/// Time from the end of the runner until everything must be gone. The services themselves would
+/// live for 120 s.
 const BOUND: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +38,7 @@ enum Runner {
 
 use Runner::{CargoTest, Nextest};
 
-/// Builds the crate that the runners run.
+/// Builds the crate whose tests the runners run.
 fn runners_crate() -> PathBuf {
     let mut two_hundred = include_str!("runners/two_hundred.rs").to_owned();
     for n in 0..200 {
@@ -65,7 +64,7 @@ fn runners_crate() -> PathBuf {
 }
 
 impl Runner {
-    /// The runners that can be used here.
+    /// The installed runners.
     fn all(what: &str) -> Vec<Runner> {
         match fresh::nextest(what) {
             true => vec![CargoTest, Nextest],
@@ -73,7 +72,7 @@ impl Runner {
         }
     }
 
-    /// The runner on one test binary. All of its processes have the directory in their environment.
+    /// Prepares the runner for one test binary. All its processes have `dir` in their environment.
     /// `temp` is for temporary files.
     fn command(self, binary: &str, dir: &Path, temp: &Path) -> Command {
         let mut command = fresh::cargo(&runners_crate());
@@ -89,7 +88,7 @@ impl Runner {
     }
 }
 
-/// No process has the directory in its environment any more, and the directory is empty.
+/// Fails unless all processes with the directory in their environment end in time.
 #[track_caller]
 fn assert_nothing_left(dir: &Path) {
     let none = wait_until(|| marked(dir).is_empty(), BOUND);
@@ -99,7 +98,7 @@ fn assert_nothing_left(dir: &Path) {
 
 #[track_caller]
 fn assert_no_files_left(temp: &Path) {
-    // The directories are removed last.
+    // The supervisors remove the directories at the very end.
     let none = wait_until(|| service_dirs(temp).is_empty(), BOUND);
     assert!(none, "{:?}", service_dirs(temp));
 }
@@ -114,13 +113,13 @@ fn words(path: &str) -> Vec<Vec<String>> {
 
 // ---- a runner that is interrupted ---------------------------------------------------------------
 
-/// A runner whose only test is in the middle of its work.
+/// A runner with one test, which is still running.
 struct Endless {
-    /// The runner, in a process group of its own, like a terminal's foreground job.
+    /// The runner, in its own process group, like the foreground job of a terminal.
     child: Child,
-    /// Processes of the service for the test alone.
+    /// The processes of the service that only the test uses.
     own: Vec<Process>,
-    /// The main process of the service for the whole run.
+    /// The main process of the service that the whole run shares.
     shared: Process,
     above: Vec<Process>,
     scratch: Scratch,
@@ -184,19 +183,18 @@ impl Endless {
         self.own.iter().chain([&self.shared]).chain(&self.above)
     }
 
-    /// The signal that a terminal sends on Ctrl-C, to the same processes: the foreground process
-    /// group.
+    /// Sends SIGINT to the runner's process group, as a terminal does on Ctrl-C.
     fn ctrl_c(&self) {
         unsafe extern "C" {
             fn kill(pid: i32, signal: i32) -> i32;
         }
         let group = self.child.id() as i32;
         assert!(group > 1);
-        // SAFETY: no memory is involved.
+        // SAFETY: `kill` accesses no memory.
         unsafe { kill(-group, SIGINT) };
     }
 
-    /// Waits for the end of the runner. Returns whether it succeeded.
+    /// Waits until the runner has ended. Returns whether it succeeded.
     #[track_caller]
     fn end(&mut self) -> bool {
         let child = &mut self.child;
@@ -216,7 +214,7 @@ impl Endless {
 
 impl Drop for Endless {
     fn drop(&mut self) {
-        // The test ends by itself, and its runner with it.
+        // This file makes the test end, and then its runner.
         let _ = fs::write(self.scratch.file("end"), "");
         if !wait_until(
             || !matches!(self.child.try_wait(), Ok(None)),
@@ -243,7 +241,7 @@ fn ctrl_c() {
     }
 }
 
-/// If a test takes too long, nextest ends it with SIGTERM, or at once with SIGKILL.
+/// nextest ends a slow test with SIGTERM, or at once with SIGKILL if its grace period is zero.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -265,8 +263,8 @@ fn slow_timeout_of_nextest() {
     }
 }
 
-/// Two runs of the same tests, with the same recipes and the same directory for temporary files.
-/// Each has its own services, and the end of one does not affect the other.
+/// Two runs of the same tests use the same recipes and one directory for temporary files. Each has
+/// its own services, and the end of one run does not affect the other.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -283,7 +281,7 @@ fn two_runs_side_by_side() {
         first.ctrl_c();
         first.end();
         first.assert_gone();
-        // In this time a consequence would still appear.
+        // The end of the first run would affect the second in this time.
         thread::sleep(Duration::from_millis(500));
         for process in second.everybody() {
             assert!(process.is_alive(), "{process:?}: {}", second.output());
@@ -297,9 +295,8 @@ fn two_runs_side_by_side() {
 
 // ---- runs that come to their end ----------------------------------------------------------------
 
-/// Passing tests: no service holds up a runner, no LEAK, with as many threads as there are
-/// processors and with one. The shared service outlives the test and the thread that have started
-/// it.
+/// Runs of passing tests, with several threads and with one. No service delays the runner or counts
+/// as a leak. The shared service outlives the test that started it.
 #[test]
 fn ordinary_runs() {
     for runner in Runner::all("ordinary runs") {
@@ -319,7 +316,8 @@ fn ordinary_runs() {
             let noted = words(&scratch.file("noted"));
             let column = |n: usize| noted.iter().map(|line| &line[n]).collect::<BTreeSet<_>>();
             assert_eq!(noted.len(), 8);
-            // (The portable back end recognises no run: each process has one of its own.)
+            // The portable back end recognises no run, so under nextest each test has its own
+            // service.
             let services = match runner {
                 Nextest if cfg!(mirakuru_portable) => 8,
                 _ => 1,
@@ -355,8 +353,8 @@ fn two_hundred_tests_share_one_redis() {
     }
 }
 
-/// A cluster of three nodes and a system of four services, each a `static`, in all processes of a
-/// run.
+/// All processes of a run share a cluster of three nodes and a system of four services, which are
+/// `static`s.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_cluster_and_a_system_start_once_a_run() {
@@ -404,7 +402,7 @@ fn a_cluster_and_a_system_end_with_a_runner_that_is_killed() {
         let begun = Instant::now();
         let gone = wait_until(|| services.iter().all(|service| !service.is_alive()), BOUND);
         println!("{runner:?}: all seven are gone after {:?}", begun.elapsed());
-        // The test itself is an orphan.
+        // The orphaned test ends by itself when it sees this file.
         fs::write(scratch.file("end"), "").unwrap();
         assert!(gone, "{runner:?}: survivors");
         assert_nothing_left(scratch.path());
@@ -412,8 +410,7 @@ fn a_cluster_and_a_system_end_with_a_runner_that_is_killed() {
     }
 }
 
-/// The design's three forms of the attribute, pasted into a fresh crate that has mirakuru and
-/// rstest and nothing else.
+/// The three forms of the attribute work in a fresh crate that depends on mirakuru and rstest only.
 #[test]
 fn the_three_forms_pass_in_a_fresh_crate() {
     if require("redis-server").is_none() {

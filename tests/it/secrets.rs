@@ -1,4 +1,4 @@
-//! No report, log line or description shows a secret.
+//! Reports, log lines and descriptions show no secret.
 
 use crate::common::{Scratch, odd, test_name, victim, victim_dir};
 use crate::reports::{start, timed_out_when};
@@ -10,8 +10,8 @@ fn knows_a_secret() {
     if victim_dir().is_none() {
         return;
     }
-    // The recipe's own variables, one of the test's environment, and URLs, in the command, in
-    // conditions and in their probes.
+    // The secrets are in variables of the recipe and of the test's environment, and in URLs. The
+    // command, the conditions and their probes use them.
     let recipe = odd([
         "--line",
         "{env:MK_SECRET}x",
@@ -22,7 +22,7 @@ fn knows_a_secret() {
     .env("MK_PASSWORD", "hunter2")
     .env("MK_OTHER", "correct-horse")
     .fail_on("no such line");
-    // The report shows the last probe.
+    // Waits for a report that shows a probe.
     let was_probed = |error: &Error| error.to_string().contains("\n  last probe: ");
     let texts = [
         timed_out_when(
@@ -76,7 +76,7 @@ fn no_report_shows_a_secret() {
     assert!(output.status.success(), "{text}");
     let own: Vec<&str> = text
         .lines()
-        // The output of the service is shown as it is; the helper complains of an unknown option.
+        // Lines of the service's own output are not masked.
         .filter(|line| !line.starts_with("    | "))
         .collect();
     for secret in ["swordfish", "hunter2", "correct-horse"] {

@@ -1,4 +1,5 @@
-//! Presets of users whose data is kept over runs: `Recipe::seed_key` and `prepare_once`.
+//! Presets of users whose data is kept from one run to the next: `Recipe::seed_key` and
+//! `prepare_once`.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -10,7 +11,7 @@ use crate::common::{LONG, alive, error_of};
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, NoWait, OutputExecutor, Recipe};
 
 /// A server that reads names from a pipe in its directory, keeps them in memory, and writes them to
-/// a file at its end. The pipe stays behind, as a server's socket may.
+/// a file when it ends. The pipe stays behind, as a socket may.
 const SERVER: &str = r#"
     cd "$0"
     [ -p in ] || mkfifo in
@@ -75,13 +76,13 @@ impl Recipe for Names<'_> {
     }
 }
 
-/// A key that no other run has.
+/// A key that no other run of these tests uses.
 fn new_key(name: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     format!("{name} {} {}", std::process::id(), now.as_nanos())
 }
 
-/// The counts of `prepare` and `set_up`.
+/// How often `prepare` and `set_up` were called.
 fn counts(names: &Names<'_>) -> [u32; 2] {
     [names.prepared, names.set_up].map(|count| count.load(Ordering::Relaxed))
 }
@@ -100,7 +101,7 @@ fn a_preset_of_a_user_is_set_up_once_for_a_key() {
     let begins_with = |names: Names<'_>| {
         let server = names.start().unwrap();
         assert!(server.0.dir().join("prepared").exists());
-        // The names are from the last start: the first start of a key has two.
+        // The first start with a key starts the server twice. The names are from the second time.
         server.0.captured("names").unwrap().to_owned()
     };
     let two = thread::scope(|scope| {
@@ -131,7 +132,7 @@ fn a_preset_of_a_user_is_set_up_once_for_a_key() {
     }
 }
 
-/// Each service of a system has its own seed, and its verbs work as ever.
+/// Each service of a system has its own seed, and can be stopped and restarted.
 #[test]
 fn a_service_that_began_with_a_seed_can_be_restarted() {
     let key = new_key("restart");

@@ -32,7 +32,7 @@ fn redis_over_tcp_on_a_port_that_was_chosen() {
     assert_eq!(ask(address, "PING").unwrap(), "+PONG");
     assert_eq!(ask(address, "SET visits 3").unwrap(), "+OK");
 
-    // A stopped server is gone; a new start has the same port, and a fresh memory.
+    // After `stopped`, the server has the same port and an empty memory.
     let first = redis.pid();
     redis
         .stopped(|| {
@@ -64,7 +64,7 @@ fn redis_over_tcp_on_a_fixed_port() {
     assert_eq!(redis.port(), port);
     assert_eq!(ask(("127.0.0.1", port), "PING").unwrap(), "+PONG");
 
-    // A second server on the same port is refused before the start, and the first one is named.
+    // A second server on the port is refused before it starts, and the error names the first one.
     let second = Executor::builder(format!("redis-server --port {port} --save ''"))
         .wait_for(Tcp::port(port))
         .start();
@@ -72,7 +72,7 @@ fn redis_over_tcp_on_a_fixed_port() {
     assert!(matches!(error, Error::AlreadyRunning { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains(&format!("port {port} ")), "{text}");
-    // (The portable back end does not see who owns it.)
+    // The portable back end cannot see the owner of a port.
     assert!(
         cfg!(mirakuru_portable)
             || (text.contains("redis-server (pid ") && common::names_pid(&text, redis.pid())),
@@ -108,13 +108,14 @@ fn redis_over_its_unix_socket() {
 
 // ---- nginx --------------------------------------------------------------------------------------
 
-/// nginx with workers and a location for each status, its configuration file, and the directory of
-/// both.
+/// nginx with two workers and a location for each status. Returns its configuration file and its
+/// directory as well.
 fn nginx(program: &Path) -> (Nginx, PathBuf, Scratch) {
     let scratch = Scratch::new();
     let port = fixed_port();
     let dir = scratch.path().display();
-    // As root, nginx would make its workers www-data, which may not read a private directory.
+    // If nginx runs as root, its workers run as www-data by default, which may not read the
+    // directory.
     let user = if is_root() { "user root;" } else { "" };
     let config = format!(
         "{user}
@@ -165,7 +166,7 @@ struct Nginx {
 impl Nginx {
     fn start(&self, readiness: mirakuru::Http, timeout: Duration) -> Result<HttpExecutor, Error> {
         Executor::builder(self.command.clone())
-            // A graceful end, in nginx's own words.
+            // SIGQUIT makes nginx shut down gracefully.
             .stop_signal(Signal::Quit)
             .stop_timeout(LONG)
             .wait_for(readiness)
@@ -183,7 +184,7 @@ fn nginx_over_http_with_status_codes() {
     let (recipe, _, _scratch) = nginx(&program);
     let url = |path: &str| format!("{}{path}", recipe.base);
 
-    // Each of these conditions becomes ready; the same nginx is started and stopped each time.
+    // Each of these conditions holds for the same nginx, which starts anew for each.
     let fine = [
         Http::head(url("/ok")),
         Http::get(url("/empty")),
@@ -191,7 +192,7 @@ fn nginx_over_http_with_status_codes() {
         Http::head(url("/nowhere")).status(404),
         Http::head(url("/nowhere")).status(r"(200|404)"),
         Http::post(url("/ok")).form([("a", "1")]).status(r"2\d\d"),
-        // A redirect is an answer, not something to follow to another server.
+        // A redirect counts as an answer, and is not followed.
         Http::get(url("/moved")).status(301),
     ];
     for readiness in fine {
@@ -201,7 +202,7 @@ fn nginx_over_http_with_status_codes() {
             .unwrap_or_else(|e| panic!("{what}: {e}"));
         assert!(nginx.url().starts_with(&recipe.base), "{}", nginx.url());
         let pid = nginx.pid();
-        // The first worker may answer before the second one is there.
+        // One worker may answer before the other one is there.
         let mut workers = Vec::new();
         let both = wait_until(
             || {
@@ -219,7 +220,7 @@ fn nginx_over_http_with_status_codes() {
         );
     }
 
-    // None of these conditions becomes ready.
+    // None of these conditions ever holds.
     let never = [
         Http::head(url("/busy")),
         Http::head(url("/ok")).status(204),
@@ -235,7 +236,7 @@ fn nginx_over_http_with_status_codes() {
             Err(error) => error,
         };
         assert!(matches!(error, Error::Timeout { .. }), "{what}: {error}");
-        // Master and workers hold the listening socket, each of them.
+        // The bind succeeds only if the master and all workers are gone.
         let left = std::net::TcpListener::bind(("127.0.0.1", recipe.port));
         assert!(left.is_ok(), "nginx is left after an error");
     }
@@ -264,8 +265,8 @@ fn nginx_with_a_mistake_in_its_configuration() {
 
 // ---- PostgreSQL ---------------------------------------------------------------------------------
 
-/// A database cluster in a directory of its own. `postgres` refuses to run as root, so in that case
-/// it belongs to another user.
+/// A database cluster in a directory of its own. `postgres` refuses to run as root, so for root it
+/// runs as another user.
 struct Cluster {
     bin: PathBuf,
     scratch: Scratch,
@@ -309,7 +310,7 @@ impl Cluster {
             .args(["-c", "listen_addresses=127.0.0.1", "-k"])
             .arg(self.scratch.path())
             .current_dir("/")
-            // PostgreSQL's fast shutdown.
+            // SIGINT is PostgreSQL's fast shutdown.
             .stop_signal(Signal::Int)
             .timeout(LONG);
         if let Some((uid, gid)) = self.owner {
@@ -318,7 +319,7 @@ impl Cluster {
         recipe
     }
 
-    /// The answer of psql to a query, or its error message.
+    /// What `psql` answers to a query, or its error message.
     fn query(&self, port: u16, sql: &str) -> Result<String, String> {
         let output = Command::new(self.bin.join("psql"))
             .args([
@@ -365,7 +366,7 @@ fn postgres_by_its_banner() {
         .start()
         .unwrap();
     let port = postgres.port();
-    // The banner comes when the first session is admitted; a connection is possible earlier.
+    // PostgreSQL prints the banner when it accepts sessions, and may accept connections earlier.
     assert_eq!(cluster.query(port, "select 6 * 7").unwrap(), "42");
     cluster.query(port, "create table visits (n int)").unwrap();
 
@@ -397,7 +398,7 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
         .start()
         .unwrap();
     assert_eq!(postgres.path(), Path::new(&file));
-    // PostgreSQL makes the file first and writes into it then.
+    // PostgreSQL creates the file before it writes the pid into it.
     let pid = postgres.pid().to_string();
     let first_line = || {
         fs::read_to_string(&file)
@@ -410,7 +411,7 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
         first_line()
     );
 
-    // The file exists before sessions are admitted; a further condition can wait for that.
+    // The file exists before PostgreSQL accepts sessions, so the test waits for these separately.
     let isready = cluster.bin.join("pg_isready");
     let ready = format!("{} -q -h 127.0.0.1 -p {{port}}", isready.display());
     postgres.wait_until(Exec::succeeds(ready), LONG).unwrap();
@@ -422,8 +423,7 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
     );
 }
 
-/// A connection without a session is a line in PostgreSQL's log. The check of the port makes no
-/// connection.
+/// PostgreSQL logs each connection that opens no session. `Tcp` must not make any.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -464,7 +464,7 @@ fn postgresql_sees_no_connection_of_a_probe() {
         recipe = recipe.uid(uid).gid(gid);
     }
     let mut postgres = recipe.wait_for(Tcp::addr("127.0.0.1:{port}")).start().unwrap();
-    // Some more polls, while the server is certainly up.
+    // These polls run while the server is certainly up.
     for _ in 0..20 {
         postgres.wait_until(Tcp::addr("127.0.0.1:{port}"), LONG).unwrap();
     }
@@ -474,7 +474,7 @@ fn postgresql_sees_no_connection_of_a_probe() {
     let connected =
         |text: &str| text.contains("connection received") || text.contains("incomplete startup packet");
     assert!(!connected(&postgres.logs().to_string()), "{}", postgres.logs());
-    // This connection shows that a connection would have been logged.
+    // This connection proves that PostgreSQL logs connections.
     drop(TcpStream::connect(postgres.addr()).unwrap());
     assert!(
         wait_until(|| connected(&postgres.logs().to_string()), LONG),

@@ -11,16 +11,16 @@ use mirakuru::{Error, Executor, ExecutorBuilder, NoWait, Recipe, Shared, SimpleE
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 static REDIS: TcpExecutor;
 
-/// The module stands for `tests/common/mod.rs`.
+/// A module with the name of the one in which users keep their statics, `tests/common/mod.rs`.
 pub mod common {
     use mirakuru::SimpleExecutor;
 
-    /// Visibility, documentation and attributes are the user's.
+    /// The attribute keeps visibility, documentation and other attributes.
     #[mirakuru::fixture(cmd = "sleep 60", name = "sleeper", scope = "process")]
     #[allow(dead_code)]
     pub static SLEEPER: SimpleExecutor;
 
-    /// No test needs this service, so it never starts.
+    /// No test uses this service, so it never starts.
     #[mirakuru::fixture(cmd = "/no/such/program")]
     #[allow(dead_code)]
     pub(crate) static UNUSED: SimpleExecutor;
@@ -60,7 +60,7 @@ static KILLED_OF_THE_RUN: SimpleExecutor;
 #[test]
 fn tests_that_begin_to_use_a_killed_service_are_told_how_it_ended() {
     for shared in [&KILLED, &KILLED_OF_THE_RUN] {
-        // Each test has a thread of its own.
+        // A first use in a new thread, because each test has its own thread.
         let first_use = || thread::spawn(|| Shared::try_get(shared).map_err(ToString::to_string));
         let pid = first_use().join().unwrap().unwrap().pid();
         crate::common::send(pid, crate::common::SIGKILL);
@@ -95,7 +95,8 @@ fn a_report_tells_the_end_of_a_shared_service_once() {
     assert!(text.contains("SIGKILL"), "{text}");
 }
 
-/// A tracer waits for every process that it traces, and so for a service that waits for the runner.
+/// A tracer waits until every process that it traces has ended, and a service of the run waits for
+/// the end of its runner. To avoid a deadlock, the service ends with its process.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn under_a_tracer_a_service_of_the_run_ends_with_its_process() {
@@ -140,8 +141,8 @@ fn it_need_not_be_at_the_top_level() {
     assert!(LOCAL.is_running());
 }
 
-/// The static stands beside the crate and a module of its name. Nothing is hidden, because the
-/// attribute defines nothing else.
+/// A static may have the name of the crate. It hides nothing, because the attribute defines no
+/// other item.
 mod names {
     #[allow(non_upper_case_globals)]
     #[mirakuru::fixture(cmd = "sleep 60")]

@@ -11,7 +11,7 @@ use mirakuru::{Banner, Executor, ExecutorBuilder, OutputExecutor, Recipe as _, S
 
 use crate::common::{fixed_port, odd};
 
-/// A service that prints that it is ready after this many milliseconds.
+/// A service that becomes ready after this many milliseconds.
 fn ready_after(milliseconds: u32) -> ExecutorBuilder<Banner> {
     Executor::builder(format!(
         "sleep {}; echo ready; exec sleep 60",
@@ -21,7 +21,7 @@ fn ready_after(milliseconds: u32) -> ExecutorBuilder<Banner> {
     .wait_for(Banner::matching("ready"))
 }
 
-/// The service's variable `NEEDS`.
+/// The value of the service's variable `NEEDS`.
 fn needs(executor: &Executor<impl mirakuru::Readiness>) -> String {
     executor.envs()["NEEDS".as_ref() as &std::ffi::OsStr]
         .to_string_lossy()
@@ -43,7 +43,7 @@ fn a_fixture_without_a_parameter_has_the_name_that_its_attribute_gives(app: &Sim
     assert!(Path::new(&format!("/proc/{pid}")).exists());
 }
 
-/// A service that is ready when `SECOND_IS_THERE`, which the recipe of another service sets.
+/// A service that becomes ready once the recipe of another service has set `SECOND_IS_THERE`.
 fn ready_after_the_second() -> ExecutorBuilder<mirakuru::Check> {
     let is_there = |_: &mirakuru::Probe<'_>| Ok(SECOND_IS_THERE.load(SeqCst));
     Executor::builder("sleep 60").wait_for(mirakuru::Check::new("the second is there", is_there))
@@ -67,7 +67,8 @@ fn a_service_starts_when_those_that_it_names_are_ready(
     second: &OutputExecutor,
     last: &OutputExecutor,
 ) {
-    // The second did not wait for the slow one, which would never be ready. The last did.
+    // The second service did not wait for the slow one, otherwise neither would be ready. The last
+    // one did.
     let _ = (slow, quick);
     assert_eq!(
         (needs(second), needs(last)),
@@ -75,7 +76,7 @@ fn a_service_starts_when_those_that_it_names_are_ready(
     );
 }
 
-/// A service that writes its name into the file when it is asked to end.
+/// A service that appends its name to the file when it gets the stop signal.
 fn notes_its_end(name: &str, file: &Path) -> ExecutorBuilder<Banner> {
     let script = "trap 'echo $0 >> \"$1\"; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
     Executor::builder(["sh", "-c", script, name])
@@ -136,7 +137,7 @@ fn file_of(executor: &OutputExecutor) -> std::path::PathBuf {
     executor.command().rsplit(' ').next().unwrap().into()
 }
 
-/// If no test uses a service, it is not dead code.
+/// A field that no test reads causes no warning about dead code.
 #[deny(dead_code)]
 #[mirakuru::fixture]
 struct Unseen {
@@ -192,7 +193,7 @@ fn a_system_is_in_scope_below(shop: &Shop, probe: &SimpleExecutor) {
 mod nested {
     use super::*;
 
-    /// A system in a system, which needs another field and is needed by a third.
+    /// A system as a field of another system. It needs one field, and another field needs it.
     #[mirakuru::fixture]
     pub(super) struct Mall {
         #[fixture(cmd = "sleep 60", name = "street")]
@@ -233,7 +234,7 @@ fn a_field_may_have_the_name_of_a_keyword(system: Keyword) {
     assert!(system.r#type.is_running() && system.server.is_running());
 }
 
-/// A function with the name of a service.
+/// A function with the same name as a service below.
 fn last(number: u32) -> String {
     number.to_string()
 }
@@ -248,7 +249,7 @@ macro_rules! text {
     ($($token:tt)*) => { stringify!($($token)*) };
 }
 
-/// The expressions have names of services that are no services.
+/// In these expressions, names of services are names of other things.
 #[mirakuru::fixture]
 struct Names {
     #[fixture(
@@ -310,7 +311,7 @@ fn a_generic_system(given: &Farm<7, Now>, inferred: Farm<8, Now>) {
     assert_eq!(needs(&inferred.worker), "8");
 }
 
-/// The imported macro has the name of the attribute on the fields.
+/// The macro that is imported has the same name as the attribute of the fields.
 mod conditions {
     use mirakuru::fixture;
 
@@ -318,7 +319,7 @@ mod conditions {
 
     #[fixture]
     pub(super) struct Conditional {
-        /// The one on Unix.
+        /// The database on Unix.
         #[cfg(unix)]
         #[fixture(ready_after(1).name("unix"))]
         #[allow(dead_code)]
@@ -364,7 +365,7 @@ fn a_field_may_have_a_condition(system: conditions::Conditional) {
     assert!(system.db.is_running());
 }
 
-/// The lints that hold for a struct also hold for its recipe, and the recipe causes none.
+/// Lint levels of a struct also apply to its recipe, and the recipe itself causes no warning.
 #[deny(dead_code, deprecated, non_upper_case_globals, non_snake_case)]
 mod lints {
     use super::*;
@@ -403,7 +404,7 @@ fn a_parameter_that_no_service_uses(given: Marked<'_, u8>, inferred: &Marked<'st
     let _ = (given.by, given.of, inferred.by, inferred.of);
 }
 
-/// A name without a small letter may be that of a static.
+/// The attribute must not take a name in capitals for a static's.
 #[mirakuru::fixture]
 struct KV<K> {
     #[fixture(cmd = "sleep 60")]
@@ -702,7 +703,7 @@ mod clusters {
                     "NEEDS",
                     format!("{} {{name}} {{dir}} {}", node.index(), peers.join(" ")),
                 )
-                // The port is in the text as a number, without a placeholder.
+                // The recipe uses the number of the port, without a placeholder.
                 .env("PORT", node.port().to_string())
         });
         let nodes = recipe.clone().start().unwrap();
@@ -775,8 +776,7 @@ mod clusters {
         }
     }
 
-    /// Threads that take free ports, for TCP and for UDP, and give them back, until this value is
-    /// dropped.
+    /// Threads that take and release free TCP and UDP ports until this value is dropped.
     struct Storm(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
 
     impl Storm {
@@ -808,7 +808,7 @@ mod clusters {
         }
     }
 
-    /// 300 clusters start if `MIRAKURU_CLUSTER_STARTS` says so.
+    /// `MIRAKURU_CLUSTER_STARTS` sets the number of starts; 10 is the default.
     #[test]
     fn clusters_start_beside_a_storm_of_port_users() {
         let starts = std::env::var("MIRAKURU_CLUSTER_STARTS").map_or(10, |starts| starts.parse().unwrap());
@@ -818,13 +818,13 @@ mod clusters {
                 .start()
                 .unwrap_or_else(|error| panic!("start {round}: {error}"));
             for node in &nodes {
-                // The port without a listener is free for UDP.
+                // The service does not use this port, so the test can bind it for UDP.
                 UdpSocket::bind(("127.0.0.1", node.port_named("other"))).unwrap();
             }
         }
     }
 
-    /// A cluster in a system, whose client has the ports of all nodes.
+    /// A system of a cluster and a client that knows the ports of all nodes.
     #[mirakuru::fixture]
     struct Queue {
         #[fixture(nodes())]
@@ -851,7 +851,7 @@ mod clusters {
     }
 }
 
-/// A node that exits with status 3 after it was ready.
+/// A node that exits with status 3 after it has become ready.
 fn dies_later() -> ExecutorBuilder<Banner> {
     Executor::builder("echo ready; sleep 0.3; echo its last words; exit 3")
         .shell(true)
@@ -911,7 +911,7 @@ fn a_cluster_has_at_least_one_node() {
     }
 }
 
-/// A recipe of a program that does not exist.
+/// A recipe whose program does not exist.
 fn missing_program() -> ExecutorBuilder<Banner> {
     ready_after(0).shell(false).program("no-such-program-of-mirakuru")
 }
@@ -926,7 +926,7 @@ fn a_missing_program_of_a_system_names_the_service_and_the_others() {
     for line in ["`node-0` was ", "`node-1` failed\n", "`node-2` was "] {
         assert!(text.contains(&format!("system:     {line}")), "{text}");
     }
-    // A service of a list has its place, and the name if its recipe sets one.
+    // In a list, a service is named by its place, and by its name if the recipe sets one.
     let error = mirakuru::start_all((ready_after(0).name("db"), missing_program(), ready_after(0)));
     let text = error.unwrap_err().to_string();
     for line in [
@@ -945,7 +945,7 @@ fn on(port: u16) -> ExecutorBuilder<Tcp> {
     odd(["--listen", &format!("127.0.0.1:{port}")]).wait_for(Tcp::port(port))
 }
 
-/// Asserts that the error says that a wait would never end, and has this remedy.
+/// Asserts that the error says that a wait would never end, and gives this remedy.
 #[track_caller]
 fn assert_endless(text: &str, port: u16, remedy: &str) {
     let wanted = format!("two services of this test, or of this whole test process, want port {port}, and");

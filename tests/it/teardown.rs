@@ -1,13 +1,14 @@
-//! The guarantee of teardown, cell by cell: each way in which a test process can end, with each
-//! kind of tree under it. Then what happens when the supervisors themselves are killed or stopped,
-//! and when the test process is killed in the middle of a start.
+//! Tests the guarantee of teardown as a table: each way in which a test process can end, with each
+//! kind of process tree below it. Further tests kill or stop the supervisors, or kill the test
+//! process in the middle of a start.
 //!
-//! Every cell is a process of its own: a *victim*, an `#[ignore]`d test of this binary under its
-//! own libtest (see `teardown/cell.rs`). `common/proof.rs` checks what it leaves. The services live
-//! far longer than any wait here: if one ended by itself within the wait, that would prove nothing.
+//! Each cell of the table is a *victim*: a process of its own that runs an `#[ignore]`d test of
+//! this binary (see `teardown/cell.rs`). `common/proof.rs` checks that nothing is left of it. No
+//! service ends by itself while a test waits, because that would prove nothing.
 //!
-//! `MIRAKURU_MATRIX_REPEATS` is the number of runs of each cell (1), `MIRAKURU_KILL_ROUNDS` of
-//! interrupted starts (100). `tests/run --long` raises both tenfold.
+//! `MIRAKURU_MATRIX_REPEATS` sets the number of runs of each cell (default 1), and
+//! `MIRAKURU_KILL_ROUNDS` the number of interrupted starts (default 100). `tests/run --long` raises
+//! both tenfold.
 //!
 //! The file is long because the table and its exceptions share one set of victims.
 #![cfg(target_os = "linux")]
@@ -39,27 +40,27 @@ const SIGUSR2: i32 = 12;
 const SIGALRM: i32 = 14;
 const SIGVTALRM: i32 = 26;
 
-/// Time from the end of the test process until all must be gone. Milliseconds are enough; this is
-/// for a busy machine, and well below the 20 s that the chains of `--keep-forking` live, and the
-/// 120 s of all others.
+/// Time from the end of the test process until everything must be gone. Milliseconds are enough,
+/// unless the machine is busy. Chains of `--keep-forking` live 20 s and all other processes 120 s,
+/// which is much longer.
 const BOUND: Duration = Duration::from_secs(10);
-/// The grace of trees that ignore signals. It is short, because they do not use it.
+/// The grace of all services. It is short, because trees that ignore signals use it up.
 const GRACE: Duration = Duration::from_millis(120);
 
 // ---- kinds of tree ------------------------------------------------------------------------------
 
 struct Kind {
     name: &'static str,
-    /// The helper's flags.
+    /// The helper's flags for this kind.
     flags: &'static str,
-    /// Number of the kind's processes that tell their ids.
+    /// Number of processes that record their ids.
     recorded: usize,
-    /// Whether all processes are stopped (SIGSTOP) in the end.
+    /// Whether all processes end up stopped (SIGSTOP).
     stopped: bool,
 }
 
 impl Kind {
-    /// Whether the main process outlives the grace.
+    /// Whether the main process is still alive at the end of the grace.
     fn is_deaf(&self) -> bool {
         let has = |flag| self.flags.contains(flag);
         !has("--daemonise") && (has("--ignore-term") || has("--stop-delay 5000") || has("--flood-after"))
@@ -89,7 +90,7 @@ const STOPPED: Kind = Kind {
 
 const KINDS: [&Kind; 6] = [&PLAIN, &GRANDCHILDREN, &DAEMONS, &DAEMON, &FORKING, &STOPPED];
 
-/// Further kinds, with `MIRAKURU_MATRIX=whole`.
+/// More kinds, which are tested with `MIRAKURU_MATRIX=whole`.
 static MORE_KINDS: [Kind; 16] = [
     kind("a daemon", "--daemonise", 1),
     kind("deaf", "--ignore-term", 1),
@@ -117,7 +118,7 @@ static MORE_KINDS: [Kind; 16] = [
     kind("prints without pause", "--flood-after 4000000000 --fork 1", 3),
 ];
 
-/// The kinds of which every process is found.
+/// The kinds to test. The portable back end cannot find every process of some kinds.
 fn kinds() -> Vec<&'static Kind> {
     let flags = |kind: &Kind| kind.flags.split(' ').collect::<Vec<_>>();
     let whole = std::env::var_os("MIRAKURU_MATRIX").is_some_and(|value| value == "whole");
@@ -131,21 +132,21 @@ fn kinds() -> Vec<&'static Kind> {
 
 // ---- victims ------------------------------------------------------------------------------------
 
-/// A victim and its service, once the service is up.
+/// A victim whose service is up.
 struct Victim {
     child: Child,
-    /// Open but no longer read: otherwise the harness would fail to print.
+    /// Not read any more, but kept open so that the harness can still print.
     _output: BufReader<ChildStdout>,
     lifeline: Lifeline,
-    /// The earliest time at which the tree ends by itself.
+    /// The earliest time at which the tree would end by itself.
     natural_end: Option<Instant>,
-    /// The service's processes that told their ids.
+    /// The processes of the service that have recorded their ids.
     tree: Vec<Process>,
     worker: Process,
     guard: Process,
 }
 
-/// The environment that a victim needs.
+/// Passes a victim its settings in the environment.
 fn prepare(command: &mut Command, dir: &Path, death: &str, kind: &Kind, address: &str, lifeline: &str) {
     let pids = dir.join("pids");
     let service = format!("{ODD} --pids {} {}", pids.display(), kind.flags);
@@ -165,7 +166,7 @@ fn prepare(command: &mut Command, dir: &Path, death: &str, kind: &Kind, address:
     proof::obeys_signals(command);
 }
 
-/// The cell as a test of this binary.
+/// A victim that runs as a test of this binary.
 fn under_libtest(dir: &Path) -> Command {
     common::victim(test_name!(victim), dir)
 }
@@ -232,12 +233,12 @@ impl Victim {
             .trim_end_matches(cell::UP)
             .parse()
             .map_err(|_| line.clone())?;
-        // A daemon has left its main process behind.
+        // The main process of a daemon has already ended.
         let service = if stat(pid).is_some() { pid } else { recorded[0] };
         let above: Vec<Process> = supervisors(service).into_iter().filter_map(Process::of).collect();
         let of_name = |name: &str| above.iter().find(|process| process.name() == name).cloned();
         match (of_name("mirakuru-worker"), of_name("mirakuru-guard")) {
-            // One process, without a name of its own.
+            // The portable back end has one supervisor, whose process has no special name.
             _ if cfg!(mirakuru_portable) && above.len() > 1 => {
                 victim.worker = above[0].clone();
                 victim.guard = above[0].clone();
@@ -254,14 +255,14 @@ impl Victim {
         Ok(victim)
     }
 
-    /// Lets the victim go on.
+    /// Sends the victim the line that lets it end.
     fn say(&mut self, word: &str) {
         let input = self.child.stdin.as_mut().expect("its input");
-        // The victim may be gone; other checks notice the consequences.
+        // If the victim is already gone, other checks fail.
         let _ = writeln!(input, "{word}");
     }
 
-    /// Waits for the victim's end.
+    /// Waits until the victim has ended.
     fn end(&mut self) -> Result<ExitStatus, String> {
         let mut status = None;
         let over = wait_until(
@@ -277,7 +278,7 @@ impl Victim {
         }
     }
 
-    /// Whether all is gone, or will be soon. `Err` lists the rest.
+    /// Waits until nothing of the service is left. `Err` lists the survivors.
     fn leaves_nothing(&self, scratch: &Scratch) -> Result<(), String> {
         let released = self.lifeline.is_released_within(BOUND);
         if self.natural_end.is_some_and(|end| Instant::now() > end) {
@@ -313,7 +314,7 @@ impl Drop for Victim {
     }
 }
 
-/// Reads up to the next line with this text.
+/// Reads until a line contains this text, and returns the line.
 fn line_with(output: &mut BufReader<ChildStdout>, text: &str) -> Option<String> {
     let mut lines = output.lines();
     lines.find_map(|line| line.ok().filter(|line| line.contains(text)))
@@ -333,7 +334,7 @@ fn setting(name: &str, otherwise: u32) -> u32 {
 #[derive(Clone, Copy)]
 struct Death {
     name: &'static str,
-    /// The signal to the test process from outside.
+    /// The signal that the test sends to the victim.
     signal: Option<i32>,
     status: Status,
 }
@@ -361,14 +362,14 @@ impl Death {
         }
     }
 
-    /// The log of a service is kept for a day if its test failed, or if the service had to be
-    /// killed in its `stop`, which is an error.
+    /// A service's log is kept for a day if its test failed or its `stop` returned an error, as it
+    /// does if the service had to be killed.
     fn may_keep_the_log(&self, kind: &Kind) -> bool {
         self.status != Status::Code(0) || self.name == "stop" && kind.is_deaf()
     }
 }
 
-/// Runs one cell once.
+/// Runs one cell of the table once.
 fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Result<(), String> {
     let mut victim = Victim::start(command, scratch, death.name, kind)?;
     victim.say("die");
@@ -388,7 +389,8 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
     victim.leaves_nothing(scratch)?;
     let (service_dirs, logs) = (service_dirs(scratch.path()), kept_logs(scratch.path()));
-    // The service prints a line at the stop signal, and nothing before that, at a panic.
+    // In these cases the service prints a line at the stop signal, so there is a log to keep. At a
+    // panic it has printed nothing yet.
     let killed = death.may_keep_the_log(kind) && death.status != Status::Code(101);
     if logs.is_empty() && killed && kind.name == PLAIN.name {
         return Err("the log is lost".to_owned());
@@ -400,7 +402,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
 }
 
-/// Runs one row of the table as often as asked: all kinds of tree side by side.
+/// Runs one row of the table: all kinds of tree side by side, as often as asked.
 fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
     let repeats = setting("MIRAKURU_MATRIX_REPEATS", 1);
     let kinds = kinds();
@@ -469,8 +471,8 @@ table! {
     sigvtalrm: Death::by(SIGVTALRM);
 }
 
-/// A program built with `panic = "abort"`: no unwinding, no destructors. (For tests cargo ignores
-/// that setting, so this is a program and not a test. Its `main` is one more way to end.)
+/// A program built with `panic = "abort"` neither unwinds nor runs destructors. It is not a test,
+/// because cargo ignores the setting for tests. The end of its `main` is tested as well.
 #[test]
 fn panic_is_abort() {
     let program = fresh::built_with_abort();
@@ -484,8 +486,8 @@ fn panic_is_abort() {
 
 // ---- the supervisors themselves -----------------------------------------------------------------
 
-/// A service of this process, with a lifeline that this process does *not* hold: a shell opens it
-/// and becomes the service.
+/// A service of this process. This process does not hold its lifeline: a shell opens the lifeline
+/// and then executes the service.
 struct Supervised {
     service: TcpExecutor,
     lifeline: Lifeline,
@@ -543,7 +545,8 @@ impl Supervised {
     }
 }
 
-/// If either supervisor is killed, the other one finishes its work, while the test process lives.
+/// If either supervisor is killed while the test process lives, the other supervisor ends the
+/// service.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -569,8 +572,8 @@ fn one_supervisor_killed() {
     }
 }
 
-/// Kills both supervisors so that neither can react to the other's death: a stopped process is
-/// killed without running again. The guard is stopped first, because it would continue a stopped
+/// Kills both supervisors so that neither can react to the other's death, because a stopped process
+/// is killed without running again. The guard is stopped first, as it would continue a stopped
 /// worker.
 fn kill_both(worker: &Process, guard: &Process) {
     for process in [guard, worker] {
@@ -586,14 +589,13 @@ fn kill_both(worker: &Process, guard: &Process) {
     }
 }
 
-/// Both are killed in the same instant: the kernel ends the main process (PDEATHSIG), and the test
-/// process ends the processes with the service's mark.
+/// If both supervisors are killed at the same time, the kernel ends the main process (PDEATHSIG).
+/// The test process ends all other processes that have the service's mark in their environment.
 ///
-/// One case remains: a descendant that has *cleared its environment* survives this, unless it is
-/// the main process. No living process knows of it, and nothing about it shows whose it was; only a
-/// cgroup could hold it. It takes two SIGKILLs to two processes with names and command lines of
-/// their own, within less than a millisecond. (The chains that fork without end are tested
-/// elsewhere: each link has the mark, but a search can be too slow for them.)
+/// One case is not covered: a descendant that has *cleared its environment* survives. No living
+/// process knows of it, and only a cgroup could tell to which service it belonged. Someone would
+/// have to kill two processes of different names within a millisecond. Chains that fork without end
+/// are not tested here, because a search for their mark may be too slow.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -617,7 +619,7 @@ fn both_supervisors_killed() {
     }
 }
 
-/// No verb stops this service: the test process ends it at its own end.
+/// Nothing stops a service in a static, so the test process ends it when it exits.
 #[test]
 fn both_supervisors_of_a_static_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
@@ -631,10 +633,11 @@ fn both_supervisors_of_a_static_killed() {
     }
 }
 
-/// Both and the test process as well: the next run finds the processes by their mark, and removes
-/// the files.
+/// If both supervisors and the test process are killed, the next run finds the service's processes
+/// by their mark, ends them, and removes the files.
 ///
-/// Two cases remain: the one of the test above, and that there is no next run.
+/// Two cases are not covered: descendants that have cleared their environment, and that there is no
+/// next run.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -652,8 +655,8 @@ fn both_supervisors_and_the_test_process_killed() {
         first.end().unwrap();
         let main = &first.tree[0];
         assert!(wait_until(|| !main.is_alive(), BOUND), "{}", kind.name);
-        // (If a group has a stopped member and no process left to continue it, the kernel ends the
-        // group.)
+        // The kernel itself ends a process group that has a stopped member but no process left to
+        // continue it.
         if !kind.stopped && kind.recorded > 1 {
             assert!(first.lifeline.is_held(), "nothing is left that could be swept");
         }
@@ -665,18 +668,18 @@ fn both_supervisors_and_the_test_process_killed() {
     }
 }
 
-/// A stopped supervisor (SIGSTOP) holds up nothing: the guard continues the worker, and the test
+/// A stopped supervisor (SIGSTOP) delays nothing. The guard continues the worker, and the test
 /// process and the worker continue the guard.
 ///
-/// One case remains: with both stopped *and* the test process killed, the service stays until one
-/// of them is continued.
+/// One case is not covered: if both are stopped *and* the test process is killed, the service stays
+/// until one of them is continued.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
     ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn stopped_supervisors() {
-    // These are the worker, the guard, and both.
+    // The worker, the guard, and both.
     for which in [&[0][..], &[1], &[1, 0]] {
         for kind in [&GRANDCHILDREN, &DAEMONS, &FORKING] {
             let mut supervised = Supervised::start(kind);
@@ -713,8 +716,8 @@ fn stopped_supervisors() {
 
 // ---- killed in the middle of a start ------------------------------------------------------------
 
-/// The test process is killed at a random moment of a start, many times. Nothing is left: no
-/// process, no lock, and no file that the next run does not sweep.
+/// The test process is killed many times, at random moments of a start. No process and no lock is
+/// left, and the next run removes all files.
 #[test]
 fn killed_in_the_middle_of_a_start() {
     const SIDE_BY_SIDE: u32 = 4;
@@ -733,7 +736,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
     let lifeline = Lifeline::new(&fifo);
     let port = fixed_port();
     let address = match fixed {
-        // Such a port has a lock that the starts wait for.
+        // A fixed port has a lock, for which the next start waits.
         true => format!("127.0.0.1:{port}"),
         false => "127.0.0.1:{port}".to_owned(),
     };
@@ -746,7 +749,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         assert!(line_with(&mut output, cell::STARTING).is_some(), "it has failed");
         (child, output)
     };
-    // This measures a start and a stop on this machine.
+    // Measures how long a start and a stop take on this machine.
     let (mut child, mut output) = victim(&PLAIN);
     let begin = Instant::now();
     for _ in 0..5 {
@@ -763,7 +766,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         thread::sleep(Duration::from_nanos(random() % moment));
         child.kill().unwrap();
         child.wait().unwrap();
-        // This is done from time to time, so that nothing ends by itself.
+        // Every twenty rounds is often enough: no service ends by itself before the check.
         if round % 20 == 19 || round + 1 == rounds {
             let after = format!("after round {round} ({})", kind.name);
             assert!(
@@ -780,7 +783,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         }
     }
     if fixed {
-        // There is no lock left: a start that does not wait gets the port at once.
+        // No lock is left, so a start that does not wait gets the port.
         let mut service = Executor::builder([ODD, "--listen", &address])
             .wait_for(Tcp::addr(&address))
             .timeout(LONG)
@@ -788,12 +791,12 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
             .unwrap();
         service.stop().unwrap();
     }
-    // A directory that was just being made is spared for a minute. Make each older than that.
+    // A new directory may belong to a start in progress, so the next run spares it for a minute.
     let old = SystemTime::now() - Duration::from_secs(120);
     for dir in service_dirs(scratch.path()) {
         let _ = File::open(&dir).and_then(|dir| dir.set_modified(old));
     }
-    // The killed services have left their logs, which this test does not check.
+    // This test does not check the logs that killed services leave.
     for log in kept_logs(scratch.path()) {
         fs::remove_dir_all(log).unwrap();
     }
@@ -804,8 +807,8 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
 
 // ---- figures ------------------------------------------------------------------------------------
 
-/// The figures of the README's table. Run by hand, on an idle machine: `cargo test --release --test
-/// it teardown::figures -- --ignored --nocapture`
+/// Prints the figures for the README's table. Run it on an idle machine: `cargo test --release
+/// --test it teardown::figures -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn figures() {

@@ -1,6 +1,7 @@
-//! rstest's `#[timeout]`: the test is over, and the thread of its body goes on. Its services end.
+//! rstest's `#[timeout]` ends a test while the thread of its body goes on. The test's services must
+//! end.
 //!
-//! The tests here run a test binary of several tests: this one again, with the victims below.
+//! The tests run several victims below in one process of this binary.
 #![cfg(feature = "rstest")]
 
 use std::cell::Cell;
@@ -18,7 +19,7 @@ use crate::common::{
 };
 use crate::proof;
 
-/// A service that adds its pid to a file, on the same port in all victims of one process.
+/// A service that records its pid in a file. It has the same port in all victims of one process.
 fn on_the_port() -> ExecutorBuilder<Tcp> {
     let addr = format!("127.0.0.1:{}", env::var("PORT").unwrap_or_default());
     let pids = victim_dir().unwrap_or_default().join("pids");
@@ -28,8 +29,8 @@ fn on_the_port() -> ExecutorBuilder<Tcp> {
         .timeout(LONG)
 }
 
-/// Runs victims one after the other in one process. The first one's time is over when it has its
-/// service. On a busy machine the service may need longer, so the time grows from run to run.
+/// Runs victims one after the other in one process. The first victim must have its service before
+/// its time is over. If a busy machine is too slow, the next attempt has more time.
 fn run(names: &[&str]) -> (Scratch, Duration, String) {
     for time in [1500, 6_000, 20_000].map(Duration::from_millis) {
         let scratch = Scratch::new();
@@ -55,7 +56,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &output.stderr].concat()).into_owned()
 }
 
-/// The body goes on while later tests run.
+/// A body that goes on while later tests run.
 fn goes_on() {
     tell("began");
     let next_is_there = victim_dir().unwrap().join("next");
@@ -92,7 +93,7 @@ fn the_services_of_a_test_end_with_its_timeout() {
     let pids = numbers(&scratch.file("pids"));
     assert_eq!(pids.len(), 2, "{text}");
     assert!(pids.iter().all(|pid| !alive(*pid)));
-    // The report shows the path of the log, which is kept. No other file is.
+    // Only the log is kept, and the report shows it.
     assert!(text.contains("| the only clue"), "{text}");
     assert!(wait_until(
         || proof::service_dirs(scratch.path()).is_empty(),
@@ -135,7 +136,7 @@ fn a_service_that_was_restarted_ends_with_the_timeout() {
     assert!(text.contains("1 passed; 1 failed"), "{text}");
 }
 
-/// Waits until the victim beside this one has reached this point. Returns whether it has.
+/// Waits until another victim has created this file.
 fn wait_for(file: &str) {
     let file = victim_dir().unwrap_or_default().join(file);
     assert!(wait_until(|| file.exists(), LONG));
@@ -145,7 +146,7 @@ fn tell(file: &str) {
     fs::write(victim_dir().unwrap().join(file), "").unwrap();
 }
 
-/// Reports the end of its thread.
+/// Creates a file when its thread ends.
 struct Tells(&'static str);
 
 impl Drop for Tells {
@@ -158,7 +159,7 @@ thread_local! {
     static AT_END: Cell<Option<Tells>> = const { Cell::new(None) };
 }
 
-/// The time of a test whose thread reports its end. Call it on that thread.
+/// A time limit, whose call also makes the calling thread create the file `timed out` when it ends.
 fn told_time() -> Duration {
     AT_END.set(Some(Tells("timed out")));
     Duration::from_millis(1500)
@@ -172,7 +173,7 @@ fn holds_the_port(_service: &TcpExecutor) {
     wait_for("over");
 }
 
-/// The recipe of a test that comes second.
+/// A recipe that is made once another test holds the port.
 fn when_it_is_held() -> ExecutorBuilder<Tcp> {
     AT_END.set(Some(Tells("given up")));
     wait_for("held");
@@ -192,7 +193,7 @@ fn waits_in_vain(_service: &TcpExecutor) {
 fn looks_on() {
     wait_for("timed out");
     tell("over");
-    // The thread of the first test gets the port now.
+    // The thread of the test that timed out could get the port now, and must give up.
     wait_for("given up");
 }
 
@@ -214,7 +215,7 @@ fn a_test_whose_time_is_over_starts_nothing_more() {
     assert_eq!(numbers(&scratch.file("pids")).len(), 1, "{text}");
 }
 
-/// A recipe that is ready when the test's time is over.
+/// A recipe that is made only after the test's time is over.
 fn when_it_is_late() -> ExecutorBuilder<Tcp> {
     AT_END.set(Some(Tells("given up")));
     wait_for("timed out");
@@ -252,10 +253,10 @@ fn a_test_whose_time_is_over_before_its_recipe_is_made_starts_nothing() {
 #[mirakuru::fixture(cmd = [ODD, "--listen", "127.0.0.1:{port}"], tcp = "127.0.0.1:{port}", scope = "process")]
 static SHARED: TcpExecutor;
 
-/// A service made by hand, from a recipe that an attribute could start for a test.
+/// A service in a hand-written static, from a recipe that an attribute could also use.
 static BY_HAND: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 100").start());
 
-/// One service for all tests of the process, with rstest's own attribute.
+/// A service that all tests of the process share through rstest's `#[once]`.
 #[mirakuru::fixture(cmd = "sleep 100")]
 #[rstest::fixture]
 #[once]

@@ -1,8 +1,8 @@
-//! `MIRAKURU_TIMELINE`: a run of several processes writes a trace and a page. A real browser checks
-//! the page.
+//! `MIRAKURU_TIMELINE`: a run of several processes writes a trace and a page. A browser opens the
+//! page and shows its content.
 //!
-//! The runner is this binary again ([`runner`]), and so are the test processes: the ignored tests
-//! of a module below.
+//! The runner is a process of this binary ([`runner`]), and so are the test processes. Each runs
+//! the ignored tests of one module below.
 
 use std::env;
 use std::fs;
@@ -27,7 +27,8 @@ fn listens(name: &str, addr: &str, delay: u64) -> ExecutorBuilder<Tcp> {
         .timeout(LONG)
 }
 
-/// A service that starts when three tests of two processes have asked, so that some wait.
+/// A service that starts only after three tests of two processes have asked for it, so some must
+/// wait.
 fn shared() -> ExecutorBuilder<Tcp> {
     all_have_come("shared", 3);
     listens("shared-service", "127.0.0.1:{port}", 150)
@@ -41,7 +42,7 @@ fn uses_shared() {
     assert!(SHARED.is_running());
 }
 
-/// Notes that a test has come to a place.
+/// Records that this test has reached a place.
 fn comes(place: &str) {
     let dir = victim_dir().expect("only in test processes").join(place);
     fs::create_dir_all(&dir).expect("a writable directory");
@@ -49,7 +50,7 @@ fn comes(place: &str) {
     fs::write(dir.join(name), "").expect("a writable directory");
 }
 
-/// Waits until this many tests have come to a place.
+/// Waits until this many tests have reached a place.
 fn all_have_come(place: &str, count: usize) {
     let dir = victim_dir().unwrap_or_default().join(place);
     let come = || fs::read_dir(&dir).map_or(0, Iterator::count);
@@ -60,7 +61,7 @@ fn all_have_come(place: &str, count: usize) {
 static OF_THE_PROCESS: SimpleExecutor;
 
 fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
-    // A run of this binary without a wish for it also makes this service.
+    // Only `runner` sets the port.
     let port = env::var("PORT").unwrap_or_else(|_| "1".to_owned());
     listens("fixed-port", &format!("127.0.0.1:{port}"), 40)
 }
@@ -69,7 +70,7 @@ fn works(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
 }
 
-/// A process with three tests at a time.
+/// A process that runs several tests at a time.
 mod first_binary {
     use super::*;
 
@@ -121,7 +122,7 @@ mod first_binary {
     }
 }
 
-/// Another process.
+/// A second process of the run.
 mod second_binary {
     use super::*;
 
@@ -155,7 +156,7 @@ mod second_binary {
     }
 }
 
-/// A process that is killed.
+/// A process that is killed while it uses the shared service.
 mod third_binary {
     use super::*;
 
@@ -172,7 +173,7 @@ mod third_binary {
     }
 }
 
-/// A process that is over at once.
+/// A process that ends quickly.
 mod fourth_binary {
     use super::*;
 
@@ -213,7 +214,7 @@ fn runner_of_many() {
     });
 }
 
-/// Starts all processes. One is killed while others go on.
+/// Runs all test processes. One is killed while another goes on.
 #[test]
 #[ignore = "a part of other tests"]
 fn runner() {
@@ -238,7 +239,7 @@ fn runner() {
     assert!(first.wait().expect("a child").success());
 }
 
-/// Makes a run, and returns its output.
+/// Runs the runner with this timeline, and returns its standard error.
 fn run(scratch: &Scratch, timeline: &str) -> String {
     let output = victim(test_name!(runner), scratch.path())
         .env_remove("NEXTEST_RUN_ID")
@@ -257,7 +258,7 @@ fn run(scratch: &Scratch, timeline: &str) -> String {
     text
 }
 
-/// Nothing is left beside the file: neither events nor half a page.
+/// The only file in the directory: no events and no unfinished page may be left.
 fn only_file(dir: &Path) -> PathBuf {
     let files: Vec<PathBuf> = fs::read_dir(dir)
         .expect("a directory")
@@ -282,7 +283,7 @@ fn tests() -> [&'static str; 7] {
 
 // ---- the trace ----------------------------------------------------------------------------------
 
-/// Reads a trace as strictly as Perfetto does, and prints its content, one line for each event.
+/// A script that reads a trace as strictly as Perfetto does, and prints a line for each event.
 const READER: &str = r#"
 import json, sys
 from collections import defaultdict
@@ -332,7 +333,7 @@ print("processes", len({e["pid"] for e in events if e["name"] == "process_name"}
 fn a_run_leaves_a_trace() {
     let Some(python) = require("python3") else { return };
     let scratch = Scratch::new();
-    // The path is relative to the runner's directory, and the file's directory is made.
+    // A relative path starts at the runner's directory. mirakuru creates the file's directory.
     run(&scratch, "traces/run.json");
     let file = only_file(&scratch.path().join("traces"));
     let read = Command::new(python)
@@ -361,7 +362,8 @@ fn a_run_leaves_a_trace() {
         "waits for shared-service",
         "exited with status 3",
         "redis://user:***@host",
-        // There are three of tests, the services, and the path.
+        // Three processes are test processes. One is for the services, and one for the critical
+        // path.
         "processes 5",
     ] {
         assert!(seen.contains(line), "no `{line}`:\n{seen}");
@@ -376,7 +378,7 @@ fn a_run_leaves_a_trace() {
             "{user}:\n{seen}"
         );
     }
-    // One of the two had to wait; and the shared service was started once.
+    // One of the two tests had to wait for the port. The shared service was started once.
     let waits = format!("lock|{}", test_name!(first_binary::waits_for_its_port));
     assert!(seen.contains(&waits), "{seen}");
     assert_eq!(seen.matches("|start shared-service|").count(), 1, "{seen}");
@@ -385,7 +387,7 @@ fn a_run_leaves_a_trace() {
 
 // ---- the page -----------------------------------------------------------------------------------
 
-/// The content of the page after its script has run.
+/// The content of a page after its script has run in a browser.
 fn browse(chromium: &Path, scratch: &Scratch, page: &Path) -> String {
     let output = Command::new(chromium)
         .args([
@@ -413,7 +415,7 @@ fn browse(chromium: &Path, scratch: &Scratch, page: &Path) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// The text of an element of the page that has this id, without markup.
+/// The element with this id up to the markup `ends`, and its text without markup.
 #[track_caller]
 fn text_of<'a>(dom: &'a str, id: &str, ends: &str) -> (&'a str, String) {
     let begin = dom
@@ -449,7 +451,7 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
         "{verdict}"
     );
 
-    // The mix adds up.
+    // The percentages add up to about 100.
     let (_, legend) = text_of(&dom, "legend", "</ul>");
     let percents: Vec<f64> = legend
         .split(" %")
@@ -461,10 +463,10 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
         "{legend}"
     );
 
-    // The visible part: each test and each service has its row with slices.
+    // The chart has a row for each test and each service.
     let (chart, shown) = text_of(&dom, "rows", "<p");
     for test in tests() {
-        // The name of the module is in another element.
+        // The page shows the module's name in a separate element.
         let (module, test) = test.rsplit_once("::").expect("a module");
         assert!(shown.contains(&format!("{module}:: {test}")), "{test}: {shown}");
     }
@@ -528,7 +530,8 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
     assert!(!file.exists());
 }
 
-/// Many short processes run side by side: whichever is the last, the page has all of them.
+/// Many short processes run side by side. The trace has all of their tests, whichever process ends
+/// last.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn nobodys_last_word_is_lost() {
@@ -548,13 +551,14 @@ fn nobodys_last_word_is_lost() {
     assert_eq!((tests, ended), (MANY, MANY), "{text}");
 }
 
-/// A process that belongs to no run is one by itself, and leaves no events behind.
+/// A process without a run writes a timeline of its own, and leaves no events behind.
 #[test]
 fn a_process_alone_has_a_timeline_of_its_own() {
     let scratch = Scratch::new();
     let file = scratch.path().join("own").join("alone.json");
     let alone = test_name!(second_binary::has_one_of_its_own);
-    // The process is an orphan in a session of its own. It begins when its parent is gone.
+    // The process is an orphan in its own session, so that no parent looks like a test runner. It
+    // begins once its parent is gone.
     let status = Command::new("setsid")
         .args([
             "--fork",

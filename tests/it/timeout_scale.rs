@@ -22,7 +22,7 @@ fn times_out_by_scale() {
         )
     );
     println!("\nwaited {}", begin.elapsed().as_millis());
-    // The grace is stretched as well: this service needs longer than the grace of its recipe.
+    // The grace is stretched as well. Without that, this service would be killed before it ends.
     let mut service = odd([
         "--ready-line",
         "up",

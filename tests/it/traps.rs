@@ -1,5 +1,5 @@
-//! Traps that other tools fell into, one test for each: it fails if the trap is open. The file is
-//! long because it lists all of them.
+//! Mistakes that other tools have made, with a test for each that fails if mirakuru makes it. The
+//! file is long because it collects all of them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -23,14 +23,13 @@ fn listening<const N: usize>(args: [&str; N]) -> ExecutorBuilder<Tcp> {
         .wait_for(Tcp::addr("127.0.0.1:{port}"))
 }
 
-/// PDEATHSIG fires when the *thread* that forked ends, and each test has a thread of its own.
+/// The kernel sends PDEATHSIG when the *thread* that forked ends, and each test has its own thread.
 #[test]
 fn a_service_outlives_the_thread_that_started_it() {
     let service = thread::spawn(|| listening(["--fork", "1"]).start().unwrap())
         .join()
         .unwrap();
-    // The signal would come with the end of the thread, for which `join` has waited. This gives it
-    // time to do harm.
+    // `join` has waited until the thread ended. A signal would take effect in this time.
     thread::sleep(Duration::from_millis(300));
     assert!(service.is_running());
     assert_eq!(who_answers(service.addr()), service.pid());
@@ -45,7 +44,7 @@ const TREES: [&[&str]; 4] = [
     &["--keep-forking", "3"],
 ];
 
-/// A process that has a service of each kind of tree, and then meets its end.
+/// A test process starts a service for each kind of tree, and then ends in a certain way.
 #[test]
 fn nothing_survives_the_test_process_however_it_ends() {
     let ends = [
@@ -86,7 +85,7 @@ fn nothing_survives_the_test_process_however_it_ends() {
         assert!(ready, "{end}: the services were not ready");
         assert!(ended, "{end}: the test process did not end");
         println!("{end}");
-        // This is the grace of processes that ignore signals, and a second for a busy machine.
+        // Processes that ignore signals have a grace of 0.1 s. The rest is for a busy machine.
         assert_gone(&scratch, &pids, Duration::from_secs(10));
     }
 }
@@ -113,7 +112,7 @@ fn meets_its_end() {
         "forgotten" => std::mem::forget(services),
         "panic" => panic!("on purpose"),
         "abort" => std::process::abort(),
-        // The first one only removes the handler that Rust has installed against stack overflows.
+        // Rust handles the first SIGSEGV, by removing its handler for stack overflows.
         "segv" => loop {
             send(std::process::id(), 11);
         },
@@ -129,10 +128,10 @@ fn meets_its_end() {
     }
 }
 
-/// Cleaning up before the guard exists: a test process that dies in the middle of a start.
+/// A test process that dies in the middle of a start, before the guard exists, must leave nothing.
 #[test]
 fn nothing_survives_a_death_in_the_middle_of_a_start() {
-    // More rounds on demand, for changes to the order of a start.
+    // After a change to the order of a start, run more rounds.
     let rounds = std::env::var("MIRAKURU_ROUNDS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -146,7 +145,7 @@ fn nothing_survives_a_death_in_the_middle_of_a_start() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // The kills come from the first start on, at moments that are spread over several starts.
+        // The kills come after the victim's first start has begun, and spread over several starts.
         let mut output = BufReader::new(process.stdout.take().unwrap());
         let mut line = String::new();
         while !line.contains("starting") {
@@ -154,7 +153,7 @@ fn nothing_survives_a_death_in_the_middle_of_a_start() {
             assert!(output.read_line(&mut line).unwrap() > 0, "the victim has failed");
         }
         if round == 0 {
-            // How long a start takes on this machine at its present load.
+            // Measures a start on this machine under its present load.
             let began = Instant::now();
             assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
             one_start = began.elapsed();
@@ -183,13 +182,13 @@ fn starts_forever() {
 
 // ---- output -------------------------------------------------------------------------------------
 
-/// An undrained pipe holds 64 kB: a service that prints more before it listens hangs.
+/// A pipe holds 64 kB. If nothing reads it, a service that prints more before it listens hangs.
 #[test]
 fn output_before_readiness_does_not_hang_the_start() {
     for bytes in ["200000", "5000000"] {
         let mut service = listening(["--flood-before", bytes]).start().unwrap();
         let wanted: usize = bytes.parse().unwrap();
-        // The end of the output may still be on its way into the log.
+        // The last output may not be in the log yet.
         let mut printed = 0;
         let all = wait_until(
             || {
@@ -204,7 +203,7 @@ fn output_before_readiness_does_not_hang_the_start() {
     }
 }
 
-/// The condition waits for the output here.
+/// Here the condition itself must read past the flood.
 #[test]
 fn a_banner_after_a_flood_is_seen() {
     let mut service = odd(["--flood-before", "3000000", "--ready-line", "at last"])
@@ -216,7 +215,8 @@ fn a_banner_after_a_flood_is_seen() {
 
 // ---- taken for alive, taken for ready -----------------------------------------------------------
 
-/// Exit 0 is an exit. No start waits out a time-out for a dead process.
+/// A service that exits with status 0 is not ready. The start must fail at once, not at its
+/// time-out.
 #[test]
 fn exit_0_before_readiness_is_an_error() {
     let begin = Instant::now();
@@ -232,7 +232,8 @@ fn exit_0_before_readiness_is_an_error() {
     assert!(begin.elapsed() < LONG / 2, "it waited");
 }
 
-/// With a living descendant, an exit is no end; the death of the last one is noticed as well.
+/// The exit of a daemon's main process is not the end of the service. The end of its last process
+/// is noticed.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -253,7 +254,8 @@ fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
     assert!(begin.elapsed() < LONG / 2, "it waited");
 }
 
-/// A connection as the test of a free port does not see a socket that is bound and does not listen.
+/// An attempt to connect does not find a socket that is bound without listening, although its port
+/// is not free.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -276,7 +278,7 @@ fn localhost_has_v6() -> bool {
         && TcpListener::bind("[::1]:0").is_ok()
 }
 
-/// `localhost` may be `::1` for one program and `127.0.0.1` for another.
+/// Some programs listen on `::1` for `localhost`, and others on `127.0.0.1`.
 #[test]
 fn localhost_is_every_address_that_it_resolves_to() {
     let mut hosts = vec!["127.0.0.1"];
@@ -315,7 +317,8 @@ fn another_server_on_the_other_localhost_is_an_error() {
     assert!(common::names_pid(&error.to_string(), other.pid()), "{error}");
 }
 
-/// A probe without a time-out waits for ever for a server that accepts and never answers.
+/// A probe without a time-out would wait for ever if the server accepts connections and never
+/// answers.
 #[test]
 fn a_server_that_never_answers_does_not_hang_the_start() {
     let url = "http://127.0.0.1:{port}/";
@@ -330,7 +333,7 @@ fn a_server_that_never_answers_does_not_hang_the_start() {
     }
 }
 
-/// The service's exit ends the wait, in the middle of a request.
+/// The exit of the service ends the wait, even in the middle of a request.
 #[test]
 fn the_exit_of_a_server_that_never_answers_is_noticed() {
     let recipe = odd([
@@ -350,7 +353,7 @@ fn the_exit_of_a_server_that_never_answers_is_noticed() {
     assert!(begin.elapsed() < LONG, "it waited");
 }
 
-/// A service is ready only when the socket is its own. This other server takes the port while the
+/// A service is ready only if the socket is its own. Here another server takes the port while the
 /// service gets ready.
 #[test]
 #[cfg_attr(
@@ -390,8 +393,8 @@ fn a_service_that_is_ready_but_belongs_to_somebody_else() {
 
 // ---- pids and marks -----------------------------------------------------------------------------
 
-/// A pid is used again. The process that has it now must not get signals that were meant for the
-/// service.
+/// The kernel may give a service's pid to another process. That process must not get the service's
+/// signals.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_process_that_got_the_services_pid_is_left_alone() {
@@ -399,8 +402,7 @@ fn a_process_that_got_the_services_pid_is_left_alone() {
         common::skip_without_root();
         return;
     }
-    // A pid namespace of its own has its next pid in a file, and other tests do not get pids again
-    // that they have used.
+    // In a pid namespace the test can choose the next pid without affecting other tests.
     let scratch = Scratch::new();
     let output = under(
         Path::new("unshare"),
@@ -452,13 +454,13 @@ fn a_pid_is_used_again() {
     assert!(untouched, "it got a signal that was meant for the service");
 }
 
-/// A process with this pid, if the kernel lets us choose the next one. Other processes may be
-/// faster, so it tries often.
+/// Starts a process with this pid. `None` if the kernel does not let the test choose it. Another
+/// process may take the pid first, so this tries many times.
 #[cfg(target_os = "linux")]
 fn process_with_pid(pid: u32) -> Option<Child> {
     for _ in 0..200 {
         if common::stat(pid).is_some() {
-            // As long as its zombie is kept the pid is not free, and safe.
+            // While a zombie has the pid, no other process can get it.
             thread::sleep(Duration::from_millis(5));
             continue;
         }
@@ -473,8 +475,8 @@ fn process_with_pid(pid: u32) -> Option<Child> {
     None
 }
 
-/// A mark that is matched as a substring finds other runs' services. When the supervisors of a
-/// service are killed, the sweep ends the processes with its mark, and nothing else.
+/// Killing a service's supervisors must end the processes with its mark and no others. A mark that
+/// is only a part of another variable does not count.
 #[test]
 #[cfg(target_os = "linux")]
 #[cfg_attr(
@@ -514,7 +516,7 @@ fn marks_are_matched_whole() {
     );
     let _ = service.stop();
     drop(service);
-    // A signal to a wrong process would take effect in this time.
+    // A signal to the wrong process would take effect in this time.
     thread::sleep(Duration::from_millis(200));
     let alive_ones = bystanders.iter().filter(|child| alive(child.id())).count();
     let all = bystanders.len();
@@ -527,7 +529,7 @@ fn marks_are_matched_whole() {
     assert_eq!(who_answers(neighbour.addr()), neighbour.pid());
 }
 
-/// Zombies still answer `kill(pid, 0)`.
+/// `kill(pid, 0)` also succeeds for a zombie.
 #[test]
 fn a_zombie_is_not_alive() {
     let mut service = listening(["--exit-on-term", "0"]).start().unwrap();
@@ -543,12 +545,12 @@ fn a_zombie_is_not_alive() {
 
 // ---- ends ---------------------------------------------------------------------------------------
 
-/// The leader's exit is not the group's: slower members get their grace, and are waited for.
+/// The leader of the group may exit before slower members, which still get their grace.
 #[test]
 fn the_end_of_the_leader_is_not_the_end_of_the_group() {
     let scratch = Scratch::new();
     let (pids, stamp) = (scratch.file("pids"), scratch.file("stamp"));
-    // The slow member is in the background; the leader ends at the first signal.
+    // The slow member runs in the background. The leader exits at the first signal.
     let script = format!(
         "'{ODD}' --stop-delay 400 --exit-on-term 0 --stamp {stamp} --pids {pids} --listen 127.0.0.1:{{port}} \
             & \
@@ -572,7 +574,7 @@ fn the_end_of_the_leader_is_not_the_end_of_the_group() {
     );
 }
 
-/// A kill without a wait returns while the port is still taken and the pid still exists.
+/// When `stop` or `kill` returns, the process is gone and its port is free.
 #[test]
 fn when_stop_and_kill_return_it_is_over() {
     let port = fixed_port();
@@ -594,8 +596,8 @@ fn when_stop_and_kill_return_it_is_over() {
     }
 }
 
-/// Two callers that reap the same child: the test's own `waitpid(-1)` must not take the services'
-/// exits, and mirakuru must not take the test's.
+/// The test's own `waitpid(-1)` must not take the exits of services, and mirakuru must not take
+/// those of the test's children.
 #[test]
 fn reaping_does_not_race() {
     let scratch = Scratch::new();
@@ -657,7 +659,7 @@ fn reaps_everything() {
     assert_eq!(status.code(), Some(7));
 }
 
-/// If the test ignores SIGCHLD, the kernel reaps by itself, and every wait fails.
+/// If a process ignores SIGCHLD, the kernel reaps its children, and it cannot wait for them.
 #[test]
 fn an_ignored_sigchld_changes_nothing() {
     let scratch = Scratch::new();
@@ -677,7 +679,7 @@ fn ignores_sigchld() {
     if victim_dir().is_none() {
         return;
     }
-    // SAFETY: 1 is SIG_IGN, which installs no code; 17 is SIGCHLD.
+    // SAFETY: 1 is SIG_IGN, which installs no handler; 17 is SIGCHLD.
     unsafe { signal(17, 1) };
     let mut service = listening(["--exit-on-term", "3"]).start().unwrap();
     let error = error_of(service.stop());
@@ -691,7 +693,7 @@ fn ignores_sigchld() {
     );
 }
 
-/// `sun_path` takes 107 bytes.
+/// `sun_path` has room for 107 bytes.
 #[test]
 fn a_socket_path_that_is_too_long_is_an_error_that_says_so() {
     let scratch = Scratch::new();
@@ -703,7 +705,7 @@ fn a_socket_path_that_is_too_long_is_an_error_that_says_so() {
     assert_eq!(numbers(&pids), [0; 0], "something was started");
 }
 
-/// A descriptor that leaks into the service keeps a lock, a port or a pipe alive.
+/// A descriptor that leaks into a service would keep a lock, a port or a pipe in use.
 #[test]
 #[cfg(target_os = "linux")]
 fn no_descriptor_of_the_test_leaks() {
@@ -714,11 +716,10 @@ fn no_descriptor_of_the_test_leaks() {
     let scratch = Scratch::new();
     let path = scratch.file("lock");
     let file = fs::File::create(&path).unwrap();
-    // SAFETY: `dup` makes a new descriptor, one without close-on-exec, which is what is to be
-    // tested.
+    // SAFETY: `dup` accesses no memory. The new descriptor lacks close-on-exec, so it would leak.
     let leaky = unsafe { dup(file.as_raw_fd()) };
     assert!(leaky > 2);
-    // The helper's start is over then, and the descriptors are what they stay.
+    // Once the helper is ready, it opens no more descriptors.
     let mut service = odd(["--ready-line", "up"])
         .wait_for(Banner::matching("up"))
         .start()
@@ -738,15 +739,14 @@ fn no_descriptor_of_the_test_leaks() {
             .collect()
     };
     let of_service = open(service.pid());
-    // 3 and 4 are the helper's own: the two ends of the pair through which its signal handler
-    // writes.
+    // The helper itself opens sockets 3 and 4, for its signal handler.
     let foreign: Vec<_> = of_service
         .iter()
         .filter(|(number, target)| number.parse::<i32>().unwrap() > 2 && !target.starts_with("socket:"))
         .collect();
     assert!(foreign.is_empty(), "{of_service:?}");
     let mut plain = Executor::builder("sleep 100").start().unwrap();
-    // The kernel closes the others a moment after the program counts as executed.
+    // The kernel closes the other descriptors a moment after the program has been executed.
     let has_three = || open(plain.pid()).len() == 3;
     assert!(wait_until(has_three, LONG), "{:?}", open(plain.pid()));
     for guard in supervisors(service.pid())
@@ -756,13 +756,13 @@ fn no_descriptor_of_the_test_leaks() {
         let held = open(guard);
         assert!(held.iter().all(|(_, target)| *target != path), "{held:?}");
     }
-    // SAFETY: the descriptor is ours, and this is its end.
+    // SAFETY: the descriptor is ours, and nothing uses it any more.
     unsafe { close(leaky) };
     plain.stop().unwrap();
     service.stop().unwrap();
 }
 
-/// After an error nothing is half started.
+/// After a failed start no process is left.
 #[test]
 fn nothing_is_left_after_a_failed_start() {
     let trees: [&[&str]; 4] = [
@@ -799,7 +799,7 @@ fn nothing_is_left_after_a_failed_start() {
         assert!(matches!(error, Error::FailureLine { .. }), "{error}");
         assert_gone(&scratch, &pids, Duration::ZERO);
     }
-    // Reserved ports are free again, and files are removed: the same executor can try again.
+    // A failed start frees its ports and removes its files, so the same executor can start again.
     let scratch = Scratch::new();
     let flag = scratch.file("flag");
     let mut service = Executor::builder(format!("test -e {flag} || exit 1; echo up; exec sleep 100"))
@@ -815,7 +815,7 @@ fn nothing_is_left_after_a_failed_start() {
     service.stop().unwrap();
 }
 
-/// A drop must not need a runtime, a certain thread, or a thread without a panic.
+/// A drop works without a runtime, on any thread, and during a panic.
 #[test]
 fn drop_works_on_any_thread_and_at_its_end() {
     use std::cell::RefCell;
@@ -824,13 +824,13 @@ fn drop_works_on_any_thread_and_at_its_end() {
     }
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
-    // The service is dropped by the destructor of a thread-local of another thread.
+    // The destructor of another thread's thread-local drops the service.
     let service = listening(["--pids", &pids, "--fork", "1"]).start().unwrap();
     thread::spawn(move || KEPT.with(|kept| *kept.borrow_mut() = Some(service)))
         .join()
         .unwrap();
     assert_gone(&scratch, &pids, Duration::from_secs(5));
-    // The service is dropped while its thread unwinds.
+    // A panic drops the service.
     let service = listening(["--pids", &pids, "--fork", "1"]).start().unwrap();
     let outcome = thread::spawn(move || {
         let _service = service;
@@ -841,8 +841,8 @@ fn drop_works_on_any_thread_and_at_its_end() {
     assert_gone(&scratch, &pids, Duration::ZERO);
 }
 
-/// A killed supervisor leaves no process: the service's main process and the processes with its
-/// mark end with it.
+/// If a supervisor is killed, the service's main process ends with it, and so do the processes with
+/// its mark.
 #[test]
 #[cfg(target_os = "linux")]
 #[cfg_attr(
@@ -864,14 +864,14 @@ fn the_death_of_either_supervisor_is_not_the_services_freedom() {
             send(supervisors(service.pid())[which], SIGKILL);
             assert_gone(&scratch, &pids, Duration::from_secs(10));
             assert!(wait_until(|| !service.is_running(), LONG));
-            // The result does not matter, but the call must neither hang nor panic.
+            // Any result is fine, but the call must neither hang nor panic.
             let _ = service.stop();
             let _ = service.start();
         }
     }
 }
 
-/// A `pkill -f` that is meant for the test does not hit its supervisors.
+/// A `pkill -f` for the test binary must not hit its supervisors.
 #[test]
 #[cfg(target_os = "linux")]
 #[cfg_attr(
@@ -890,7 +890,7 @@ fn supervisors_have_a_command_line_of_their_own() {
     }
 }
 
-/// The wrapper program and its arguments, for a victim under it.
+/// A victim that runs under another program.
 fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
     let mut command = Command::new(program);
     command
@@ -906,8 +906,8 @@ fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
     command
 }
 
-/// If a filter answers EINTR to each `poll`, the supervisor cannot wait for the end. It ends its
-/// service at once.
+/// If a seccomp filter makes each `poll` fail with EINTR, the supervisor cannot wait. It must end
+/// its service at once.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -931,11 +931,12 @@ fn a_supervisor_that_is_interrupted_each_time_leaves_nothing_running() {
         eprintln!("skipped: there is no strace");
         return;
     };
-    // The service ends with the worker.
+    // The tracer ends together with the worker, which ends the service first.
     let mut ended = None;
     let is_over = wait_until(
         || {
-            // A signal ends a `poll` that waits already, into which nothing is injected.
+            // strace injects errors into new calls only, so a signal ends the `poll` that already
+            // waits.
             send(worker, SIGCHLD);
             ended = tracer.try_wait().unwrap();
             ended.is_some()
@@ -953,7 +954,7 @@ fn a_supervisor_that_is_interrupted_each_time_leaves_nothing_running() {
     assert!(is_over && !alive(service.pid()), "the service runs");
 }
 
-/// The script `tests/injection.py` runs this.
+/// `tests/injection.py` runs this test.
 #[test]
 #[ignore = "a victim"]
 fn has_ten_services() {
@@ -963,7 +964,7 @@ fn has_ten_services() {
     for _ in 0..10 {
         let mut service = odd(["--deaf-daemons", "1", "--listen", "127.0.0.1:{port}"])
             .wait_for(Tcp::addr("127.0.0.1:{port}"))
-            // A call that fails each time may cost a start its time.
+            // An injected error may make a start wait until its time-out.
             .timeout(Duration::from_secs(5))
             .stop_timeout(Duration::from_millis(20))
             .start()
@@ -972,7 +973,7 @@ fn has_ten_services() {
     }
 }
 
-/// A file system that is mounted in a service's directory does not belong to the service.
+/// If a file system is mounted in a service's directory, its files are not removed.
 #[test]
 fn a_mount_in_the_private_directory_is_left_alone() {
     if !common::is_root() {
@@ -983,7 +984,7 @@ fn a_mount_in_the_private_directory_is_left_alone() {
     let precious = scratch.path().join("precious");
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("file"), "important").unwrap();
-    // A mount namespace of its own: the mount is gone when the victim's last process is.
+    // In a mount namespace of its own, the mount disappears with the victim's last process.
     let victim = victim(test_name!(leaves_a_mount), scratch.path());
     let output = under(
         Path::new("unshare"),
@@ -1014,7 +1015,7 @@ fn leaves_a_mount() {
     drop(service);
 }
 
-/// Runs a victim without `/proc`; it succeeds in time.
+/// Runs a victim without `/proc`. It must succeed, in time.
 #[track_caller]
 fn without_proc(test: &str, scratch: &Scratch) {
     let script = "mount -t tmpfs none /proc && exec \"$@\"";
@@ -1030,7 +1031,7 @@ fn without_proc(test: &str, scratch: &Scratch) {
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
 }
 
-/// Without `/proc`, the owner of a socket is unknown: no service is taken for another.
+/// Without `/proc` the owner of a socket is unknown, and a listening port counts as ready.
 #[test]
 fn a_port_is_ready_where_there_is_no_proc() {
     if !common::is_root() {
@@ -1056,7 +1057,7 @@ fn listens_on_ports() {
     recipe.start().unwrap().stop().unwrap();
 }
 
-/// Without `/proc` the kernel is asked for each process by its number.
+/// Without `/proc`, mirakuru asks the kernel about each possible process id.
 #[cfg_attr(
     mirakuru_portable,
     ignore = "the portable back end does not find processes that leave the process group"

@@ -1,4 +1,5 @@
-//! Another process has the port, the socket or the pid file of a service: the report names it.
+//! Another process has the port, the socket or the pid file of a service. The report names that
+//! process.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -144,7 +145,7 @@ fn the_pid_file_is_another_processs() {
     );
 }
 
-/// The service waits and does not notice: another process takes the port before it is ready.
+/// Another server takes the port while the service, which never binds it, is still starting.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -179,7 +180,7 @@ fn another_server_takes_the_port_during_the_start() {
     );
 }
 
-/// The service notices, and ends: the report still names the process on the port.
+/// The service cannot bind its port and exits. The report still names the process on the port.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -198,7 +199,8 @@ fn the_bind_fails_because_of_another_server() {
             fs::write(&taken, "").unwrap();
             other
         });
-        // The service binds when the port is taken; the condition does not look at the port.
+        // The service binds only after the port is taken. The banner never comes, so the condition
+        // does not look at the port.
         let script = "echo $$ >\"$1\"; until [ -e \"$2\" ]; do sleep 0.01; done; exec \"$0\" --listen \"$3\"";
         let recipe = Executor::builder(["sh", "-c", script, ODD, &pids, &taken, &addr])
             .wait_for(Banner::matching("never").and(Tcp::addr(&addr)))
@@ -229,8 +231,8 @@ fn the_bind_fails_because_of_another_server() {
     });
 }
 
-/// The bar: whenever another server takes the port between our check and the service's bind, the
-/// report is correct.
+/// Another server may take the port between mirakuru's check and the service's bind. The report is
+/// correct at whatever moment it comes.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -248,8 +250,8 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
             let over = &over;
             let end = common::SetAtTheEnd(over);
             let other = scope.spawn(move || {
-                // The other server comes anywhere in the window: before the check, before the fork,
-                // before the bind, after it.
+                // The other server comes before the check, before the fork, before the bind, or
+                // after it.
                 thread::sleep(Duration::from_micros(n * 40));
                 while !over.load(Ordering::SeqCst) {
                     if let Ok(listener) = TcpListener::bind(addr) {
@@ -267,7 +269,7 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
                 .start();
             match &started {
                 Ok(service) => {
-                    // Only the service itself answers.
+                    // If the service is ready, it owns the port.
                     assert_eq!(common::who_answers(addr), service.pid());
                     ready += 1;
                 }
@@ -295,8 +297,8 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
     assert!(refused < 200 && ready < 200, "the window was never hit");
 }
 
-/// Both servers listen with SO_REUSEPORT, and each gets a part of the connections: such a service
-/// is useless for a test.
+/// With SO_REUSEPORT both servers listen, and each gets some of the connections. A test cannot use
+/// such a service.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -313,7 +315,7 @@ fn a_port_that_is_shared_with_another_server() {
                 assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
                 OtherServer::start(&["--reuse-port", "--listen", &addr])
             });
-            // The service listens at once, and counts as ready once the other server is there.
+            // The condition holds only once both servers listen.
             let recipe = odd([
                 "--pids",
                 &pids,
@@ -335,11 +337,11 @@ fn a_port_that_is_shared_with_another_server() {
     }
 }
 
-/// Conditions for these tests.
+/// Conditions of these tests.
 struct Check;
 
 impl Check {
-    /// Two sockets listen on this address.
+    /// Holds once two sockets listen on this address.
     fn there_are_two(addr: &str) -> mirakuru::Check {
         let port = format!(":{:04X}", addr.parse::<SocketAddr>().unwrap().port());
         mirakuru::Check::new("two listen there", move |_| {
@@ -353,7 +355,7 @@ impl Check {
     }
 }
 
-/// The name of this user, or `uid 1000`, as in reports.
+/// This user as reports name it: the name, or for example `uid 1000`.
 fn user() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("Uid:")).unwrap();

@@ -1,11 +1,11 @@
-//! A test that is in the middle of its work when its runner is interrupted.
+//! A test that is still running when its runner is interrupted.
 
 use std::time::Duration;
 use std::{env, fs, thread};
 
 use mirakuru::TcpExecutor;
 
-/// This service has the same name and command in every run, and yet each run has its own.
+/// Every run has its own service, although its name and command are always the same.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "{env:RUNNERS_SERVICE} --listen 127.0.0.1:{port}")]
 static SHARED: TcpExecutor;
 

@@ -1,4 +1,4 @@
-//! The three forms of the attribute, letter by letter as the design has them.
+//! The three forms of the attribute.
 
 use mirakuru::TcpExecutor;
 use rstest::rstest;
@@ -13,17 +13,19 @@ impl Client {
     }
 }
 
-// (a) on a test: the service lives as long as the test. The parameter is optional, and is `&T`,
+// (a) On a test: the service lives as long as the test. The parameter is optional, and is `&T`,
 // `&mut T` or `T`.
 #[mirakuru::fixture(tcp = "localhost:6379", cmd = "redis-server")]
 #[test]
 fn counts_visits(redis: &TcpExecutor) { /* .. */ }
 
-// (b) on a static: shared, started at first use, once. `REDIS.port()` starts it.
+// (b) On a static: the service is shared, and starts once, at its first use. `REDIS.port()` starts
+// it.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
 static REDIS: TcpExecutor;
 
-// (c) on any other fn: an rstest fixture. `-> T` is per test, `-> &'static T` is shared.
+// (c) On any other function: an rstest fixture. `-> T` is a service for each test, `-> &'static T`
+// is shared.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
 fn redis() -> TcpExecutor;
 
@@ -36,7 +38,7 @@ fn client(server: TcpExecutor) -> Client { Client::connect(server) }
 #[case(2)]
 fn sets_a_key(redis: TcpExecutor, #[case] key: u32) { /* .. */ }
 
-// These are all forms. Now they are used.
+// The tests below use the forms above.
 
 #[test]
 fn the_static_starts() {

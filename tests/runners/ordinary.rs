@@ -1,4 +1,4 @@
-//! Tests that pass: each with a service of its own, and all with a shared one.
+//! Tests that pass. Each has its own service, and all share another one.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +11,7 @@ use mirakuru::TcpExecutor;
     1")]
 static SHARED: TcpExecutor;
 
-/// The process id in the answer of the service.
+/// Asks the service for its process id.
 fn who_answers(service: &TcpExecutor) -> u32 {
     let mut stream = TcpStream::connect(service.addr()).unwrap();
     stream.write_all(b"PING\n").unwrap();

@@ -1,4 +1,4 @@
-//! A cluster of three and an application of three tiers, shared by all tests of a run.
+//! All tests of a run share a cluster of three nodes and a system of four services.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -37,7 +37,7 @@ struct Shop {
 #[mirakuru::fixture(Shop)]
 static SHOP: Shop;
 
-/// Notes the processes of all seven services.
+/// Records the pids of all seven services.
 fn use_all(shop: &Shop, nodes: &Cluster<TcpExecutor>) {
     let services = [&shop.database, &shop.cache, &shop.server, &shop.worker];
     let services = services.into_iter().chain(nodes.iter());
@@ -64,7 +64,7 @@ macro_rules! tests {
 
 tests! { one two three four five six }
 
-/// A test in the middle of its work when its runner is killed.
+/// A test that is still running when its runner is killed.
 #[mirakuru::fixture(SHOP)]
 #[mirakuru::fixture(NODES)]
 #[test]

@@ -1,4 +1,4 @@
-//! Two hundred tests that share one Redis. The generator of this file appends the tests themselves.
+//! Two hundred tests that share one Redis. `tests/runners.rs` appends the tests to this file.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -10,7 +10,7 @@ use mirakuru::TcpExecutor;
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 static REDIS: TcpExecutor;
 
-/// Redis itself counts: a second one would begin again.
+/// Redis counts the visits itself. A second Redis would begin at one again.
 fn visit() {
     let mut stream = TcpStream::connect(REDIS.addr()).unwrap();
     stream.write_all(b"INCR visits\r\n").unwrap();

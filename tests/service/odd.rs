@@ -1,17 +1,16 @@
-//! `mirakuru-odd-service`: a service with every bad habit of real ones, each behind a flag, for the
-//! tests. The file is long because every habit is a flag of one program, and the flags compose.
+//! `mirakuru-odd-service`: a service for the tests, with every bad habit of real services behind a
+//! flag. The file is long because one program has all flags.
 //!
-//! The flags compose. In every mode the program, and every process that it forks, ends by itself.
-//! For that each process arms a kernel timer that sends it SIGKILL (`--lifetime`, at most 120 s; 20
-//! s for `--keep-forking`). That also reaches a process that is stopped or ignores signals. So a
-//! failed test leaves nothing behind for long.
+//! Flags can be combined. Every process of the program ends by itself, so a failed test leaves
+//! nothing behind for long: a kernel timer sends it SIGKILL, even if it is stopped or ignores
+//! signals (`--lifetime`, at most 120 s; 20 s for `--keep-forking`).
 //!
-//! It depends on the standard library alone; `sys` below declares the few system calls that std
-//! does not have.
+//! The program depends on the standard library alone. `sys` below declares the few system calls
+//! that it lacks.
 //!
-//! Order of events: arm the timer, print what was asked for, `--daemonise`, fork, `--flood-before`,
-//! `--delay`, the early deaths, bind and listen, pid file, ready line, stamp, `--flood-after`, then
-//! serve until a signal or `--exit-after`.
+//! Order of events: arm the timer, print the requested lines, `--daemonise`, fork,
+//! `--flood-before`, `--delay`, the early deaths, bind and listen, pid file, stamp, ready line,
+//! `--flood-after`, then serve until a signal or `--exit-after`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -84,17 +83,16 @@ Forking (all are there before it is ready)
                            (the links of --keep-forking excepted)
 ";
 
-/// Seconds that a process of this program lives at most.
+/// Seconds after which every process of this program is dead.
 const MAX_LIFETIME: u64 = 120;
-/// Seconds that a process lives at most that forks without end.
+/// Seconds after which every process of `--keep-forking` is dead.
 const MAX_FORKING: u64 = 20;
 const MAX_CHAINS: usize = 8;
-/// The number of dead links of its own that a chain tolerates before it waits for them to be
-/// reaped. With the number of chains this bounds the processes, zombies included, that
-/// `--keep-forking` has at any moment (8 times 11 is under 100).
+/// The number of unreaped dead links at which a chain pauses. Eight chains with at most ten zombies
+/// and a living link each have fewer than 100 processes.
 const MAX_UNREAPED: usize = 10;
 
-/// The option with which TCP sockets are bound.
+/// The socket option with which TCP ports are bound.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Reuse {
     #[default]
@@ -145,8 +143,8 @@ struct Options {
     deaf_daemons: usize,
     keep_forking: usize,
     pids: Option<PathBuf>,
-    /// For internal use: this process is a deaf daemon, re-executed with an empty environment. The
-    /// value is the descriptor on which it says that it is settled.
+    /// Internal: this process is a deaf daemon, executed again with an empty environment. It writes
+    /// to this descriptor when it is set up.
     deaf_daemon: Option<i32>,
 }
 
@@ -181,7 +179,7 @@ fn main() {
         if sys::fork() != 0 {
             sys::exit_now(0);
         }
-        // Timers are not inherited.
+        // A fork does not inherit the timer.
         sys::die_after(o.lifetime);
     }
     record_pid(&o);
@@ -209,7 +207,7 @@ fn main() {
     let o = Arc::new(o);
     listen(&o);
     if let Some(path) = &o.pid_file {
-        // The file is moved into place in one step, so that no reader gets half a number.
+        // The file appears in one step, so that no reader sees half a number.
         let half = path.with_extension("half");
         or_die(
             fs::write(&half, format!("{}\n", std::process::id())),
@@ -252,7 +250,7 @@ fn main() {
     }
 }
 
-/// Sleeps, and obeys the signals that come meanwhile.
+/// Sleeps for this time, and handles signals that come meanwhile.
 fn pause(signals: &Option<UnixStream>, time: Duration, o: &Options) {
     let end = sys::monotonic() + time;
     loop {
@@ -265,7 +263,7 @@ fn pause(signals: &Option<UnixStream>, time: Duration, o: &Options) {
             continue;
         };
         let mut byte = [0];
-        // A read time-out of zero is an error.
+        // A read time-out of zero would be an error.
         let _ = stream.set_read_timeout(Some(left.max(Duration::from_millis(1))));
         let mut reader: &UnixStream = stream;
         if reader.read(&mut byte).unwrap_or(0) == 1 {
@@ -297,7 +295,7 @@ fn obey(signal: i32, o: &Options) {
     }
 }
 
-/// Does the last work of an orderly end.
+/// Removes files and takes the last stamp, before a regular end.
 fn finish(o: &Options) {
     if !o.leave_files {
         for path in o
@@ -315,7 +313,7 @@ fn finish(o: &Options) {
 
 // ---- forking ------------------------------------------------------------------------------------
 
-/// Forks all requested processes, and returns once each of them is set up and has recorded its pid.
+/// Forks all requested processes. Returns when each of them is set up and has recorded its pid.
 fn fork_all(o: &Options) {
     let (reader, writer) = sys::pipe();
     let settled = writer.as_raw_fd();
@@ -348,7 +346,8 @@ fn fork_all(o: &Options) {
             if sys::fork() != 0 {
                 sys::exit_now(0);
             }
-            // Only an exec empties the environment that /proc shows.
+            // The environment in `/proc` is that of the last exec, so only another exec can empty
+            // it.
             let exe = or_die(std::env::current_exe(), &"current_exe");
             let mut args = vec![
                 "--lifetime".to_owned(),
@@ -362,14 +361,15 @@ fn fork_all(o: &Options) {
             }
             sys::exec_with_empty_environment(&exe, &args);
         }
-        // This is the child between, which exits at once.
+        // Reaps the daemon's parent, which exits at once.
         sys::wait_for_a_child();
     }
     let end = sys::monotonic() + Duration::from_secs(o.lifetime.min(MAX_FORKING));
     for _ in 0..o.keep_forking.min(MAX_CHAINS) {
         expected += 1;
         if sys::fork() == 0 {
-            // Each link becomes an orphan: this process would not reap the first one.
+            // Each link must be an orphan. If it were a child of this process, nothing would reap
+            // it.
             if sys::fork() != 0 {
                 sys::exit_now(0);
             }
@@ -384,11 +384,12 @@ fn fork_all(o: &Options) {
     let _ = reader.take(expected).read_to_end(&mut bytes);
 }
 
-/// Forks and exits at full speed: a killer that has seen a process is always too late.
+/// Forks and exits as fast as possible. When a killer has seen a process, that process has already
+/// been replaced.
 ///
-/// It pauses for one reason only: its last ten links are zombies that no process has reaped. A
-/// proper supervisor is not helped by that. After a failed test, the pause keeps the zombies from
-/// filling the machine's table of processes.
+/// The chain pauses only while its last ten links are zombies that no process has reaped. A proper
+/// supervisor reaps them, so it gets no pause. After a failed test, the pause keeps zombies from
+/// filling the process table.
 fn chain(end: Duration) -> ! {
     let mut links = [0; MAX_UNREAPED];
     for turn in 0.. {
@@ -400,7 +401,7 @@ fn chain(end: Duration) -> ! {
             thread::sleep(Duration::from_micros(200));
         }
         links[turn % MAX_UNREAPED] = sys::pid();
-        // A failed fork ends the chain as well.
+        // The chain also ends if a fork fails.
         if sys::monotonic() > end || sys::fork() != 0 {
             break;
         }
@@ -422,7 +423,7 @@ fn sleep_to_death() -> ! {
     }
 }
 
-/// One `write` of one line with O_APPEND: lines of several processes do not mix.
+/// Appends the pid with a single `write`, so that lines of several processes do not mix.
 fn record_pid(o: &Options) {
     if let Some(path) = &o.pids {
         append(path, &format!("{}\n", sys::pid()));
@@ -433,7 +434,7 @@ fn record_pid(o: &Options) {
 
 fn listen(o: &Arc<Options>) {
     for addr in &o.bind_only {
-        // The socket is never closed: it is bound until the end.
+        // The socket stays open and bound until the process ends.
         let _ = or_die(sys::bind_tcp(resolve(addr), o.reuse), addr).into_raw_fd();
     }
     let own = o.listen.iter().map(|addr| bind(addr, o.reuse));
@@ -496,7 +497,7 @@ fn bind(addr: &str, reuse: Reuse) -> TcpListener {
     listener
 }
 
-/// Takes the sockets that were passed by systemd's protocol.
+/// The sockets that systemd's protocol passes to this process.
 fn inherited() -> Vec<TcpListener> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     if variable("LISTEN_PID") != std::process::id().to_string() {
@@ -512,7 +513,8 @@ fn inherited() -> Vec<TcpListener> {
         variable("LISTEN_FDNAMES")
     );
     let count: i32 = variable("LISTEN_FDS").parse().unwrap_or(0);
-    // SAFETY: by the protocol these descriptors are sockets, and ours alone.
+    // SAFETY: by the protocol, these descriptors are sockets that nothing else in this process
+    // owns.
     (3..3 + count)
         .map(|fd| unsafe { TcpListener::from_raw_fd(fd) })
         .collect()
@@ -536,12 +538,12 @@ fn echo<S: Read + Write>(reader: io::Result<S>, mut writer: S) {
     }
 }
 
-/// Handles one request with one answer, and closes the connection.
+/// Answers one request, and closes the connection.
 fn answer_http(mut stream: TcpStream, o: &Options, requests: &AtomicUsize) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut first = String::new();
     if reader.read_line(&mut first)? == 0 {
-        // A connection without a request is a TCP probe.
+        // A TCP probe connects without sending a request.
         return Ok(());
     }
     let number = requests.fetch_add(1, Ordering::SeqCst);
@@ -579,7 +581,7 @@ fn answer_http(mut stream: TcpStream, o: &Options, requests: &AtomicUsize) -> io
     } else {
         seen.as_str()
     };
-    // The answer goes in one piece: the kernel would hold back the small ones of `write!`.
+    // The answer is a single write. The kernel would delay the small writes that `write!` makes.
     let answer = format!(
         "HTTP/1.1 {status} Odd\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: \
             close\r\n\r\n{text}",
@@ -606,7 +608,7 @@ fn sd_notify() {
 
 // ---- output -------------------------------------------------------------------------------------
 
-/// Prints this many bytes in lines of 64, in blocks that alternate between stdout and stderr.
+/// Prints this many bytes, in lines of 64 and in blocks that alternate between stdout and stderr.
 fn flood(bytes: u64) {
     const LINE: &[u8; 64] = b"flood: the quick brown fox jumps over the lazy dog, and again..\n";
     let block: Vec<u8> = LINE.iter().copied().cycle().take(64 * 1024).collect();
@@ -720,7 +722,7 @@ fn options() -> Options {
             }
         }
     }
-    // At most 100 processes at a time, whatever the flags ask for.
+    // These limits, with those of the chains, keep the processes below 100.
     o.fork = o.fork.min(20);
     o.stopped = o.stopped.min(20);
     o.deaf_daemons = o.deaf_daemons.min(20);
@@ -745,8 +747,8 @@ fn pair<A: FromStr, B: FromStr>(flag: &str, text: &str, default: Option<B>) -> (
     }
 }
 
-/// The system calls that std does not have. Everything forks before the first thread is spawned, so
-/// that a child may use all of std.
+/// System calls that the standard library lacks. All forks happen before the first thread starts,
+/// so a child may use the whole standard library.
 mod sys {
     use super::*;
     use std::ffi::CString;
@@ -773,7 +775,7 @@ mod sys {
     }
     #[cfg(not(target_os = "linux"))]
     mod numbers {
-        // These numbers are macOS's.
+        // The numbers on macOS.
         pub(crate) const SIGUSR1: i32 = 30;
         pub(crate) const SIGUSR2: i32 = 31;
         pub(crate) const SIGCHLD: i32 = 20;
@@ -793,7 +795,7 @@ mod sys {
         nsec: c_long,
     }
 
-    /// A set larger than any platform's `sigset_t` (128 bytes at most).
+    /// At least as large as `sigset_t` on any platform.
     #[repr(C, align(16))]
     struct SigSet([u8; 128]);
 
@@ -827,57 +829,58 @@ mod sys {
     }
 
     pub(crate) fn fork() -> c_int {
-        // SAFETY: the process has one thread.
+        // SAFETY: the process has only one thread at this time.
         unsafe { c_fork() }
     }
 
     pub(crate) fn setsid() {
-        // SAFETY: no memory is involved.
+        // SAFETY: `setsid` accesses no memory.
         unsafe { c_setsid() };
     }
 
     pub(crate) fn close(fd: c_int) {
-        // SAFETY: the caller passes a descriptor that nothing else owns.
+        // SAFETY: nothing else owns the descriptor that the caller passes.
         unsafe { c_close(fd) };
     }
 
-    /// The process id. `std::process::id` may be cached over a fork.
+    /// The process id. The standard library could return one that was cached before a fork.
     pub(crate) fn pid() -> c_int {
-        // SAFETY: no memory is involved.
+        // SAFETY: `getpid` accesses no memory.
         unsafe { getpid() }
     }
 
-    /// Ends without the clean-up of the process that made this fork.
+    /// Exits without the clean-up that belongs to the parent process.
     pub(crate) fn exit_now(code: c_int) -> ! {
-        // SAFETY: it does not return.
+        // SAFETY: `_exit` accesses no memory and does not return.
         unsafe { _exit(code) }
     }
 
-    /// Whether there is a process with this id, even a zombie.
+    /// Whether a process has this id, even as a zombie.
     pub(crate) fn exists(pid: c_int) -> bool {
-        // SAFETY: no memory is involved, and signal 0 is not sent.
+        // SAFETY: `kill` accesses no memory, and signal 0 is never delivered.
         unsafe { kill(pid, 0) == 0 }
     }
 
     pub(crate) fn stop_self() {
-        // SAFETY: no memory is involved.
+        // SAFETY: `kill` accesses no memory.
         unsafe { kill(getpid(), SIGSTOP) };
     }
 
     pub(crate) fn wait_for_a_child() {
-        // SAFETY: a null status is allowed.
+        // SAFETY: `waitpid` accepts a null pointer for the status.
         unsafe { waitpid(-1, std::ptr::null_mut(), 0) };
     }
 
     pub(crate) fn write_byte(fd: c_int) {
-        // SAFETY: one byte is read from a live buffer.
+        // SAFETY: `write` reads one byte from a live buffer.
         unsafe { write(fd, [1u8].as_ptr().cast(), 1) };
     }
 
-    /// A pipe that is inherited over fork and exec.
+    /// A pipe that children inherit, also after an exec.
     pub(crate) fn pipe() -> (fs::File, fs::File) {
         let mut fds = [0; 2];
-        // SAFETY: two ints are written to a live buffer; what comes back is ours alone.
+        // SAFETY: `pipe` writes two numbers to a live buffer, and nothing else owns these
+        // descriptors.
         unsafe {
             if c_pipe(fds.as_mut_ptr()) != 0 {
                 or_die::<()>(Err(io::Error::last_os_error()), &"pipe");
@@ -888,13 +891,13 @@ mod sys {
 
     pub(crate) fn monotonic() -> Duration {
         let mut now = Timespec { sec: 0, nsec: 0 };
-        // SAFETY: the time is written to a live buffer.
+        // SAFETY: `clock_gettime` writes to a live buffer.
         unsafe { clock_gettime(CLOCK_MONOTONIC, &mut now) };
         Duration::new(now.sec as u64, now.nsec as u32)
     }
 
-    /// Arms a SIGKILL to this process after this many seconds. Uses a kernel timer and not `alarm`:
-    /// SIGALRM ends neither a stopped process nor one that ignores it.
+    /// Makes the kernel send SIGKILL to this process after this many seconds. `alarm` would not do:
+    /// SIGALRM does not end a process that is stopped or ignores it.
     #[cfg(target_os = "linux")]
     pub(crate) fn die_after(seconds: u64) {
         #[repr(C)]
@@ -932,8 +935,8 @@ mod sys {
                 nsec: 0,
             },
         };
-        // SAFETY: all pointers are to live values of the C types' layout; the event is larger than
-        // the C type.
+        // SAFETY: all pointers are to live values with the layout of the C types. The event is at
+        // least as large as its C type.
         let failed = unsafe {
             timer_create(CLOCK_MONOTONIC, &mut event, &mut timer) != 0
                 || timer_settime(timer, 0, &spec, std::ptr::null_mut()) != 0
@@ -945,17 +948,17 @@ mod sys {
 
     #[cfg(not(target_os = "linux"))]
     pub(crate) fn die_after(seconds: u64) {
-        // SAFETY: no memory is involved.
+        // SAFETY: `alarm` accesses no memory.
         unsafe { alarm(seconds as c_uint) };
     }
 
-    /// Ignores and blocks every signal that can be ignored and blocked, except for SIGALRM if that
-    /// ends the process.
+    /// Ignores and blocks every signal that can be ignored or blocked. SIGALRM is excepted on
+    /// systems where it ends the process after its lifetime.
     pub(crate) fn be_deaf() {
-        // SAFETY: the set is live and larger than any sigset_t; SIG_IGN installs no code.
+        // SAFETY: the set is live and at least as large as `sigset_t`; SIG_IGN installs no handler.
         unsafe {
             for number in 1..32 {
-                // Ignoring SIGCHLD would reap children unasked.
+                // If SIGCHLD were ignored, the kernel would reap children by itself.
                 if number != SIGCHLD && (cfg!(target_os = "linux") || number != SIGALRM) {
                     signal(number, SIG_IGN);
                 }
@@ -974,25 +977,25 @@ mod sys {
 
     extern "C" fn on_signal(number: c_int) {
         let byte = number as u8;
-        // SAFETY: `write` is async-signal-safe; one byte is read from a live buffer.
+        // SAFETY: `write` is async-signal-safe, and reads one byte from a live buffer.
         unsafe { write(SIGNAL_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
     }
 
-    /// Makes each later signal one byte to read.
+    /// From now on, each signal is one byte to read from the returned stream.
     pub(crate) fn catch_signals() -> UnixStream {
         let (reader, writer) = or_die(UnixStream::pair(), &"socketpair");
         SIGNAL_PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
         let handler = on_signal as extern "C" fn(c_int) as usize;
         for number in [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2] {
-            // SAFETY: the handler does nothing that is not async-signal-safe.
+            // SAFETY: the handler only makes async-signal-safe calls.
             unsafe { signal(number, handler) };
         }
         reader
     }
 
-    /// Dies by this signal, as a process that never caught it would.
+    /// Dies by this signal, like a process that does not handle it.
     pub(crate) fn die_by(number: c_int) -> ! {
-        // SAFETY: the set is live and larger than any sigset_t.
+        // SAFETY: the set is live and at least as large as `sigset_t`.
         unsafe {
             signal(number, SIG_DFL);
             let mut all = SigSet([0; 128]);
@@ -1000,7 +1003,7 @@ mod sys {
             sigprocmask(SIG_UNBLOCK, &all, std::ptr::null_mut());
             kill(getpid(), number);
         }
-        // Delivery to another thread may take a moment.
+        // The kernel may take a moment to deliver the signal to another thread.
         thread::sleep(Duration::from_secs(5));
         exit(1)
     }
@@ -1013,7 +1016,8 @@ mod sys {
         let mut argv: Vec<*const c_char> = words.iter().map(|w| w.as_ptr()).collect();
         argv.push(std::ptr::null());
         let envp = [std::ptr::null()];
-        // SAFETY: all three arrays are live, NUL-terminated strings and end with a null pointer.
+        // SAFETY: the path and all strings are live and NUL-terminated, and both arrays end with a
+        // null pointer.
         unsafe { execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
         or_die::<()>(Err(io::Error::last_os_error()), &"execve");
         exit_now(127)
@@ -1028,7 +1032,7 @@ mod sys {
     const SOCK_STREAM: c_int = 1;
     const SOCK_SEQPACKET: c_int = 5;
 
-    /// The first two bytes of a `sockaddr`. BSD's header has a length before the family.
+    /// The first two bytes of a `sockaddr`. On BSD, the first byte is the length.
     fn family(family: c_int, length: u8) -> Vec<u8> {
         if cfg!(any(target_os = "linux", target_os = "android")) {
             (family as u16).to_ne_bytes().to_vec()
@@ -1038,8 +1042,8 @@ mod sys {
     }
 
     fn open(domain: c_int, kind: c_int, addr: &[u8], reuse: Reuse) -> io::Result<OwnedFd> {
-        // SAFETY: the pointers are to live buffers, whose lengths are passed; the descriptor is
-        // ours alone.
+        // SAFETY: all pointers are to live buffers of the given lengths, and nothing else owns the
+        // new descriptor.
         unsafe {
             let fd = socket(domain, kind, 0);
             if fd < 0 {
@@ -1065,7 +1069,7 @@ mod sys {
         }
     }
 
-    /// A TCP socket that is bound and does not listen.
+    /// A TCP socket that is bound but does not listen.
     pub(crate) fn bind_tcp(addr: SocketAddr, reuse: Reuse) -> io::Result<OwnedFd> {
         match addr {
             SocketAddr::V4(v4) => {
@@ -1087,7 +1091,7 @@ mod sys {
     }
 
     pub(crate) fn listen(socket: &OwnedFd) -> io::Result<()> {
-        // SAFETY: no memory is involved.
+        // SAFETY: `listen` accesses no memory.
         match unsafe { c_listen(socket.as_raw_fd(), 128) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -1,9 +1,9 @@
-//! A victim: one cell of the table of teardown. It starts a service with a certain kind of tree,
-//! reports that, and ends in a certain way.
+//! A victim, which is one cell of the table of teardown. It starts a service with a certain kind of
+//! process tree, reports that the service is up, and ends in a certain way.
 //!
-//! An `#[ignore]`d test runs it under libtest, and a program built with `panic = "abort"` runs it
-//! as well. Its settings are in the environment; without them it does nothing. It talks through its
-//! standard output and input.
+//! It runs as an `#[ignore]`d test, and in a program built with `panic = "abort"`. Without its
+//! settings in the environment it does nothing. It uses standard output and input to talk to the
+//! test.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -15,24 +15,24 @@ use std::time::Duration;
 
 use mirakuru::{Executor, ExecutorBuilder, Shared, Tcp, TcpExecutor};
 
-/// The way in which the victim ends: see [`run`].
+/// The variable with the way in which the victim ends: see [`run`].
 pub(crate) const DEATH: &str = "MIRAKURU_CELL_DEATH";
-/// The helper's program, and its flags for the tree.
+/// The variable with the helper's program and its flags for the tree.
 pub(crate) const SERVICE: &str = "MIRAKURU_CELL_SERVICE";
-/// The FIFO that the tree holds open.
+/// The variable with the path of the FIFO that the tree holds open.
 pub(crate) const LIFELINE: &str = "MIRAKURU_CELL_LIFELINE";
-/// The address on which the service listens.
+/// The variable with the address on which the service listens.
 pub(crate) const ADDRESS: &str = "MIRAKURU_CELL_ADDRESS";
-/// The grace in milliseconds.
+/// The variable with the grace in milliseconds.
 pub(crate) const GRACE: &str = "MIRAKURU_CELL_GRACE";
-/// End of the line that says that the service is up, after its process id.
+/// The victim prints the service's process id and this text once the service is up.
 pub(crate) const UP: &str = " is up";
-/// The line at the beginning of a round of starts.
+/// The victim prints this line before each of many starts.
 pub(crate) const STARTING: &str = "starting";
-/// The exit code of `process::exit`.
+/// The exit code that the victim passes to `process::exit`.
 pub(crate) const EXIT_CODE: i32 = 7;
 
-/// A service that lives as long as the process.
+/// A service that lives as long as the victim.
 static SHARED: Shared<TcpExecutor> = Shared::new(|| recipe().start());
 
 fn recipe() -> ExecutorBuilder<Tcp> {
@@ -40,7 +40,7 @@ fn recipe() -> ExecutorBuilder<Tcp> {
     let grace = env::var(GRACE).expect("the grace").parse().expect("milliseconds");
     let lifeline = env::var(LIFELINE).expect("the lifeline");
     let address = env::var(ADDRESS).expect("the address");
-    // The FIFO is opened for both directions: otherwise the open would wait for a reader.
+    // Opening for both directions does not wait for a reader.
     let lifeline = OpenOptions::new().read(true).write(true).open(lifeline);
     Executor::builder(service)
         .args(["--listen", &address])
@@ -51,12 +51,13 @@ fn recipe() -> ExecutorBuilder<Tcp> {
         .stop_timeout(Duration::from_millis(grace))
 }
 
-/// The victim's life and death.
+/// Starts the service and ends the process as the environment says.
 pub(crate) fn run() {
     let Ok(death) = env::var(DEATH) else { return };
     no_core_dumps();
     if death == "in the middle of a start" {
-        // A kill may also hit the end of one service and the beginning of the next.
+        // With several starts, a kill may also come between the end of one service and the next
+        // start.
         for _ in 0..1000 {
             say(STARTING);
             drop(recipe().start());
@@ -72,8 +73,8 @@ pub(crate) fn run() {
     match death.as_str() {
         "scope end" => drop(service),
         "stop" => {
-            // The main process may have been killed, which is an error here. The service has
-            // stopped all the same.
+            // If the main process had to be killed, `stop` returns an error although the service is
+            // down.
             let _ = service.stop();
             assert!(!service.is_running());
         }
@@ -81,7 +82,7 @@ pub(crate) fn run() {
     }
 }
 
-/// Ends this process.
+/// Ends this process in the given way.
 pub(crate) fn die(death: &str) {
     no_core_dumps();
     match death {
@@ -100,7 +101,7 @@ pub(crate) fn die(death: &str) {
     }
 }
 
-/// Reports that the service is up, and waits for the line that lets the victim go on to its end.
+/// Reports that the service is up, and waits for the line `die`.
 fn await_word(pid: u32) {
     say(&format!("{pid}{UP}"));
     let mut word = String::new();
@@ -108,36 +109,36 @@ fn await_word(pid: u32) {
     assert_eq!(word.trim(), "die");
 }
 
-/// Prints a line past libtest, which would capture `println!`.
+/// Prints a line directly, because libtest would capture `println!`.
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // The harness has begun a line of its own.
+    // The harness has begun a line without ending it.
     writeln!(out, "\n{line}").expect("a reader");
     out.flush().expect("a reader");
 }
 
 fn segfault() {
-    // The address is in the first page, which is never mapped. rustc's own checks would catch the
-    // null pointer.
+    // This address is in the first page, which is never mapped. It is not null, because rustc's
+    // checks would catch a null pointer.
     let nowhere = black_box(std::ptr::without_provenance_mut::<u8>(8));
-    // SAFETY: none; this is what is tested.
+    // SAFETY: not safe on purpose: the write must cause SIGSEGV.
     unsafe { nowhere.write_volatile(1) };
 }
 
-/// A recursion deeper than any stack allows.
+/// Recurses deeper than any stack allows.
 #[allow(unconditional_recursion)]
 fn overflow(above: &[u8; 512]) -> u8 {
     let here = black_box([above[0].wrapping_add(1); 512]);
     overflow(&here).wrapping_add(here[1])
 }
 
-/// Turns off core files, because there are many deaths.
+/// Turns off core files, because many victims crash.
 fn no_core_dumps() {
     const RLIMIT_CORE: i32 = 4;
     unsafe extern "C" {
         fn setrlimit(resource: i32, limit: *const [u64; 2]) -> i32;
     }
-    // SAFETY: the limit is a live pair of numbers, as the C type is on 64-bit machines; on others
-    // it is larger.
+    // SAFETY: the pointer is to two live 64-bit numbers, which is the layout of `rlimit` on 64-bit
+    // machines. Elsewhere `rlimit` is smaller.
     unsafe { setrlimit(RLIMIT_CORE, &[0, 0]) };
 }
