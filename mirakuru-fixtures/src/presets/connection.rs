@@ -1,18 +1,18 @@
-//! Connections of the presets to their servers, each with a time limit.
+//! Connections from the presets to their servers, with time limits.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// Time that a server may take to answer a question.
+/// Time limit for a server's answer to one request.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Time limit for clean-up, such as dropping a database or giving a number back. A paused or
-/// overloaded server must not hold up the end of a test. A part that is left ends with the server.
+/// Time limit for clean-up, such as dropping a database. A paused or overloaded server must not
+/// delay the end of a test. Anything left behind is removed with the server.
 pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(1);
 
-/// A TCP connection to a server, with a limit for each read and write.
+/// A TCP connection to a server, with a time limit for each read and write.
 pub(super) struct Connection(pub(crate) BufReader<TcpStream>);
 
 impl Connection {
@@ -29,7 +29,7 @@ impl Connection {
         self.0.get_mut().write_all(bytes)
     }
 
-    /// Reads the next line, without its end.
+    /// Reads the next line, and strips the line break.
     pub(crate) fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.0.read_line(&mut line)? == 0 {
@@ -43,14 +43,14 @@ impl Connection {
     }
 }
 
-/// A connection to our own server through its Unix socket, or to an external one.
+/// A connection to a server: over a Unix socket if mirakuru started the server, otherwise over TCP.
 pub(super) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
 impl Stream {
-    /// Sets the limit for each read and write.
+    /// Sets the time limit for each read and write.
     pub(crate) fn within(&self, limit: Duration) -> io::Result<()> {
         match self {
             Stream::Unix(stream) => {
@@ -86,7 +86,7 @@ impl Write for Stream {
     }
 }
 
-/// Reports that a clean-up has failed, unless the server is gone: then no part is left.
+/// Reports a failed clean-up, unless the server is gone and nothing is left to remove.
 pub(super) fn tidied(attempt: &str, result: io::Result<()>) {
     use io::ErrorKind::{
         BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof, WouldBlock,

@@ -1,10 +1,10 @@
-//! Hashes (MD5, SHA-1, SHA-256) and base64 of short texts, for logins in which the server does not
-//! see the password.
+//! MD5, SHA-1, SHA-256 and base64 for short texts. Logins use the hashes to prove a password
+//! without sending it.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-/// Splits a message into blocks of 64 bytes as words, with its padding.
+/// Pads a message, and splits it into 64-byte blocks of 32-bit words.
 fn blocks(message: &[u8], word: fn([u8; 4]) -> u32, length: [u8; 8]) -> Vec<[u32; 16]> {
     let mut bytes = message.to_vec();
     bytes.push(0x80);
@@ -95,7 +95,7 @@ pub(super) fn sha1(message: &[u8]) -> [u8; 20] {
     joined(&state, u32::to_be_bytes)
 }
 
-/// For each of the first primes, the first 32 bits of its root's fractional part.
+/// Computes the roots of the first `count` primes, and returns the first 32 bits of each fraction.
 fn roots(count: usize, root: fn(f64) -> f64) -> Vec<u32> {
     let is_prime = |number: &u32| (2..*number).all(|divisor| number % divisor != 0);
     let primes = (2..).filter(is_prime).take(count);
@@ -104,7 +104,7 @@ fn roots(count: usize, root: fn(f64) -> f64) -> Vec<u32> {
         .collect()
 }
 
-/// SHA-256 with precomputed constants: a login calls it ten thousand times.
+/// SHA-256. The constants are computed once, because one login hashes thousands of times.
 pub(super) struct Sha256 {
     start: Vec<u32>,
     constants: Vec<u32>,
@@ -172,7 +172,7 @@ impl Sha256 {
         self.of(&[&xor(block, [0x5c; 64])[..], &inner].concat())
     }
 
-    /// Computes PBKDF2 with one block of output.
+    /// Computes one block of PBKDF2 with HMAC-SHA-256.
     pub(crate) fn stretched(&self, password: &[u8], salt: &[u8], rounds: u32) -> [u8; 32] {
         let mut last = self.hmac(password, &[salt, &[0, 0, 0, 1]].concat());
         let mut sum = last;
@@ -225,7 +225,7 @@ mod tests {
                 "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             ),
             (
-                // The padding needs a block of its own.
+                // A text of this length needs an extra block for its padding.
                 "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
                 "8215ef0796a20bcaaae116d3876c664a",
                 "84983e441c3bd26ebaae4aa1f95129e5e54670f1",

@@ -23,13 +23,13 @@ pub(super) const SERVER: Server = Server {
     needs: &[
         ("Max open files", 151, "-n"),
         ("Max file size", 64 << 20, "-f"),
-        // etcd maps its database into memory, which may grow to 10 GiB.
+        // etcd maps 10 GiB of address space for its database.
         ("Max address space", 11 << 30, "-v"),
     ],
     external: Some(&external::PROTOCOL),
 };
 
-/// An etcd, a cluster of one: see [`Etcd`].
+/// An etcd with one member: see [`Etcd`].
 pub fn etcd() -> EtcdRecipe {
     EtcdRecipe {
         options: Options::default(),
@@ -59,10 +59,11 @@ impl EtcdRecipe {
         self
     }
 
-    /// A cluster of `members` members, each on ports of its own. It is ready when it has a leader.
+    /// A cluster of `members` members, each with its own ports. It is ready when it has a leader.
     ///
-    /// A member ends by SIGKILL, and keeps all that it has acknowledged. After SIGTERM, the last
-    /// members of a cluster would often take more than five seconds.
+    /// mirakuru stops a member with SIGKILL, and the member keeps every write that it has
+    /// acknowledged. After SIGTERM, the last members of a cluster often take more than five seconds
+    /// to end.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -83,7 +84,8 @@ impl EtcdRecipe {
             recipe.peers = node.peers().map(|peer| peer.port_named("peer")).collect();
             recipe
         })
-        // A member that reaches no other member tries again after a second.
+        // Launches a member only once the previous member listens. A member that reaches no other
+        // member would try again only after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
             let port = member.port_named("peer").unwrap_or_default();
             let mut connection =
@@ -94,7 +96,7 @@ impl EtcdRecipe {
     }
 }
 
-// The compiler's list of recipes in an error is long enough without this one.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for EtcdRecipe {
     of_executor!(Etcd);
@@ -118,27 +120,29 @@ impl Recipe for EtcdRecipe {
             ("listen-peer-urls", peer),
             ("initial-advertise-peer-urls", peer),
             ("initial-cluster", members),
-            // The unit is ms. The member elects itself before it serves, which takes a third of a
-            // second with etcd's own defaults.
+            // The unit is ms. A member elects a leader before it serves clients. With etcd's
+            // defaults, the election takes a third of a second.
             ("heartbeat-interval", "10"),
             ("election-timeout", election),
         ];
         let args = flags(&self.options.settings(settings));
         let mut recipe = self.options.recipe(&SERVER, &args)?;
         if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
-            // An older version would refuse this as a flag, but ignores the variable.
+            // Older versions of etcd refuse an unknown flag, so set the variable, which they
+            // ignore.
             recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
         }
         if self.member.is_some() {
-            // After SIGTERM, a leader hands over to another member. If that one has just ended as
-            // well, the leader often waits for more than five seconds.
+            // After SIGTERM, a leader hands over to another member. If that member has just ended,
+            // the leader often waits for more than five seconds.
             recipe = recipe.stop_signal(Signal::Kill);
         }
         let peers = self.peers.clone();
         Ok(recipe.wait_for(
             self.options
                 .answers("said that it is healthy", move |mut connection| {
-                    // Without a majority etcd does not answer the question.
+                    // Without a majority of its members, etcd does not answer `/health`. So count
+                    // the members first.
                     let is_there = |port: &&u16| TcpStream::connect((Ipv4Addr::LOCALHOST, **port)).is_ok();
                     if peers.iter().filter(is_there).count() < peers.len().div_ceil(2) {
                         return Ok(false);
@@ -155,19 +159,18 @@ impl Recipe for EtcdRecipe {
     }
 }
 
-/// A running etcd: a cluster of one member. It speaks gRPC and, below `/v3/`, JSON on the same
-/// port.
+/// A running etcd. It serves gRPC and, below `/v3/`, JSON on the same port.
 ///
-/// [`key_prefix`](Etcd::key_prefix) gives each test its own keys. The tests share all else:
-/// revisions (every write raises the number), compaction, leases (the server chooses their
-/// numbers), alarms, the quota, and users and roles. A test that enables authentication enables it
-/// for all.
+/// [`key_prefix`](Etcd::key_prefix) gives each test its own keys. Tests share everything else:
+/// revisions, compaction, leases, alarms, the quota, users and roles. If one test enables
+/// authentication, it is enabled for all tests.
 ///
-/// At first it has no users, and every user of this machine can reach it. It elects itself within
-/// 50 ms instead of a second, so that it starts faster. This also makes the shortest lease 1 s
-/// instead of 2 s. `config("heartbeat-interval", "100")` and `config("election-timeout", "1000")`
-/// restore etcd's own defaults. Data survives a restart. It takes 64 MB of disk for its log at
-/// once, and does not start with less.
+/// A new etcd has no users, and every user of this machine can connect. Data survives a restart.
+/// The log takes 64 MB of disk from the start, and etcd does not start with less.
+///
+/// For a faster start, the member elects itself within 50 ms instead of a second. The shortest
+/// lease becomes 1 s instead of 2 s. `config("heartbeat-interval", "100")` and
+/// `config("election-timeout", "1000")` restore etcd's own defaults.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

@@ -1,21 +1,23 @@
-//! External servers, which other programs have started: `MIRAKURU_REDIS_URL`, and so on for each
-//! preset.
+//! External servers, which mirakuru did not start. Variables such as `MIRAKURU_REDIS_URL` name
+//! them.
 //!
-//! The handle has the same type as our own server's. The service behind the handle's executor is a
-//! *stand-in*: a second process of the test binary. This code takes it over before `main`.
+//! The handle has the same type as for a server that mirakuru starts. Its executor runs a
+//! *stand-in* instead of a server: a second process of the test binary. In that process, this
+//! module takes over before `main`.
 //!
-//! | who | does |
+//! | step | effect |
 //! | --- | --- |
 //! | [`External::prepare`] | connects, checks version and rights, removes the leftovers of runs that have ended |
-//! | the stand-in | is the [owner](Owner) of everything that the tests make on the server, and lives as long as a server of ours would |
-//! | the command at the end | the test binary again: removes everything of that owner. The supervisor runs it when the stand-in has ended, however that came about |
+//! | the stand-in | is the [owner](Owner) of everything that the tests make on the server, and lives as long as a started server would |
+//! | the clean-up command | runs the test binary again to remove everything that the owner made; the supervisor starts it after any end of the stand-in |
 //!
-//! To let a preset use such a server:
+//! To add external servers to a preset:
 //!
 //! 1. Write its [`Protocol`], name it in its `Server`, and add the `Server` to [`SERVERS`].
 //! 2. Begin `executor`, `prepare`, `set_up` and `handle` with `self.options.external(&SERVER)?`.
-//! 3. Let the names of all parts begin with [`External::owner`] or [`External::unique_name`].
-//! 4. Set [`Options::is_member`] in the recipes of clusters: those are always our own servers.
+//! 3. Begin the name of each object on the server with [`External::owner`] or
+//!    [`External::unique_name`].
+//! 4. Set [`Options::is_member`] in the recipes of a cluster, so that they ignore the variable.
 
 use std::env;
 use std::fmt;
@@ -50,48 +52,49 @@ const SERVERS: [&Server; 8] = [
     &mosquitto::SERVER,
 ];
 
-/// Time that a starting server may refuse connections.
+/// Time that a server may refuse connections while it starts.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
-/// If the check takes longer, the server may be of another kind.
+/// If the check takes longer, mirakuru tests whether the server is of another kind.
 const USUALLY_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
-/// Time between two registrations of the stand-in.
+/// Interval at which the stand-in renews its registration with the server.
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
-/// Age at which parts count as left behind, if their owner is on another machine.
+/// Age at which the objects of an owner on another machine count as left behind.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A parameter that clients must not see: the port of RabbitMQ's management plugin.
+/// The URL parameter for the port of RabbitMQ's management plugin. Clients do not get it.
 pub(super) const MANAGEMENT_PORT: &str = "management_port";
 
 /// The variable that marks a process of the test binary as a stand-in.
 const STAND_IN: &str = "MIRAKURU_STAND_IN";
 const CLEAN_UP: &str = "clean up";
-/// Files in the private directory: the owner, and a mark that the server knows it.
+/// Files in the private directory: the owner, and a mark that the stand-in is registered.
 const OWNER: &str = "owner";
 const READY: &str = "ready";
 
-/// The way in which a preset talks to an external server.
+/// The operations of a preset on an external server.
 pub(super) struct Protocol {
     /// URL schemes of the server.
     pub(crate) schemes: &'static [&'static str],
     /// The default port.
     pub(crate) port: u16,
-    /// Fails if the server is too old, or refuses the rights that the preset needs.
+    /// Checks the server. Fails if it is too old, or refuses rights that the preset needs.
     pub(crate) check: fn(&External) -> io::Result<()>,
-    /// Finds the owners of all parts on the server by the names of the parts. The result may also
-    /// have texts that are no owners.
+    /// Finds the owners of all objects on the server by the objects' names. The result may contain
+    /// other texts.
     pub(crate) owners: fn(&External) -> io::Result<Vec<String>>,
-    /// Registers this owner with the server again, if the server's parts cannot have names.
+    /// Registers the owner again. Only servers whose objects cannot carry the owner's name need
+    /// this.
     pub(crate) renew: fn(&External, &str) -> io::Result<()>,
-    /// Removes all parts of this owner. Called more than once, even if no part is left.
+    /// Removes all objects of the owner. May be called again when no object is left.
     pub(crate) remove: fn(&External, &str) -> io::Result<()>,
 }
 
 impl Protocol {
-    /// A [`Protocol::renew`] for servers whose parts have names.
+    /// The [`Protocol::renew`] of servers that need no registration.
     pub(crate) const NO_RENEWAL: fn(&External, &str) -> io::Result<()> = |_, _| Ok(());
 }
 
-/// An external server: the parts of its URL.
+/// The parts of an external server's URL.
 #[derive(Clone)]
 pub(super) struct External {
     /// Name of the preset's variable, such as `MIRAKURU_REDIS_URL`.
@@ -107,9 +110,9 @@ pub(super) struct External {
     /// Name or address of the host, without brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// The path without its first `/`, if it is not empty.
+    /// The path without its first `/`. `None` if it is empty.
     pub(crate) path: Option<String>,
-    /// The rest of the URL, including its `?`.
+    /// The query and the fragment of the URL, with the `?` or `#`.
     query: String,
 }
 
@@ -119,7 +122,7 @@ impl fmt::Debug for External {
     }
 }
 
-/// Displays the URL in messages, without the user and the password.
+/// Names the server in messages, without the user and the password.
 impl fmt::Display for External {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -131,11 +134,11 @@ impl fmt::Display for External {
 }
 
 impl Options {
-    /// The server in the preset's variable, if that is set.
+    /// The external server at the URL in the preset's variable. `None` if the variable is not set.
     ///
     /// # Errors
     ///
-    /// If the URL is not one of the preset's, or if the recipe has settings, which an external
+    /// Fails if the URL does not fit the preset, or if the recipe has a setting that an external
     /// server cannot take.
     pub(crate) fn external(&self, server: &Server) -> Result<Option<External>, Error> {
         let variable = server.variable("URL");
@@ -224,7 +227,7 @@ impl External {
         })
     }
 
-    /// Makes a URL with this path and the user's own parameters.
+    /// Makes a URL with the given path, and with the parameters of the user's URL.
     pub(crate) fn url(&self, path: &str) -> String {
         let user = self.user.as_deref().map_or_else(String::new, percent_encoded);
         let password = self.password.as_ref();
@@ -244,14 +247,13 @@ impl External {
         )
     }
 
-    /// The URL as given, but without a `/` at its end: tests append paths, as to the URL of our own
-    /// server.
+    /// The user's URL without a `/` at its end, because tests append paths to it.
     pub(crate) fn shared_url(&self) -> String {
         let url = self.url(self.path.as_deref().unwrap_or_default());
         url.strip_suffix('/').map(str::to_owned).unwrap_or(url)
     }
 
-    /// The host and the port, as in a URL.
+    /// `HOST:PORT`, with brackets around an IPv6 address.
     fn authority(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
@@ -259,7 +261,7 @@ impl External {
         }
     }
 
-    /// The value of a parameter of the URL.
+    /// The value of this parameter in the URL's query.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         let query = self.query.trim_start_matches('?');
         let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
@@ -269,7 +271,7 @@ impl External {
     }
 
     pub(crate) fn failed(&self, source: io::Error) -> Error {
-        // The system calls a time-out of a read "resource temporarily unavailable".
+        // If a read times out, the system reports "resource temporarily unavailable".
         let source = match source.kind() {
             io::ErrorKind::WouldBlock => {
                 io::Error::other(format!("it gave no answer within {} s", ANSWER_WITHIN.as_secs()))
@@ -279,7 +281,7 @@ impl External {
         failed(format!("use {self}"), source)
     }
 
-    /// Fails if the recipe has used a setter without an effect on such a server.
+    /// Fails if the recipe has used a setter that has no effect on an external server.
     pub(crate) fn refuse(&self, setter: &str, is_used: bool) -> Result<(), Error> {
         let variable = &self.variable;
         let reason = format!(
@@ -292,7 +294,7 @@ impl External {
         }
     }
 
-    /// Panics in a test that needs a thing that only our own server has.
+    /// Panics, because mirakuru knows `thing` only for servers that it started itself.
     #[track_caller]
     pub(crate) fn has_no(&self, thing: &str) -> ! {
         panic!("{self} was not started by mirakuru, so its {thing} is not known")
@@ -302,12 +304,12 @@ impl External {
         (&*self.host, port).to_socket_addrs()
     }
 
-    /// Connects to the first of the host's addresses that accepts.
+    /// Connects to the first address of the host that accepts.
     pub(crate) fn connect(&self, within: Duration) -> io::Result<Connection> {
         self.connect_to(self.port, within)
     }
 
-    /// Connects to another port of the host.
+    /// Connects to the given port of the host.
     pub(crate) fn connect_to(&self, port: u16, within: Duration) -> io::Result<Connection> {
         let mut result = Err(io::ErrorKind::NotFound.into());
         for addr in self.addrs(port)? {
@@ -319,7 +321,7 @@ impl External {
         result
     }
 
-    /// Connects without a buffer.
+    /// Connects without a read buffer.
     pub(crate) fn stream(&self, within: Duration) -> io::Result<Stream> {
         Ok(Stream::Tcp(self.connect(within)?.0.into_inner()))
     }
@@ -328,13 +330,14 @@ impl External {
     ///
     /// # Errors
     ///
-    /// If the host is not known.
+    /// Fails if the host's name cannot be resolved.
     pub(crate) fn executor(&self, options: &Options) -> Result<ExecutorBuilder<Answers>, Error> {
         self.addrs(self.port)
             .map(drop)
             .map_err(|source| self.failed(source))?;
-        // The supervisor is a fork of this process. So this path leads to the same program, even if
-        // its file is gone. It also makes the recipe the same in all processes of the run.
+        // The supervisor is a fork of this process, so `/proc/self/exe` leads it to the same
+        // program, even if the file is deleted. The path also makes the recipe equal in all
+        // processes of the run.
         let magic = Path::new("/proc/self/exe");
         let program = match magic.exists() {
             true => magic.to_owned(),
@@ -346,7 +349,7 @@ impl External {
             .__not_ours(&self.variable)
             .current_dir("{dir}")
             .env(STAND_IN, self.name)
-            // The variable also makes the recipes of different servers differ.
+            // Tells the stand-in the URL, and makes recipes for different URLs differ.
             .env(&self.variable, literal(&self.given))
             .on_end([program.as_os_str(), CLEAN_UP.as_ref()]);
         if let Some(timeout) = options.timeout {
@@ -360,7 +363,7 @@ impl External {
     ///
     /// # Errors
     ///
-    /// If the server cannot be used.
+    /// Fails if the server cannot be used.
     pub(crate) fn prepare(&self) -> Result<(), Error> {
         use io::ErrorKind::{ConnectionRefused, ConnectionReset, ResourceBusy, UnexpectedEof};
         let begun = Instant::now();
@@ -378,21 +381,22 @@ impl External {
         let owners = checked.and_then(|()| (self.protocol.owners)(self));
         for owner in owners.map_err(|source| self.failed(source))? {
             if is_forgotten(&owner) {
-                // Another run may do the same at this moment.
+                // Another run may remove the same objects at this moment, so ignore errors.
                 let _ = (self.protocol.remove)(self, &owner);
             }
         }
         Ok(())
     }
 
-    /// Runs the check. If it fails or takes long, finds out whether another kind of server listens
-    /// there: such a server may wait for the rest of a question, and never answer.
+    /// Runs the check. If it fails or takes long, tests whether a server of another kind listens
+    /// there. Such a server may never answer the check.
     fn first_check(&self) -> io::Result<()> {
         use io::ErrorKind::{ConnectionRefused, InvalidData, UnexpectedEof};
         let result = Arc::new(OnceLock::new());
         let (external, checked) = (self.clone(), Arc::clone(&result));
         let check = move || drop(checked.set((external.protocol.check)(&external)));
-        // If another kind of server is found, nobody waits for this thread any more.
+        // A server of another kind may block the check for a long time, so the check has its own
+        // thread.
         let thread = spawn("mirakuru-check", Box::new(check))?;
         let begun = Instant::now();
         while !thread.is_finished() && begun.elapsed() < USUALLY_ANSWERS_WITHIN {
@@ -401,7 +405,7 @@ impl External {
         let checked = result.get();
         let problem = checked.map(|checked| checked.as_ref().map_err(io::Error::kind));
         let may_be_another = !matches!(problem, Some(Ok(()) | Err(ConnectionRefused)));
-        // The check's own error may say more than an unknown answer.
+        // With these results, an unrecognised answer tells the user more than the check's error.
         let says_little = matches!(problem, None | Some(Err(InvalidData | UnexpectedEof)));
         let kind = may_be_another
             .then(|| self.addrs(self.port).ok()?.find_map(kinds::of))
@@ -417,16 +421,16 @@ impl External {
         checked.unwrap_or_else(|| Err(io::Error::other("the check of the server panicked")))
     }
 
-    /// The owner of all parts that are made through this executor.
+    /// The owner of everything that tests make through this executor.
     ///
     /// # Errors
     ///
-    /// If the stand-in is gone.
+    /// Fails if the file that the stand-in writes cannot be read.
     pub(crate) fn owner(&self, dir: &Path) -> Result<String, Error> {
         fs::read_to_string(dir.join(OWNER)).map_err(|source| self.failed(source))
     }
 
-    /// A unique name of at most 56 lower-case letters, digits and `_`, which begins with its owner.
+    /// A unique name that begins with the owner: at most 56 lower-case letters, digits and `_`.
     pub(crate) fn unique_name(&self, dir: &Path) -> Result<String, Error> {
         Ok(format!("{}_{}", self.owner(dir)?, unique_name()?))
     }
@@ -440,7 +444,8 @@ impl External {
     }
 }
 
-/// The owners in these names, each once. Foreign names may give any text.
+/// The text before the first `_` of each name, without duplicates. If mirakuru made the name, the
+/// text is its owner.
 pub(super) fn owners_of(names: &[String]) -> Vec<String> {
     let mut owners = Vec::new();
     for name in names {
@@ -450,7 +455,7 @@ pub(super) fn owners_of(names: &[String]) -> Vec<String> {
     owners
 }
 
-/// Whether the owner has ended and left its parts behind. `false` for any other text.
+/// Whether the owner has ended, or is old and on another machine. `false` if the text is no owner.
 fn is_forgotten(owner: &str) -> bool {
     let Some(owner) = Owner::parse(owner) else {
         return false;
@@ -462,7 +467,7 @@ fn is_forgotten(owner: &str) -> bool {
 
 before_main!(stand_in);
 
-/// Takes this process over if it is a stand-in.
+/// Runs the stand-in instead of `main`, if this process was started as one.
 fn stand_in() {
     let Some(name) = env::var_os(STAND_IN) else { return };
     let server = SERVERS.into_iter().find(|server| name == server.name);
@@ -483,11 +488,11 @@ fn run(external: &External) -> Result<(), Error> {
     let protocol = external.protocol;
     let dir = env::current_dir().map_err(|source| external.failed(source))?;
     if second_argument() == CLEAN_UP.as_bytes() {
-        // A later start must not find this mark.
+        // If the mark stayed, a restarted stand-in would count as ready at once.
         let _ = fs::remove_file(dir.join(READY));
         return match external.owner(&dir) {
             Ok(owner) => (protocol.remove)(external, &owner).map_err(|source| external.failed(source)),
-            // There is no owner, and so no part.
+            // Without an owner, the tests have made nothing on the server.
             Err(_) => Ok(()),
         };
     }
@@ -507,7 +512,7 @@ fn run(external: &External) -> Result<(), Error> {
     }
 }
 
-/// Before `main`, some C libraries have not yet given the arguments to the standard library.
+/// Reads `/proc`, because with some C libraries `env::args` is empty before `main`.
 fn second_argument() -> Vec<u8> {
     let line = fs::read("/proc/self/cmdline").unwrap_or_default();
     match line.split(|byte| *byte == 0).nth(1) {
@@ -583,7 +588,7 @@ mod tests {
         let us = Owner::this_process().to_string();
         assert!(!is_forgotten(&us));
         assert!(!is_forgotten("orders"));
-        // These owners are of another machine: a young one, and one from 1970.
+        // Owners on another machine: a new one, and one from 1970.
         let (_, rest) = us.split_once('p').unwrap();
         let (_, made) = us.split_once('t').unwrap();
         assert!(!is_forgotten(&format!("mk0p{rest}")));

@@ -1,10 +1,10 @@
-//! One HTTP request over a [`Connection`], for the servers whose administration speaks HTTP.
+//! A minimal HTTP client, for servers that are administered over HTTP.
 
 use std::io::{self, Read};
 
 use super::connection::Connection;
 
-/// The largest number of bytes in an answer.
+/// Maximum size of an answer in bytes. The rest is cut off.
 const LONGEST: u64 = 64 << 20;
 
 /// Sends a request, and closes the connection. Returns the status and the body of the answer.
@@ -36,7 +36,7 @@ pub(super) fn request(
     }
 }
 
-/// All texts under this name in a JSON text, except for those with escapes.
+/// The string values of all fields with this name. Escapes in the strings are not supported.
 pub(super) fn texts<'a>(json: &'a str, name: &str) -> Vec<&'a str> {
     let name = format!("\"{name}\":\"");
     let (mut values, mut rest) = (Vec::new(), json);

@@ -1,30 +1,29 @@
-//! Recognises a server by its answers, if it is of another kind than its URL says.
+//! Recognises a server by its answers, to report a URL that leads to the wrong kind of server.
 
 use std::fmt;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Time that a server may take to answer one of the questions here.
+/// Time limit for each connection attempt and each answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
-/// Number of bytes that are shown of an unknown answer.
+/// Length of the excerpt from an unknown answer, in bytes.
 const SHOWN: usize = 40;
 
-/// Most servers answer this in their own way, or have already sent a greeting.
+/// Most servers reply to an HTTP request in a way of their own, or send a greeting first.
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// memcached takes an HTTP request for an attack.
+/// memcached does not answer an HTTP request, because it suspects an attack.
 const MEMCACHED: &[u8] = b"version\r\n";
-/// The question to PostgreSQL whether it has TLS.
+/// PostgreSQL's `SSLRequest`, which asks whether the server supports TLS.
 const TLS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
-/// A login with MQTT 3.1.1, without a user.
+/// An MQTT 3.1.1 `CONNECT` packet without a user.
 const MQTT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
 
-/// A kind of server.
 #[derive(Debug, PartialEq)]
 pub(super) enum Kind {
-    /// Name of the server for people, and the presets that use such a server.
+    /// The server's name for messages, and the names of the presets that use this kind of server.
     Known(&'static str, &'static [&'static str]),
-    /// The beginning of the answer.
+    /// The beginning of an answer that is not recognised.
     Unknown(String),
 }
 
@@ -33,7 +32,7 @@ impl Kind {
         matches!(self, Kind::Known(..))
     }
 
-    /// Whether the preset with this name uses such a server.
+    /// Whether the preset with this name uses this kind of server.
     pub(super) fn is(&self, preset: &str) -> bool {
         matches!(self, Kind::Known(_, presets) if presets.contains(&preset))
     }
@@ -55,7 +54,7 @@ pub(super) fn of(addr: SocketAddr) -> Option<Kind> {
         .find_map(|question| of_answer(question, &answer(addr, question)?))
 }
 
-/// The beginning of the answer, which may be empty.
+/// Sends the question. Returns the beginning of the answer, which may be empty.
 fn answer(addr: SocketAddr, question: &[u8]) -> Option<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&addr, ANSWERS_WITHIN).ok()?;
     stream.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
@@ -74,7 +73,8 @@ fn of_answer(question: &[u8], answer: &[u8]) -> Option<Kind> {
         [b'I', b'N', b'F', b'O', b' ', ..] => Kind::Known("NATS", &["NATS"]),
         [b'V', b'E', b'R', b'S', b'I', b'O', b'N', b' ', ..] => Kind::Known("memcached", &["memcached"]),
         [b'A', b'M', b'Q', b'P', ..] => Kind::Known("RabbitMQ", &["RabbitMQ"]),
-        // The first packet: three bytes of length, number 0, a greeting (10) or an error (0xff).
+        // A first packet of MySQL's protocol: three bytes of length, number 0, and a greeting (10)
+        // or an error (0xff).
         [_, _, _, 0, 10 | 0xff, ..] => Kind::Known("MariaDB or MySQL", &["MariaDB"]),
         [b'N' | b'S' | b'E', ..] if question == TLS_REQUEST => Kind::Known("PostgreSQL", &["PostgreSQL"]),
         [0x20, 2, ..] if question == MQTT => Kind::Known("an MQTT broker", &["Mosquitto"]),

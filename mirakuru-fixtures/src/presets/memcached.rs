@@ -1,4 +1,4 @@
-//! memcached, a cache in memory.
+//! memcached, an in-memory cache.
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
@@ -20,7 +20,7 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// memcached's own default for the number of connections.
+/// memcached's default limit on connections.
 const CONNECTIONS: u64 = 1024;
 
 /// A memcached: see [`Memcached`].
@@ -32,8 +32,8 @@ pub fn memcached() -> MemcachedRecipe {
 
 /// A recipe for a memcached: made by [`memcached()`].
 ///
-/// memcached has no configuration file. All its settings are arguments: `arg("--memory-limit=16")`
-/// (megabytes; its own default is 64).
+/// memcached has no configuration file. All settings are arguments: `arg("--memory-limit=16")` sets
+/// the size to 16 MB instead of 64 MB.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MemcachedRecipe {
@@ -42,7 +42,7 @@ pub struct MemcachedRecipe {
 
 options!(MemcachedRecipe);
 
-// The compiler's list of recipes in an error is long enough without this one.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for MemcachedRecipe {
     of_executor!(Memcached);
@@ -53,7 +53,7 @@ impl Recipe for MemcachedRecipe {
         }
         let port = self.options.port();
         let mut args = vec!["-l", "127.0.0.1", "-U", "0", "-p", &port];
-        // memcached does not start if it may open fewer files than its number of connections.
+        // memcached does not start if its limit of open files is below its limit on connections.
         let few = limit("Max open files").filter(|files| *files < CONNECTIONS);
         let few = few.map(|files| files.to_string());
         if let Some(files) = &few {
@@ -62,12 +62,13 @@ impl Recipe for MemcachedRecipe {
         Ok(self
             .options
             .recipe(&SERVER, &args)?
-            // After a polite signal memcached waits a second for its own threads. It has nothing to
-            // lose: all its data is in memory.
+            // After SIGTERM, memcached waits a second for its threads. SIGKILL loses nothing,
+            // because all data is in memory.
             .stop_signal(Signal::Kill)
             .wait_for(self.options.answers("answered `version`", |mut connection| {
                 connection.send(b"version\r\n")?;
-                // If a password is required, the answer is `CLIENT_ERROR`, which counts as well.
+                // A memcached that requires a password answers `CLIENT_ERROR`, and is ready as
+                // well.
                 connection.line().map(|answer| !answer.is_empty())
             })))
     }
@@ -75,13 +76,13 @@ impl Recipe for MemcachedRecipe {
 
 /// A running memcached.
 ///
-/// [`key_prefix`](Memcached::key_prefix) gives each test its own keys. Only keys can be kept apart:
-/// memcached has one space of keys and no users. `flush_all` empties it for all tests, and `stats`
-/// counts all tests together. They share its memory, so if a test fills it, other tests lose keys.
-/// A test that needs one of these needs its own server, which takes some ten milliseconds to start.
+/// [`key_prefix`](Memcached::key_prefix) gives each test its own keys. Tests share everything else:
+/// `flush_all` empties the cache for all tests, and `stats` counts all tests together. If one test
+/// fills the memory, other tests lose keys. A test that flushes or fills the cache needs its own
+/// server, which starts in about ten milliseconds.
 ///
-/// All its data is in memory: a restart empties it. It has no user and no password, and every user
-/// of this machine can reach it.
+/// All data is in memory, so a restart empties the cache. memcached has no user and no password,
+/// and every user of this machine can connect.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -115,7 +116,8 @@ prefix!(
     Memcached,
     "",
     ':',
-    /// A prefix for the keys of one test: `tk4x2m7qzja5w:`. (A key may have 250 bytes.)
+    /// A prefix for the keys of one test: `tk4x2m7qzja5w:`. memcached allows keys of up to 250
+    /// bytes.
     key_prefix,
     try_key_prefix
 );

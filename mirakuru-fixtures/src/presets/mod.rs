@@ -1,5 +1,5 @@
-//! Ready-made servers. Each has a recipe, a handle that knows the server's addresses, and a way to
-//! keep tests that share it apart.
+//! Ready-made servers. Each has a recipe and a handle with the server's addresses. Tests that share
+//! a server each get their own database, keys or topics.
 //!
 //! ```no_run
 //! # use mirakuru_fixtures as mirakuru;
@@ -7,16 +7,16 @@
 //!
 //! // With the attribute it is `#[mirakuru::fixture(presets::redis())]`.
 //! let redis = presets::redis().start()?;
-//! // For one test alone; emptied and given back when it is dropped.
+//! // Leased to one test, and emptied when it is dropped.
 //! let database = redis.database();
 //! println!("{}", database.url()); // redis://127.0.0.1:41873/1
 //! # Ok::<(), mirakuru_core::Error>(())
 //! ```
 //!
-//! | recipe | handle | for one test alone |
+//! | recipe | handle | for one test |
 //! | --- | --- | --- |
 //! | [`postgres()`] | [`Postgres`] | [`database()`](Postgres::database), with the SQL of [`load_sql`](PostgresRecipe::load_sql) |
-//! | [`mariadb()`], [`mysql()`] | [`Mariadb`] | [`database()`](Mariadb::database), the same |
+//! | [`mariadb()`], [`mysql()`] | [`Mariadb`] | [`database()`](Mariadb::database), with the SQL of [`load_sql`](MariadbRecipe::load_sql) |
 //! | [`redis()`] | [`Redis`] | [`database()`](Redis::database) |
 //! | [`memcached()`] | [`Memcached`] | [`key_prefix()`](Memcached::key_prefix) |
 //! | [`rabbitmq()`] | [`Rabbitmq`] | [`vhost()`](Rabbitmq::vhost) |
@@ -25,30 +25,28 @@
 //! | [`etcd()`] | [`Etcd`] | [`key_prefix()`](Etcd::key_prefix) |
 //! | [`nginx(text)`](nginx()) | [`Nginx`] | nothing: tests only read |
 //!
-//! All presets have these properties:
+//! Every server of a preset has these properties:
 //!
-//! - The server is found on `PATH` and in the usual places of the distribution; if it is missing,
-//!   the error names the package. It is an ordinary program of this machine: nothing is downloaded,
-//!   and no container is involved. A version manager (asdf, mise) chooses by the directory of the
-//!   tests.
-//! - It listens on 127.0.0.1, on a free port unless `port(..)` sets one. Its data is in its private
-//!   directory and is removed with it.
-//! - It does not see the developer's settings: variables such as `PGHOST`, `MYSQL_HOST`,
+//! - The program is found on `PATH` or in the usual places of the distribution. If it is missing,
+//!   the error names the package. mirakuru downloads nothing and uses no container. A version
+//!   manager (asdf, mise) chooses the version for the directory of the tests.
+//! - The server listens on 127.0.0.1, on a free port unless `port(..)` sets one. Its data is in its
+//!   private directory, and is removed with the directory.
+//! - The server does not see the developer's settings: variables such as `PGHOST`, `MYSQL_HOST`,
 //!   `ETCD_WAL_DIR`, `LANG` and `TZ` are removed. Tests can rely on UTC, UTF-8 and ISO dates.
 //! - Settings that help only after a power failure are off, unless `durable(true)` asks for them.
 //!   Committed data survives `kill` and `start`, as it does with the server's own defaults.
-//! - It is ready when its own protocol answers, not when its port is open.
-//! - If the tests run as root, the server runs as an unprivileged user; `file(..)` gives it keys
-//!   and other files. (nginx runs as root in that case, so that it can read the files of the
-//!   tests.) If root may not become another user, the server runs as root, except for PostgreSQL,
-//!   which refuses to.
-//! - The parts that tests lease are separate: a number is used again as late as possible. Clean-up
-//!   takes at most a second. A part that could not be removed by then is reported, and stays until
-//!   the server ends.
+//! - The server is ready when it answers in its own protocol, not when its port is open.
+//! - If the tests run as root, the server runs as an unprivileged user, and `file(..)` gives it
+//!   keys and other files. nginx stays root, so that it can read the files of the tests. If root
+//!   may not become another user, the server runs as root, except for PostgreSQL, which refuses to.
+//! - No two tests hold the same lease at a time, and a number is leased again as late as possible.
+//!   Clean-up takes at most a second. If something cannot be removed by then, mirakuru reports it,
+//!   and it stays until the server ends.
 //! - The handle dereferences to its [`Executor`](mirakuru_core::Executor), which has the logs, the
 //!   pid, and the methods.
 //!
-//! Several servers at once are a [`Cluster`](crate::Cluster):
+//! These recipes start several servers as a [`Cluster`](crate::Cluster):
 //!
 //! | recipe | ready when |
 //! | --- | --- |
@@ -59,13 +57,13 @@
 //! | [`redis().replicas(1)`](RedisRecipe::replicas) | the replica follows the master |
 //! | [`postgres().replicas(1)`](PostgresRecipe::replicas) | the replica streams from the primary |
 //!
-//! There is no preset for a store that speaks S3, because Debian has no package of one (MinIO must
-//! be downloaded). ZooKeeper has none either, because its Java takes a second to start.
+//! There is no preset for an S3 store, because Debian packages none. There is none for ZooKeeper,
+//! because Java takes a second to start.
 //!
-//! # One of your own
+//! # Your own preset
 //!
-//! Presets consist of public parts; [`Recipe`](crate::Recipe) shows how. The smallest is a function
-//! that returns an [`ExecutorBuilder`](mirakuru_core::ExecutorBuilder):
+//! You can write a preset with the public API: [`Recipe`](crate::Recipe) shows how. The smallest
+//! preset is a function that returns an [`ExecutorBuilder`](mirakuru_core::ExecutorBuilder):
 //!
 //! ```
 //! # use mirakuru_core as mirakuru;
@@ -115,11 +113,11 @@ pub use rabbitmq::{Rabbitmq, RabbitmqRecipe, RabbitmqVhost, rabbitmq};
 pub use redis::{Redis, RedisDatabase, RedisRecipe, redis};
 pub use seed::hash_of_dir;
 
-/// The condition of a preset's server: its own process listens on the port, and answers in the
-/// server's own protocol.
+/// The readiness condition of a preset: the server's process listens on the port, and answers in
+/// the server's protocol.
 pub type Answers = And<Tcp, Check>;
 
-/// Returns the value, for a test that wants no `Result`. Panics on an error.
+/// Returns the value, or panics with the error's message.
 #[track_caller]
 fn expect<T>(result: Result<T, Error>) -> T {
     match result {
@@ -128,7 +126,7 @@ fn expect<T>(result: Result<T, Error>) -> T {
     }
 }
 
-/// Makes the error of an attempt.
+/// Makes the error of an `attempt` that failed because of `source`.
 fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)
 }

@@ -39,9 +39,9 @@ pub struct MosquittoRecipe {
 options!(MosquittoRecipe, durable);
 
 impl MosquittoRecipe {
-    /// Adds a line to the configuration, after the preset's lines. It replaces a line of the preset
-    /// with the same key: `config("max_packet_size", "1048576")`. Settings of a listener are for
-    /// the preset's listener, unless `config("listener", ..)` has begun another one.
+    /// Adds a line to the configuration, after the preset's lines. It replaces a preset's line with
+    /// the same key: `config("max_packet_size", "1048576")`. Listener settings apply to the
+    /// preset's listener, or to the last one that `config("listener", ..)` has added.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
@@ -50,7 +50,7 @@ impl MosquittoRecipe {
     fn text(&self) -> String {
         let listener = format!("{} 127.0.0.1", self.options.port());
         let mut lines = vec![
-            // The listener comes first, so that later listener settings are for this one.
+            // Listener settings apply to the listener line before them, so this line comes first.
             ("listener", &*listener),
             ("allow_anonymous", "true"),
             ("log_dest", "stderr"),
@@ -58,7 +58,7 @@ impl MosquittoRecipe {
             ("persistence_location", "{dir}/"),
         ];
         if SERVER.stays_root().is_some() {
-            // Without this, the broker would become another user.
+            // Without this line, a broker that root starts becomes another user.
             lines.push(("user", "root"));
         }
         lines.retain(|(key, _)| *key == "listener" || self.options.setting(key).is_none());
@@ -70,7 +70,7 @@ impl MosquittoRecipe {
     }
 }
 
-// The compiler's list of recipes in an error is long enough without this one.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for MosquittoRecipe {
     of_executor!(Mosquitto);
@@ -103,15 +103,15 @@ fn answers(mut connection: Connection) -> io::Result<bool> {
 /// A running Mosquitto.
 ///
 /// [`topic_prefix`](Mosquitto::topic_prefix) gives each test its own topics, including retained
-/// messages. The tests share everything without a topic: a subscription to `#`, `$SYS`, and the ids
-/// of clients. A second client with the same id disconnects the first one. So build ids from the
-/// prefix too, or leave them empty.
+/// messages. Tests share `$SYS` and the client ids, and a subscription to `#` gets the messages of
+/// all tests. A second client with the same id disconnects the first one. Begin ids with the
+/// prefix, or leave them empty.
 ///
-/// Every user of this machine may connect, without a name or a password. For passwords, make a file
-/// with `mosquitto_passwd` and give `config("allow_anonymous", "false")` and
+/// Every user of this machine may connect, without a name or a password. To require passwords, make
+/// a file with `mosquitto_passwd`, and set `config("allow_anonymous", "false")` and
 /// `config("password_file", ..)`.
 ///
-/// Sessions and retained messages are lost in a restart, unless the recipe says `durable(true)`.
+/// A restart loses sessions and retained messages, unless the recipe sets `durable(true)`.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

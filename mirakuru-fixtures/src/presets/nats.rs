@@ -33,8 +33,7 @@ pub(super) const SERVER: Server = Server {
 /// The user of the account that all tests share.
 const EVERYBODY: &str = "everybody";
 
-/// Name of the file in which `prepare` keeps two things for `handle`: the password, and the number
-/// of accounts.
+/// File in which `prepare` leaves the password and the number of accounts for `handle`.
 const CREDENTIALS: &str = "credentials";
 
 /// A NATS server: see [`Nats`].
@@ -54,7 +53,7 @@ pub struct NatsRecipe {
     options: Options,
     jetstream: Option<bool>,
     accounts: Option<u32>,
-    /// The node of a cluster that this server is, and the route ports of all nodes.
+    /// For a cluster: this server's node, and the route ports of all nodes.
     node: Option<(Node, Vec<u16>)>,
 }
 
@@ -69,27 +68,27 @@ impl NatsRecipe {
     }
 
     /// Sets the number of accounts that tests can lease at a time. The default is twice the number
-    /// of processors, and at least 16. With JetStream each makes the start some 2 ms longer.
+    /// of processors, and at least 16. With JetStream, each account adds about 2 ms to the start.
     pub fn accounts(mut self, accounts: u32) -> Self {
         self.accounts = Some(accounts);
         self
     }
 
     /// Sets a value of the configuration, in the syntax of its file. It overrides the preset's
-    /// value: `config("max_payload", "8MB")`. The preset itself sets `accounts` and
-    /// `authorization`.
+    /// value: `config("max_payload", "8MB")`. The keys `accounts` and `authorization` are reserved
+    /// for the preset.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
     }
 
-    /// A cluster of `nodes` nodes, with JetStream unless
-    /// [`jetstream(false)`](NatsRecipe::jetstream) turns it off. It is ready when every node knows
-    /// all nodes, and JetStream answers on every node, for which it needs a leader.
+    /// A cluster of `nodes` nodes. JetStream is on, unless
+    /// [`jetstream(false)`](NatsRecipe::jetstream) turns it off. The cluster is ready when every
+    /// node knows all nodes, and JetStream answers on every node.
     ///
-    /// All nodes have the same accounts and the same password. They lease accounts from one list,
-    /// so no two nodes lease the same [`account`](Nats::account) at a time. A node that starts
-    /// again is ready when it answers.
+    /// All nodes have the same accounts and the same password. Their handles lease accounts from
+    /// one list, so no two nodes lease the same [`account`](Nats::account) at a time. A node that
+    /// starts again is ready when it answers.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -137,18 +136,18 @@ impl NatsRecipe {
             text.push_str("jetstream: enabled\n");
         }
         if let Some(accounts) = self.accounts {
-            // Other processes recognise the shared service by this text.
+            // This text identifies a shared service, so it must contain the number of accounts.
             text.push_str(&format!("# {accounts} accounts\n"));
         }
         text.push_str("include accounts.conf\n");
         if let Some((node, _)) = &self.node {
-            // Other processes need the number of nodes in the text, as above.
+            // The number of nodes is part of the text that identifies a shared service.
             text.push_str(&format!(
                 "server_name: {} # of {}\n",
                 node.name(),
                 node.nodes().count()
             ));
-            // JetStream of a cluster of one node would wait for a route to another node.
+            // With a `cluster` block, JetStream on a single node would wait for a route.
             if node.peers().next().is_some() {
                 text.push_str("cluster {\n  name: mirakuru\n  listen: \"127.0.0.1:{port:route}\"\n");
                 text.push_str("  include routes.conf\n}\n");
@@ -160,8 +159,8 @@ impl NatsRecipe {
         text
     }
 
-    /// The accounts for leases, and the account that all tests share. All have the same password,
-    /// which no other run has.
+    /// The `accounts` block: the accounts that tests lease, and the shared account. All have the
+    /// same password, which is random.
     fn accounts_text(&self, accounts: u32, password: &str) -> String {
         let jetstream = if self.has_jetstream() {
             ", jetstream: enabled"
@@ -180,8 +179,8 @@ impl NatsRecipe {
     }
 }
 
-/// The routes to all nodes, with the password. A node of another cluster that reaches a port of
-/// this one must not join it.
+/// The routes to all nodes. The password keeps out nodes of other clusters that reach one of these
+/// ports.
 fn routes_text(ports: &[u16], password: &str) -> String {
     let mut text = format!("authorization {{ user: route, password: \"{password}\" }}\nroutes: [\n");
     for port in ports {
@@ -195,7 +194,7 @@ fn user(number: u32) -> String {
     format!("test{number}")
 }
 
-// Error messages do not list this recipe, because their list is long enough.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for NatsRecipe {
     type Readiness = Answers;
@@ -207,14 +206,15 @@ impl Recipe for NatsRecipe {
         }
         let mut args = vec!["--config", "{dir}/nats.conf"];
         if self.has_jetstream() {
-            // On the command line, every character of a path stands for itself.
+            // In the configuration file, special characters of the path would need escapes.
             args.extend(["--store_dir", "{dir}/jetstream"]);
         }
         Ok(self
             .options
             .recipe(&SERVER, &args)?
             .file("nats.conf", self.text())
-            // Both signals end the server in order, but after SIGTERM it exits with 1.
+            // SIGINT and SIGTERM both shut the server down cleanly, but after SIGTERM it exits with
+            // 1.
             .stop_signal(Signal::Int)
             .wait_for(self.options.answers_in("answered PING", |question| {
                 let (password, _) = credentials(question.dir)?;
@@ -231,7 +231,7 @@ impl Recipe for NatsRecipe {
         }
         let first = self.first();
         let (password, accounts) = match first.filter(|first| first.dir() != executor.dir()) {
-            // Another node has prepared the credentials already.
+            // The first node has already made the credentials.
             Some(first) => credentials(&first.dir()).map_err(no_password)?,
             None => (new_password()?, self.accounts.unwrap_or_else(default_accounts)),
         };
@@ -278,9 +278,9 @@ fn no_password(source: io::Error) -> Error {
     failed("read the password of NATS", source)
 }
 
-/// Whether a node of a cluster has routes to all nodes, and JetStream a leader.
+/// Whether a node has routes to all nodes, and its JetStream has a leader.
 fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<bool> {
-    // Without a leader JetStream does not answer.
+    // Shortest wait for an answer. JetStream gives none without a leader.
     const POLL: Duration = Duration::from_millis(20);
     let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
     let (password, _) = credentials(probe.dir())?;
@@ -317,13 +317,12 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 /// [`account`](Nats::account) gives each test its own account. An account has its own subjects and,
 /// with JetStream, its own streams, key-value buckets and consumers, which no other account can
 /// reach. The accounts are in the configuration from the start, so a lease costs a file lock and,
-/// with JetStream, one request. The tests share the limits of the server: its connections, its
-/// memory, its disk.
+/// with JetStream, one request. Tests share the server's connections, memory and disk.
 ///
-/// Each server has a new password, and a client must give it. The crate `async-nats` ignores the
+/// Each server has a new password, and every client must log in. The crate `async-nats` ignores the
 /// user and the password of a URL: use
-/// `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`. A
-/// client that does not log in is refused, and so never gets into a wrong account. The system
+/// `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`. The
+/// server refuses a client without a login, so no client gets into a wrong account. The system
 /// account, `$SYS`, has no user.
 ///
 /// ```no_run
@@ -341,7 +340,7 @@ pub struct Nats {
     password: String,
     accounts: u32,
     jetstream: bool,
-    /// Path of the directory with the leases.
+    /// Directory with the leases.
     leases: PathBuf,
 }
 
@@ -366,18 +365,19 @@ impl Nats {
         }
     }
 
-    /// The password, the same for all accounts.
+    /// The password, which is the same for all accounts.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
     }
 
-    /// Leases an account without streams for one test, from this server's accounts, over all
-    /// processes that share the server. The lease ends when it is dropped, or with its process.
+    /// Leases an empty account for one test. No other test gets the same account at the same time,
+    /// in any process that shares the server. Dropping the value ends the lease, and so does the
+    /// end of the process.
     ///
     /// # Panics
     ///
-    /// If all accounts are leased, or the server does not answer: see
+    /// Panics if all accounts are leased, or if the server does not answer: see
     /// [`try_account`](Nats::try_account).
     #[must_use]
     #[track_caller]
@@ -385,12 +385,12 @@ impl Nats {
         expect(self.try_account())
     }
 
-    /// Leases an account as [`account`](Nats::account), but returns the error.
+    /// Like [`account`](Nats::account), but returns an error instead of a panic.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if all accounts are leased, or the server does not answer; and always if
-    /// the server is the one in `MIRAKURU_NATS_URL`.
+    /// Returns [`Error::System`] if all accounts are leased, or if the server does not answer. For
+    /// a server at `MIRAKURU_NATS_URL`, always returns the error.
     pub fn try_account(&self) -> Result<NatsAccount, Error> {
         lease::taken();
         let attempt = "lease an account of NATS";
@@ -416,7 +416,7 @@ impl Nats {
             jetstream: self.jetstream,
             _lease: lease,
         };
-        // The last holder of the lease may have been killed.
+        // If the previous holder of the lease was killed, its streams are still there.
         account
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;
@@ -429,25 +429,25 @@ prefix!(
     "",
     '.',
     /// A prefix for the subjects of one test, such as `tk4x2m7qzja5w.`, in the account that all
-    /// tests share. Streams and buckets can use the prefix without its last dot as their name.
+    /// tests share. The prefix without its last dot can be the name of a stream or bucket.
     ///
-    /// On the server in `MIRAKURU_NATS_URL`, streams and buckets whose names begin with the prefix
-    /// are deleted at the end.
+    /// On a server at `MIRAKURU_NATS_URL`, mirakuru deletes streams and buckets whose names begin
+    /// with the prefix when the run ends.
     subject_prefix,
     try_subject_prefix
 );
 
-/// One account of a [`Nats`], leased for a test. Its streams are deleted when it is dropped, and
-/// before the next lease.
+/// An account of a [`Nats`], leased to one test. Its streams are deleted when the value is dropped,
+/// and again before the next lease.
 ///
-/// Drop the clients first. The accounts rotate, but a client that stays connected can get into a
-/// later test's account, because this server cannot disconnect it.
+/// Drop the clients first. mirakuru cannot disconnect a client, and another test may lease the same
+/// account later.
 pub struct NatsAccount {
     addr: SocketAddr,
     user: String,
     password: String,
     jetstream: bool,
-    // This is the last field: the account is given back after all other work.
+    // This is the last field, so that the lease ends after everything else.
     _lease: Lease,
 }
 
@@ -480,8 +480,8 @@ impl NatsAccount {
         &self.password
     }
 
-    /// Deletes all streams, which is all data of an account: buckets are streams as well, and
-    /// consumers belong to a stream.
+    /// Deletes all streams, and with them all data of the account. Buckets are streams as well, and
+    /// each consumer belongs to a stream.
     fn empty(&self, within: Duration) -> io::Result<()> {
         if !self.jetstream {
             return Ok(());
@@ -506,7 +506,7 @@ impl NatsAccount {
 
 impl Drop for NatsAccount {
     fn drop(&mut self) {
-        // The next holder of the lease empties the account as well.
+        // If this fails, the next holder of the lease empties the account.
         tidied(
             &format!("empty the account {} of NATS", self.user),
             self.empty(TIDY_WITHIN),
@@ -518,7 +518,8 @@ fn url(addr: SocketAddr, user: &str, password: &str) -> String {
     format!("nats://{user}:{password}@{addr}")
 }
 
-/// The subject for answers to requests. No other test has the account, and so the answers.
+/// The subject for answers to requests. Only one test at a time uses a leased account, so the
+/// subject need not be unique.
 const INBOX: &str = "_INBOX.mirakuru";
 
 /// Reads the server's greeting, logs in, and returns the greeting.
@@ -535,8 +536,8 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
     until(connection, "PONG").map(|_| greeting)
 }
 
-/// Reads up to the next line that begins with this word. Other lines, such as a PING, do not matter
-/// to a short-lived client.
+/// Reads up to the next line that begins with `word`. Skips other lines, such as `PING`, which a
+/// short-lived client may ignore.
 fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     loop {
         let line = connection.line()?;
@@ -549,10 +550,10 @@ fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     }
 }
 
-/// Sends JetStream a request without a text, and returns the answer, which is JSON.
+/// Sends a request with an empty body to JetStream, and returns the JSON answer.
 fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
     connection.send(format!("PUB $JS.API.{subject} {INBOX} 0\r\n\r\n").as_bytes())?;
-    // The format is: MSG subject subscription bytes
+    // The format is `MSG <subject> <subscription> <bytes>`.
     let head = until(connection, "MSG")?;
     let length = head.rsplit(' ').next().and_then(|length| length.parse().ok());
     let length: usize = length.ok_or(io::ErrorKind::InvalidData)?;
@@ -562,8 +563,8 @@ fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
     String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// The names in `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`; none if it
-/// has `"streams":null`.
+/// The stream names in an answer such as `{"type":"..","streams":["A","B"]}`. If there are no
+/// streams, the answer has `"streams":null`.
 fn stream_names(answer: &str) -> io::Result<Vec<String>> {
     let unclear = || io::Error::other(format!("the names of streams are not clear: {answer}"));
     let (_, list) = answer.split_once("\"streams\":").ok_or_else(unclear)?;
@@ -582,14 +583,14 @@ fn stream_names(answer: &str) -> io::Result<Vec<String>> {
     }
 }
 
-/// The rest of a JSON string after its opening quote.
+/// Decodes a JSON string whose opening quote is already read.
 fn json_string(rest: &mut std::str::Chars<'_>) -> Option<String> {
     let mut text = String::new();
     loop {
         match rest.next()? {
             '"' => return Some(text),
             '\\' => match rest.next()? {
-                // Go writes `&` and `<` as such an escape.
+                // Go encodes `&` and `<` as `\u` escapes.
                 'u' => {
                     let code: String = rest.by_ref().take(4).collect();
                     text.push(char::from_u32(u32::from_str_radix(&code, 16).ok()?)?);

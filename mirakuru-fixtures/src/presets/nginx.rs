@@ -13,15 +13,15 @@ use crate::Recipe;
 const SERVER: Server = Server {
     name: "nginx",
     programs: &["nginx"],
-    // nginx runs as root if the tests do: it must read their files.
+    // If the tests run as root, nginx does as well, so that it can read their files.
     users: &[],
     as_root: AsRoot::With(&[]),
     needs: &[],
     external: None,
 };
 
-/// An nginx with this text in its `http` block, usually one `server` or more: see [`Nginx`].
-/// `{port}` and `{dir}` in it are [placeholders](ExecutorBuilder).
+/// An nginx with this text in its `http` block, usually one or more `server` blocks: see [`Nginx`].
+/// The text may contain the [placeholders](ExecutorBuilder) `{port}` and `{dir}`.
 ///
 /// ```
 /// # use mirakuru_fixtures::presets;
@@ -29,8 +29,8 @@ const SERVER: Server = Server {
 /// # let _ = recipe;
 /// ```
 ///
-/// An empty text means one server on `{port}`, with the files of
-/// [`document_root`](NginxRecipe::document_root) if there is one.
+/// With an empty text, one server listens on `{port}`, and serves
+/// [`document_root`](NginxRecipe::document_root) if that is set.
 pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     NginxRecipe {
         options: Options::default(),
@@ -43,15 +43,15 @@ pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
 
 /// A recipe for an nginx: made by [`nginx()`].
 ///
-/// The preset adds this around the text:
+/// The preset adds these settings around the text:
 ///
 /// - one worker, in the foreground;
-/// - the error log, from `notice` on, on standard error, and the access log on standard output, so
-///   that both are in the [logs](Executor::logs);
-/// - the types of files by name, if the machine has `/etc/nginx/mime.types`;
-/// - the pid, the lock and temporary files in `{dir}`.
+/// - the error log (`notice` and above) on standard error, and the access log on standard output,
+///   so that both are in the [logs](Executor::logs);
+/// - MIME types by file name, if the machine has `/etc/nginx/mime.types`;
+/// - the pid file, the lock file and temporary files in `{dir}`.
 ///
-/// A [`file`](NginxRecipe::file) lies beside the configuration, which can use its relative path.
+/// The configuration can name a [`file`](NginxRecipe::file) by the same relative path.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NginxRecipe {
@@ -65,31 +65,34 @@ pub struct NginxRecipe {
 options!(NginxRecipe);
 
 impl NginxRecipe {
-    /// Adds text before the blocks, in the context that nginx calls main: `main("load_module
-    /// modules/ngx_stream_module.so;")`. An `events` block in it replaces the preset's.
+    /// Adds text before the `events` and `http` blocks, in nginx's main context:
+    /// `main("load_module modules/ngx_stream_module.so;")`. If the text has an `events` block, the
+    /// preset adds none.
     pub fn main(mut self, text: impl AsRef<str>) -> Self {
         self.main.push_str(text.as_ref());
         self.main.push('\n');
         self
     }
 
-    /// Takes the text given to [`nginx()`] as the whole configuration file, and not as the content
-    /// of `http`. The preset adds nothing around it. The argument `-g "daemon off;"` keeps nginx in
-    /// the foreground, so the text must not set this itself.
+    /// Uses the text given to [`nginx()`] as the whole configuration file, without the preset's
+    /// additions. The text must not set `daemon`, because the argument `-g "daemon off;"` keeps
+    /// nginx in the foreground.
     pub fn raw(mut self) -> Self {
         self.raw = true;
         self
     }
 
-    /// Sets the directory whose files are served, unless the text sets a `root` in the `http`
-    /// block. A relative path counts from the working directory, which for tests is the folder of
-    /// their package. The path may not contain a `$`, with which nginx begins a variable.
+    /// Sets the directory whose files are served. A `root` in a `server` or `location` block
+    /// overrides it; the `http` block must not set another `root`.
+    ///
+    /// A relative path starts at the working directory, which `cargo test` sets to the package's
+    /// directory. The path may not contain a `$`, because nginx would read a variable.
     pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
         self.document_root = Some(dir.as_ref().to_owned());
         self
     }
 
-    /// The text, with the number of the port if it is fixed.
+    /// Replaces `{port}` in the text if the recipe sets a fixed port.
     fn placed(&self, text: &str) -> String {
         match self.options.port {
             Some(port) => with_port(text, port),
@@ -97,12 +100,12 @@ impl NginxRecipe {
         }
     }
 
-    /// The whole configuration file. The user's texts are in files of their own, so that line
-    /// numbers in nginx's errors are the user's.
+    /// The whole configuration file. It includes the user's texts as separate files, so that
+    /// nginx's errors show the user's line numbers.
     fn whole(&self) -> Result<String, Error> {
         let mut text = "pid nginx.pid;\nlock_file nginx.lock;\nerror_log stderr notice;\n".to_owned();
         if is_root() {
-            // This lets nginx's workers read the files of the tests.
+            // The workers run as root, so that they can read the files of the tests.
             text.push_str("user root;\n");
         }
         text.push_str("include main.conf;\n");
@@ -134,14 +137,14 @@ impl NginxRecipe {
     }
 }
 
-/// Quotes a text as one word of nginx's configuration. (A dollar sign still begins a variable:
-/// nginx cannot escape it.)
+/// Quotes a text as one word of nginx's configuration. A dollar sign still begins a variable,
+/// because nginx cannot escape it.
 fn quoted(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{text}\"")
 }
 
-/// Replaces each `{port}` by a fixed port.
+/// Replaces each `{port}` with a fixed port.
 fn with_port(text: &str, port: u16) -> String {
     let placeholder = "{port}";
     let mut placed = String::with_capacity(text.len());
@@ -149,7 +152,7 @@ fn with_port(text: &str, port: u16) -> String {
     while let Some(at) = rest.find(placeholder) {
         let (before, after) = rest.split_at(at);
         placed.push_str(before);
-        // This is a variable of nginx, or an escaped placeholder.
+        // `${port}` is a variable of nginx, and `{{port}}` is an escaped placeholder.
         if before.ends_with(['$', '{']) {
             placed.push_str(placeholder);
         } else {
@@ -161,7 +164,7 @@ fn with_port(text: &str, port: u16) -> String {
     placed
 }
 
-// The compiler's list of recipes in an error is long enough without this one.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for NginxRecipe {
     type Readiness = Answers;
@@ -204,14 +207,13 @@ impl Recipe for NginxRecipe {
         }
         Ok(
             recipe.wait_for(self.options.answers("answered in HTTP", |mut connection| {
-                // Without a host in the request, nginx itself refuses it, and asks no server behind
-                // it.
+                // nginx itself refuses a request without a `Host`, and asks no server behind it.
                 connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
                 match connection.line() {
                     Ok(_) => Ok(true),
-                    // A server that closes the connection in order (`return 444`) is ready, too.
+                    // A server that closes the connection (`return 444`) is ready as well.
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
-                    // The protocol of the server may not be text.
+                    // The answer need not be text, for example from a `stream` server.
                     Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(true),
                     Err(e) => Err(e),
                 }
@@ -224,14 +226,14 @@ impl Recipe for NginxRecipe {
     }
 }
 
-/// A running nginx, of version 1.19.5 or later.
+/// A running nginx, version 1.19.5 or later.
 ///
-/// Tests may share an nginx as long as they only read, because nothing but files can be kept apart.
-/// It runs as the user of the tests, even if that is root, so that it can read their files.
+/// Tests can share an nginx if they only read, because the preset has nothing to lease. nginx runs
+/// as the user of the tests, even if that is root, so that it can read their files.
 ///
-/// nginx stops by its fast shutdown, which does not wait for open requests. To change its
-/// configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`. The
-/// next start restores the recipe's text.
+/// mirakuru stops nginx with its fast shutdown, which does not wait for open requests. To change
+/// the configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`.
+/// The next start restores the recipe's text.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

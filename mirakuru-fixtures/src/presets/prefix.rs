@@ -1,4 +1,4 @@
-//! [`Prefix`] keeps tests apart on a server with one space of names.
+//! [`Prefix`] keeps tests apart on a server with a single namespace.
 
 use std::fmt;
 use std::ops::Deref;
@@ -7,12 +7,12 @@ use mirakuru_core::Error;
 
 use super::server::unique_name;
 
-/// A prefix for names of one test: 60 random bits and the server's own separator, such as
-/// `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator. On a server in a
-/// `MIRAKURU_*_URL` it has up to 70 bytes, which may include `_` and `/`.
+/// A prefix for the names of one test, such as `tk4x2m7qzja5w/`: 60 random bits and the server's
+/// separator. It has 14 bytes: letters, digits and the separator. On an external server
+/// (`MIRAKURU_*_URL`) it has up to 70 bytes, and may contain `_` and `/`.
 ///
-/// Use it as a text: `format!("{prefix}visits")`, `&*prefix`. It need not be given back: the names
-/// disappear with the server, and no other test gets the same prefix.
+/// Use it as a text: `format!("{prefix}visits")` or `&*prefix`. There is nothing to release: the
+/// names are removed with the server, and no other test gets the same prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 
@@ -21,7 +21,6 @@ impl Prefix {
         Ok(Prefix(format!("{}{separator}", unique_name()?)))
     }
 
-    /// Makes a prefix from a unique text.
     pub(super) fn of(text: String) -> Prefix {
         Prefix(text)
     }
@@ -32,15 +31,15 @@ impl Prefix {
         &self.0
     }
 
-    /// A whole key or topic: the prefix with this name after it.
+    /// Makes a whole key or topic: the prefix followed by `name`.
     #[must_use]
     pub fn join(&self, name: &str) -> String {
         format!("{}{name}", self.0)
     }
 }
 
-/// Makes the two methods of a handle that return a [`Prefix`]. On an external server the prefix
-/// begins with this text; it ends with this separator.
+/// Makes the two methods of a handle that return a [`Prefix`]. The prefix ends with `$separator`,
+/// and on an external server it begins with `$begin`.
 macro_rules! prefix {
     ($handle:ident, $begin:expr, $separator:literal, $(#[$doc:meta])+ $get:ident, $try_get:ident) => {
         impl $handle {
@@ -48,19 +47,19 @@ macro_rules! prefix {
             ///
             /// # Panics
             ///
-            /// If the system gives no randomness.
+            /// Panics if the prefix cannot be made.
             #[must_use]
             #[track_caller]
             pub fn $get(&self) -> $crate::presets::Prefix {
                 $crate::presets::expect(self.$try_get())
             }
 
-            /// Makes the prefix as the method above, but returns the error.
+            /// Like the method without `try_`, but returns an error instead of a panic.
             ///
             /// # Errors
             ///
-            /// [`Error::System`] if the system gives no randomness, or if an external server is not
-            /// there.
+            /// Returns [`Error::System`] if the system gives no random bytes, or if an external
+            /// server is gone.
             pub fn $try_get(&self) -> Result<$crate::presets::Prefix, Error> {
                 match &self.external {
                     Some(external) => external.prefix(&self.executor.dir(), $begin, $separator),

@@ -41,11 +41,12 @@ const USER: &str = "guest";
 /// can use.
 const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 
-/// A helper for the handles, in the server's own language. It listens on a socket in the private
-/// directory for lines with a virtual host to add or to delete. It starts at the end of the boot,
-/// and calls the same functions as `rabbitmqctl`. `rabbitmqctl` itself needs seconds, and the
-/// management plugin would make each start and stop seconds longer. The helper also ends the
-/// process that would check `epmd` each minute and start it: see the command.
+/// An Erlang program that makes and deletes virtual hosts for the handles. It runs in the server,
+/// and reads requests from a socket in the private directory. `rabbitmqctl` takes seconds for each
+/// call, and the management plugin would add seconds to each start and stop.
+///
+/// The program starts at the end of the boot, and calls the same functions as `rabbitmqctl`. It
+/// also stops the part of RabbitMQ that would start `epmd` again each minute.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -88,9 +89,9 @@ spawn(fun() ->
 receive open -> ok after 10000 -> error(no_clerk) end.
 "#;
 
-/// A program that runs before the boot. To find its boot steps, RabbitMQ loads every module of
-/// every application that it depends on. Erlang's own libraries have no boot steps, so they get an
-/// empty list of modules here. That saves a third of the computing.
+/// An Erlang program that runs before the boot, and saves a third of the computing. RabbitMQ loads
+/// every module of its applications to look for boot steps. Erlang's own libraries have no boot
+/// steps, so the program empties their lists of modules.
 const PRELUDE: &str = r#"
 [case file:consult(code:where_is_file(atom_to_list(App) ++ ".app")) of
      {ok, [{application, App, Keys}]} ->
@@ -100,11 +101,11 @@ const PRELUDE: &str = r#"
  end || App <- [asn1, compiler, crypto, inets, mnesia, os_mon, public_key, runtime_tools, ssl, syntax_tools, tools, xmerl]].
 "#;
 
-/// Time limit of a start by default. Alone on two processors, the server is ready after some 4 s,
-/// and after 30 s if it shares them with ten others.
+/// Default time limit of a start. On two idle processors, the server is ready after about 4 s. If
+/// ten other servers start at the same time, it is ready after 30 s.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
-/// A RabbitMQ: see [`Rabbitmq`]. The default of [`timeout`](RabbitmqRecipe::timeout) is 180 s here.
+/// A RabbitMQ: see [`Rabbitmq`]. Its default [`timeout`](RabbitmqRecipe::timeout) is 180 s.
 pub fn rabbitmq() -> RabbitmqRecipe {
     RabbitmqRecipe {
         options: Options::default(),
@@ -130,8 +131,8 @@ impl RabbitmqRecipe {
         self
     }
 
-    /// Enables an installed plugin: `plugin("rabbitmq_consistent_hash_exchange")`. The default is
-    /// none, and the start fails if there is no such plugin.
+    /// Enables an installed plugin: `plugin("rabbitmq_consistent_hash_exchange")`. By default no
+    /// plugin is enabled. If the plugin is not installed, the start fails.
     ///
     /// A plugin that listens takes its standard port unless its configuration sets one. For
     /// `plugin("rabbitmq_management")` add `config("management.tcp.ip",
@@ -161,12 +162,12 @@ impl RabbitmqRecipe {
     }
 }
 
-/// The plugins of an installed server, each a folder `NAME-VERSION`.
+/// The plugins of an installed server: the name and the directory (`NAME-VERSION`) of each.
 struct Plugins(Vec<(String, PathBuf)>);
 
 impl Plugins {
-    /// Finds the plugins beside the folder of the script. `None` if the server has another layout,
-    /// or archives.
+    /// Finds the plugins in `plugins`, beside the directory of the script. `None` if the layout is
+    /// different, or if a plugin is an archive.
     fn of(script: &Path) -> Option<Plugins> {
         let script = fs::canonicalize(script).ok()?;
         let mut found = Vec::new();
@@ -191,8 +192,8 @@ impl Plugins {
         found.next().map(|(_, path)| path.as_path())
     }
 
-    /// Finds the folders of the server, of these plugins, and of all their dependencies. A start
-    /// reads every plugin in these folders, so fewer plugins make it faster.
+    /// Finds the directories of the server, of the plugins in `asked`, and of all their
+    /// dependencies. A start reads every plugin that it finds, so fewer plugins make it faster.
     fn needed(&self, asked: &[String]) -> Result<Vec<PathBuf>, Error> {
         let mut needed: Vec<PathBuf> = Vec::new();
         let mut open = vec!["rabbit".to_owned()];
@@ -209,7 +210,7 @@ impl Plugins {
             open.push(name.clone());
         }
         while let Some(name) = open.pop() {
-            // A plugin without a folder here is a library of Erlang itself.
+            // A dependency without a directory here is a library of Erlang itself.
             let Some(path) = self
                 .path(&name)
                 .filter(|path| needed.iter().all(|known| known != path))
@@ -227,7 +228,7 @@ impl Plugins {
     }
 }
 
-/// The names in a text like `{applications, [kernel, stdlib, ranch]}`.
+/// Reads the dependencies from a text like `{applications, [kernel, stdlib, ranch]}`.
 fn applications(app: &str) -> Vec<String> {
     let list = app
         .split_once("{applications")
@@ -238,7 +239,7 @@ fn applications(app: &str) -> Vec<String> {
         .collect()
 }
 
-// The compiler's list of recipes in an error is long enough without this one.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for RabbitmqRecipe {
     type Readiness = Answers;
@@ -256,20 +257,20 @@ impl Recipe for RabbitmqRecipe {
         let settings = vec![
             ("listeners.tcp.1", &*listener),
             ("log.console", "true"),
-            // The server blocks publishers if the disk has less free space: 50 MB by default.
+            // The server blocks publishers if the disk has less free space. The default is 50 MB.
             ("disk_free_limit.absolute", "1MB"),
         ];
         let settings = self.options.settings(settings);
         let mut conf = String::new();
         for (number, (key, value)) in settings.iter().enumerate() {
-            // The last value of a key counts.
+            // If a key is set twice, only the last value counts.
             if !settings[number + 1..].iter().any(|(later, _)| later == key) {
                 conf.push_str(&format!("{key} = {value}\n"));
             }
         }
-        // Erlang's name service, `epmd`, serves the whole machine and outlives the server that
-        // starts it. RabbitMQ would start one through another virtual machine. With the node's name
-        // on the command line it does not, and a node with a given port needs no name service.
+        // These arguments keep RabbitMQ from starting `epmd`, Erlang's name service, which would
+        // outlive the server. A node with a name and a port on the command line needs no name
+        // service.
         let args = [
             "-sname",
             NODE,
@@ -285,13 +286,13 @@ impl Recipe for RabbitmqRecipe {
         ];
         let mut recipe = options
             .recipe(&SERVER, &args)?
-            // The script needs no other variable, and the files below are named relative to it.
+            // `clerk.erl`, `prelude.erl` and the data directory are relative to this directory.
             .current_dir("{dir}")
             .file("rabbitmq.conf", conf)
             .file("enabled_plugins", format!("[{}].\n", self.plugins.join(", ")))
             .file("prelude.erl", PRELUDE)
             .file("clerk.erl", CLERK)
-            // The server must not read files of the machine and of the user.
+            // The server must not read the configuration of the machine or of the user.
             .env("HOME", "{dir}")
             .env("RABBITMQ_CONF_ENV_FILE", "{dir}/rabbitmq-env.conf")
             .env("RABBITMQ_CONFIG_FILE", "{dir}/rabbitmq.conf")
@@ -303,23 +304,25 @@ impl Recipe for RabbitmqRecipe {
             .env("RABBITMQ_LOGS", "-")
             .env("RABBITMQ_PID_FILE", "{dir}/pid")
             .env("RABBITMQ_NODENAME", NODE)
-            // This makes the script become the server, instead of passing signals on to it.
+            // With this variable, the script becomes the server, so that signals reach the server
+            // directly.
             .env("RUNNING_UNDER_SYSTEMD", "true")
-            // Erlang reads these before the command line, and removes the backslashes.
+            // Erlang runs this program before the arguments of the command line, and removes the
+            // backslashes.
             .env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#)
-            // If an `epmd` is started after all, it has its own port, and ends with the server.
+            // If `epmd` starts after all, it has its own port, and ends with the server.
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_EPMD_PORT", "{port:epmd}");
         if !self.needed()?.is_empty() {
             recipe = recipe.env("RABBITMQ_PLUGINS_DIR", "{dir}/plugins");
         }
         Ok(recipe
-            // This line comes before the long report that Erlang prints about the error.
+            // Erlang prints this line first, and then a long report about the error.
             .fail_on("^Error during startup:")
             .fail_on("eaddrinuse")
             .wait_for(options.answers_in("answered as AMQP 0-9-1", |question| {
-                // The clerk answers at the end of the boot. A connection that closes without a
-                // login causes a warning in the log, so this connects only after that answer.
+                // A connection that closes without a login leaves a warning in the log. So ask the
+                // program in `CLERK` first, which answers only at the end of the boot.
                 Ok(ask(question.dir, "ping", ANSWER_WITHIN).is_ok() && speaks_amqp(question.connect()?)?)
             })))
     }
@@ -330,7 +333,7 @@ impl Recipe for RabbitmqRecipe {
         }
         let dir = executor.dir();
         let secret = new_password()?;
-        // The server reads these definitions while it has no data yet.
+        // The server reads these settings only while it has no data yet.
         let config = format!(
             "[{{rabbit, [{{default_user, <<\"{USER}\">>}}, {{default_pass, <<\"{secret}\">>}}]}}].\n"
         );
@@ -359,28 +362,28 @@ impl Recipe for RabbitmqRecipe {
     }
 }
 
-/// Path of the data directory. RabbitMQ puts its absolute path between quotes into a command for a
-/// shell, and hangs if the path contains a quote. Linux offers a path without the name of the
-/// private directory.
+/// Path of the data directory. RabbitMQ quotes the path in a shell command, and hangs if the path
+/// itself has a quote. On Linux, `/proc/self/cwd` avoids the name of the private directory.
 const DATA: &str = if cfg!(target_os = "linux") {
     "/proc/self/cwd/data"
 } else {
     "{dir}/data"
 };
 
-/// The name of every node. There is no name service in which names could clash.
+/// The name of every node. Nodes can have the same name, because there is no name service.
 const NODE: &str = "rabbit@localhost";
 
 /// Whether the server answers a client's protocol header with the method `connection.start`.
 fn speaks_amqp(mut connection: Connection) -> io::Result<bool> {
     connection.send(b"AMQP\x00\x00\x09\x01")?;
-    // The frame has the method type, channel 0, four bytes of length, class 10, and method 10.
+    // The frame begins with the type (method), channel 0, four bytes of length, class 10 and method
+    // 10.
     let mut start = [0; 11];
     connection.0.read_exact(&mut start)?;
     Ok(start[..3] == [1, 0, 0] && start[7..] == [0, 10, 0, 10])
 }
 
-/// Sends the clerk a request: see [`CLERK`].
+/// Sends a request to the program in [`CLERK`].
 fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
     let mut socket = UnixStream::connect(dir.join("clerk"))?;
     socket.set_read_timeout(Some(within))?;
@@ -398,13 +401,14 @@ fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
 /// A running RabbitMQ.
 ///
 /// [`vhost`](Rabbitmq::vhost) gives each test its own virtual host, whose exchanges, queues,
-/// bindings and policies no other test sees. The tests share everything outside virtual hosts:
-/// users, the limits and alarms of the whole server, and plugins.
+/// bindings and policies no other test sees. Tests share everything else: users, plugins, and the
+/// limits and alarms of the whole server.
 ///
-/// The server's Erlang node belongs to no cluster, and `rabbitmqctl` does not find it. It is the
-/// slowest preset, with seconds of computing at its start, so share one: a `static`, with a virtual
-/// host for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to the disk,
-/// and has no switch for it.
+/// The start takes seconds of processor time. So share one server in a `static`, and give each test
+/// a virtual host.
+///
+/// The server belongs to no cluster, and `rabbitmqctl` does not find it. There is no `durable(..)`,
+/// because RabbitMQ always writes persistent messages to the disk.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -448,23 +452,23 @@ impl Rabbitmq {
     }
 
     /// Makes a virtual host for one test, in which the [user](Rabbitmq::user) has all rights.
-    /// Dropping it deletes the virtual host. If the test process is killed, the virtual host is
-    /// gone with the server.
+    /// Dropping the value deletes the virtual host. If the test process is killed, the virtual host
+    /// is removed with the server.
     ///
     /// # Panics
     ///
-    /// If the virtual host cannot be made: see [`try_vhost`](Rabbitmq::try_vhost).
+    /// Panics if the virtual host cannot be made: see [`try_vhost`](Rabbitmq::try_vhost).
     #[must_use]
     #[track_caller]
     pub fn vhost(&self) -> RabbitmqVhost {
         expect(self.try_vhost())
     }
 
-    /// Makes a virtual host as [`vhost`](Rabbitmq::vhost), but returns the error.
+    /// Like [`vhost`](Rabbitmq::vhost), but returns an error instead of a panic.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the server does not answer.
+    /// Returns [`Error::System`] if the server does not answer.
     pub fn try_vhost(&self) -> Result<RabbitmqVhost, Error> {
         let attempt = "make a virtual host of RabbitMQ";
         let dir = self.executor.dir();
@@ -501,8 +505,8 @@ impl Rabbitmq {
     }
 }
 
-/// One virtual host of a [`Rabbitmq`], made for a test. Dropping it closes the connections to it,
-/// and deletes it with all its content.
+/// A virtual host of a [`Rabbitmq`] for one test. Dropping the value closes the connections to the
+/// virtual host, and deletes it with all its content.
 #[derive(Debug)]
 pub struct RabbitmqVhost {
     name: String,

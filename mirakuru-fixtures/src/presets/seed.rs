@@ -1,5 +1,5 @@
-//! Data made by code. [`seed`](super::PostgresRecipe::seed) runs the code once for a key, and the
-//! result is kept over runs.
+//! Seeds: code that fills a database. [`seed`](super::PostgresRecipe::seed) runs the code once for
+//! each key, and later runs use the result.
 
 use std::fmt;
 use std::fs;
@@ -15,7 +15,7 @@ use mirakuru_core::Error;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Fill = dyn Fn(&str) -> Result<(), Failure> + Send + Sync;
 
-/// Code that fills a database, and its key.
+/// Code that fills a database, and the key of its result.
 #[derive(Clone)]
 pub(super) struct Seed {
     key: String,
@@ -42,8 +42,8 @@ impl Seed {
         }
     }
 
-    /// Runs the code on a thread of its own, so that it may start a runtime even if the test has
-    /// one.
+    /// Runs the code on its own thread, so that the code may start an async runtime even if the
+    /// test has one.
     pub(super) fn run(&self, url: &str) -> Result<(), Error> {
         let result = Arc::new(OnceLock::new());
         let (fill, url, filled) = (Arc::clone(&self.fill), url.to_owned(), Arc::clone(&result));
@@ -66,9 +66,9 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
     format!("{:016x}", hash(0, &keys.join("\n")))
 }
 
-/// Makes a key from the files in a directory and its subdirectories. It changes if a file is added,
-/// removed, renamed or changed. Use it for [`seed`](super::PostgresRecipe::seed) with a directory
-/// of migrations.
+/// Makes a key from the files in a directory and its subdirectories. The key changes if a file is
+/// added, removed, renamed or changed. Use it for [`seed`](super::PostgresRecipe::seed) with a
+/// directory of migrations.
 ///
 /// ```
 /// # use mirakuru_fixtures as mirakuru;
@@ -79,7 +79,7 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
 ///
 /// # Errors
 ///
-/// The errors of reading the directory and its files.
+/// Returns an error if the directory or one of its files cannot be read.
 pub fn hash_of_dir(path: impl AsRef<Path>) -> io::Result<String> {
     let mut text = Vec::new();
     add_dir(path.as_ref(), Path::new(""), &mut text)?;

@@ -1,5 +1,5 @@
-//! The parts that all presets share: the facts about a program ([`Server`]), the settings of
-//! recipes ([`Options`]), and the setters and handles.
+//! Code that all presets share: facts about a server's program ([`Server`]), settings of recipes
+//! ([`Options`]), and macros for recipes and handles.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -18,25 +18,26 @@ use super::{Answers, failed};
 use crate::cache::limit;
 use crate::lease;
 
-/// The facts about a server's program.
+/// Facts about a server's program.
 pub(super) struct Server {
     /// The name in error messages.
     pub(crate) name: &'static str,
     /// Names of the program. The first one that exists is used.
     pub(crate) programs: &'static [&'static str],
-    /// Users for the server if the tests run as root. Without any, the server runs as root.
+    /// If the tests run as root, the server runs as the first of these users that exists. If the
+    /// list is empty, the server runs as root.
     pub(crate) users: &'static [&'static str],
     pub(crate) as_root: AsRoot,
-    /// Limits of a process below which the server does not run, or gives no reason for its exit.
+    /// Limits that the server needs. With a lower limit, it does not run, and may give no reason.
     pub(crate) needs: &'static [Limit],
     /// The protocol for an external server.
     pub(crate) external: Option<&'static Protocol>,
 }
 
-/// A limit of a process: its name in `/proc/self/limits`, the least amount, the option of `ulimit`.
+/// A limit of a process: its name in `/proc/self/limits`, the minimum, and the option of `ulimit`.
 pub(super) type Limit = (&'static str, u64, &'static str);
 
-/// The way in which a server runs if the tests run as root, and root may not become another user.
+/// Behaviour of a server if the tests run as root, and root may not become another user.
 pub(super) enum AsRoot {
     /// The server refuses to run.
     Never,
@@ -44,9 +45,8 @@ pub(super) enum AsRoot {
     With(&'static [&'static str]),
 }
 
-/// Variables that are removed for every server and client of a preset. The first ones change any
-/// program: locale, time zone, temporary files, proxies, the messages of a service manager. The
-/// others belong to servers, and are given by the beginnings of their names.
+/// Variables that presets remove for servers and clients. A `*` stands for any end of a name. The
+/// first group changes any program; the second group belongs to servers.
 const NOT_INHERITED: [&str; 38] = [
     "LC_*",
     "LANG",
@@ -89,16 +89,15 @@ const NOT_INHERITED: [&str; 38] = [
 ];
 
 impl Server {
-    /// The program in `MIRAKURU_REDIS_PROGRAM` (and so on), or else the one on `PATH` or in the
-    /// usual places.
+    /// The program in the preset's variable, such as `MIRAKURU_REDIS_PROGRAM`, or else an installed
+    /// one.
     pub(crate) fn find(&self) -> Option<PathBuf> {
         let found = || self.programs.iter().find_map(|program| find_program(program));
         self.chosen().or_else(found)
     }
 
-    /// Whether the server misunderstands or refuses this character in the path of its directory:
-    /// the separator of a list, a pattern, a control character. [`char::REPLACEMENT_CHARACTER`]
-    /// stands for bytes that are not UTF-8.
+    /// Whether the server misreads or refuses this character in the path of its directory.
+    /// [`char::REPLACEMENT_CHARACTER`] stands for bytes that are not UTF-8.
     fn refuses_in_paths(&self, letter: char) -> bool {
         match (self.name, letter) {
             ("MariaDB" | "RabbitMQ" | "PostgreSQL" | "Mosquitto", char::REPLACEMENT_CHARACTER) => true,
@@ -115,14 +114,14 @@ impl Server {
         (!path.is_empty()).then(|| self.program_at(Path::new(&path)))
     }
 
-    /// The variable that names this program, if one does.
+    /// The preset's variable, if it names this program.
     fn variable_of(&self, program: &Path) -> Option<String> {
         let is_chosen = self.chosen().is_some_and(|chosen| is_same(&chosen, program));
         is_chosen.then(|| self.variable("PROGRAM"))
     }
 
-    /// An error before the start of this program. If a variable names the program, the error names
-    /// the variable, and nothing counts as missing.
+    /// Adjusts an error from before the start. If a variable names the program, the error names the
+    /// variable, and does not report a missing program.
     pub(crate) fn blamed(&self, program: &Path, mut error: Error) -> Error {
         let Some(variable) = self.variable_of(program) else {
             return error;
@@ -145,9 +144,9 @@ impl Server {
         format!("MIRAKURU_{name}_{about}")
     }
 
-    /// The program at a path: the path itself, a bare name on `PATH`, or the program below a
-    /// directory where it was installed. If no program is there, returns its likely path, because
-    /// the start gives the better error.
+    /// Finds the program that a variable names: a path, a name on `PATH`, or the directory of an
+    /// installation. If there is no program, returns its likely path, whose start reports a better
+    /// error.
     fn program_at(&self, path: &Path) -> PathBuf {
         if !path.is_dir() {
             let name = path.to_str().filter(|name| !name.contains('/'));
@@ -165,11 +164,11 @@ impl Server {
         path.join(self.programs.first().copied().unwrap_or_default())
     }
 
-    /// Makes a recipe with a user that the server accepts.
+    /// Makes a recipe run as a user that the server accepts.
     ///
     /// # Errors
     ///
-    /// If the server refuses to run as root, and root may not become another user here.
+    /// Fails if the server refuses to run as root, and root may not become another user here.
     pub(crate) fn unprivileged(
         &self,
         recipe: ExecutorBuilder<NoWait>,
@@ -188,7 +187,7 @@ impl Server {
         }
     }
 
-    /// The reason why the server runs as root and not as one of its users, if it does.
+    /// If the server must run as root and not as one of its users, the reason for it.
     pub(crate) fn stays_root(&self) -> Option<String> {
         match unprivileged_user(self.users) {
             Some(Ok(_)) => None,
@@ -201,13 +200,12 @@ impl Server {
     }
 }
 
-/// Whether two paths name the same file. One of them may have had its links resolved.
+/// Whether two paths lead to the same file, also through symbolic links.
 fn is_same(a: &Path, b: &Path) -> bool {
     a == b || fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b))
 }
 
-/// A program in an environment of its own: UTC, UTF-8, and temporary files in the private
-/// directory.
+/// A program in a clean environment: UTC, UTF-8, and temporary files in the private directory.
 pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
     let mut recipe = Executor::builder([literal(program)]);
     for name in NOT_INHERITED {
@@ -220,7 +218,7 @@ pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
         .umask(0o077)
 }
 
-/// Gives a client program the same environment.
+/// Gives a client program a clean environment: UTC and UTF-8.
 pub(super) fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -246,14 +244,13 @@ pub(super) struct Options {
     pub(crate) timeout: Option<Duration>,
     pub(crate) durable: bool,
     pub(crate) optional: bool,
-    /// Whether this is a node of a cluster, which never uses an external server.
+    /// Whether this server is a node of a cluster, which never uses an external server.
     pub(crate) is_member: bool,
 }
 
 impl Options {
-    /// A recipe for the program at the given path, or else for the installed one, with these
-    /// arguments and the user's. If there is no program, the start fails with an error that names
-    /// the package.
+    /// Makes a recipe with the preset's arguments, followed by the user's. If the program is
+    /// missing, the start fails with an error that names the package.
     pub(crate) fn recipe(
         &self,
         server: &Server,
@@ -311,7 +308,7 @@ impl Options {
         let recipe = recipe.args(&self.args);
         match is_there {
             true => server.unprivileged(recipe),
-            // There is no program, and perhaps no user for it. The start gives the better error.
+            // If the program is missing, its start reports a better error.
             false => Ok(recipe),
         }
     }
@@ -324,7 +321,7 @@ impl Options {
         preset
     }
 
-    /// Sets these before the settings of the user, which override them.
+    /// Inserts settings before the user's, which override them.
     pub(crate) fn set_first(&mut self, settings: &[(&str, &str)]) {
         for (name, value) in settings.iter().rev() {
             let setting = ((*name).to_owned(), (*value).to_owned());
@@ -345,7 +342,7 @@ impl Options {
             .map_or_else(|| "{port}".to_owned(), |port| port.to_string())
     }
 
-    /// The condition that the port is open and that `ask` gets the right answer on it.
+    /// The condition that the port is open, and that `ask` succeeds on a connection.
     pub(crate) fn answers(
         &self,
         sentence: &str,
@@ -354,7 +351,7 @@ impl Options {
         self.answers_in(sentence, move |probe| ask(probe.connect()?))
     }
 
-    /// The condition for a question that needs the private directory.
+    /// Like [`answers`](Options::answers), for a check that needs the private directory.
     pub(crate) fn answers_in(
         &self,
         sentence: &str,
@@ -373,7 +370,7 @@ impl Options {
     }
 }
 
-/// A probe of a server that is starting.
+/// A starting server, as a readiness check sees it.
 pub(super) struct Question<'a> {
     pub(crate) port: u16,
     within: Duration,
@@ -387,7 +384,7 @@ impl Question<'_> {
     }
 }
 
-/// Settings as options of a command.
+/// Formats settings as options for a command line.
 pub(super) fn flags(settings: &[(&str, &str)]) -> Vec<String> {
     let mut flags = Vec::new();
     for (name, value) in settings {
@@ -396,8 +393,8 @@ pub(super) fn flags(settings: &[(&str, &str)]) -> Vec<String> {
     flags
 }
 
-/// Whether a program is the stand-in of a version manager (asdf, mise, pyenv). It is a script, or
-/// in a folder `shims`, and finds the version to run by the working directory.
+/// Whether a program is the shim of a version manager (asdf, mise, pyenv): a script, or a file in a
+/// directory `shims`. A shim chooses the version by the working directory.
 pub(super) fn is_shim(program: &Path) -> bool {
     let mut start = [0; 2];
     let is_script =
@@ -433,15 +430,15 @@ pub(super) fn new_password() -> Result<String, Error> {
     Ok(random()? + &random()?)
 }
 
-/// The file in the private directory with the password of the server.
+/// File in the private directory: the server's password.
 const PASSWORD: &str = "password";
 
-/// Keeps the password for the processes that share the server.
+/// Stores the password for all processes that share the server.
 pub(super) fn write_password(dir: &Path, password: &str) -> Result<(), Error> {
     write_secret(dir, PASSWORD, password)
 }
 
-/// The password of our own server, or the one in the URL.
+/// The server's password: from the URL of an external server, or else from the private directory.
 pub(super) fn password(external: Option<&External>, dir: &Path) -> Result<String, Error> {
     match external {
         Some(external) => Ok(external.password.clone().unwrap_or_default()),
@@ -455,8 +452,8 @@ pub(super) fn read_secret(dir: &Path, name: &str) -> Result<String, Error> {
     fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
 }
 
-/// Writes a file that only its owner can read into the private directory. Use it in `prepare`: a
-/// recipe must not contain a secret.
+/// Writes a file into the private directory that only its owner can read. Use it in `prepare`,
+/// because a recipe must not contain a secret.
 pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = dir.join(name);
     let mut options = OpenOptions::new();
@@ -465,7 +462,7 @@ pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Err
         .map_err(|source| failed(format!("write {}", path.display()), source))
 }
 
-/// The setters that all presets share. (Only servers with data on a disk have `durable`.)
+/// The setters that all presets share. Only servers with data on a disk have `durable`.
 macro_rules! options {
     ($recipe:ident) => {
         impl $recipe {
@@ -488,10 +485,11 @@ macro_rules! options {
                 self
             }
 
-            /// Puts a file into the private directory, `{dir}`: a key, a certificate, a list of
-            /// users. The file belongs to the server's user, and no other user can read it.
-            /// Placeholders in the text are filled in. The path is relative to that directory, and
-            /// `"{dir}/PATH"` names the file in [`arg`](Self::arg) and in settings.
+            /// Puts a file, such as a key or a certificate, into the private directory, `{dir}`.
+            /// The path is relative to that directory. The file belongs to the server's user, and
+            /// no other user can read it. Placeholders in the text are replaced.
+            ///
+            /// In [`arg`](Self::arg) and in settings, `"{dir}/PATH"` names the file.
             pub fn file(mut self, path: impl AsRef<::std::path::Path>, text: impl Into<String>) -> Self {
                 self.options
                     .files
@@ -499,15 +497,14 @@ macro_rules! options {
                 self
             }
 
-            /// Lets a test be skipped if the server is not on this machine, as
+            /// Lets a test be skipped if the server is not installed, as
             /// [`ExecutorBuilder::optional`](::mirakuru_core::ExecutorBuilder::optional) does.
             pub fn optional(mut self) -> Self {
                 self.options.optional = true;
                 self
             }
 
-            /// Sets the longest time that the start may take until the server answers. The default
-            /// is 60 s.
+            /// Sets the time limit of the start, until the server answers. The default is 60 s.
             pub fn timeout(mut self, timeout: ::std::time::Duration) -> Self {
                 self.options.timeout = Some(timeout);
                 self
@@ -518,9 +515,9 @@ macro_rules! options {
         $crate::presets::server::options!($recipe);
 
         impl $recipe {
-            /// Makes committed data survive a power failure. Starts, writes and stops then take
-            /// longer. The default is `false`: committed data survives a crash of the server, such
-            /// as [`kill`](::mirakuru_core::Executor::kill), but not a crash of the machine.
+            /// Makes committed data survive a power failure. Starts, writes and stops take longer.
+            /// The default is `false`: committed data survives a crash of the server, such as
+            /// [`kill`](::mirakuru_core::Executor::kill), but not a crash of the machine.
             pub fn durable(mut self, durable: bool) -> Self {
                 self.options.durable = durable;
                 self
@@ -530,10 +527,10 @@ macro_rules! options {
 }
 pub(super) use options;
 
-/// The parts that all handles have: the executor behind them, a host, and a `Debug` without
+/// Implements the common parts of a handle: `host`, access to the executor, and a `Debug` without
 /// secrets.
 ///
-/// With `external`, the handle has a field with this name: an `Option<External>`.
+/// With `external`, the handle must have a field `external: Option<External>`.
 macro_rules! handle {
     ($handle:ident) => {
         $crate::presets::server::handle!($handle, |_| None::<&str>);
@@ -577,7 +574,8 @@ macro_rules! handle {
 }
 pub(super) use handle;
 
-/// The methods of a recipe whose handle has only the executor, and optionally an external server.
+/// Implements [`Recipe`](crate::Recipe) for a handle with only the fields `executor` and
+/// `external`.
 macro_rules! of_executor {
     ($handle:ident) => {
         type Readiness = $crate::presets::Answers;

@@ -1,4 +1,4 @@
-//! SQL that recipes load: finds it, sorts it, and checks that all of it gets into the right
+//! Finds and sorts the SQL that recipes load, and checks that all of it gets into the right
 //! database.
 
 use std::fs;
@@ -10,7 +10,6 @@ use mirakuru_core::Error;
 
 use super::failed;
 
-/// A script to load.
 #[derive(Clone, Debug)]
 pub(super) enum Script {
     Text(String),
@@ -30,8 +29,8 @@ impl Script {
     ///
     /// # Errors
     ///
-    /// If the script cannot be read, leads into another database, or leaves a transaction open. The
-    /// error names the line.
+    /// Fails if the script cannot be read, switches to another database, or leaves a transaction
+    /// open. The error names the line.
     pub(crate) fn read(&self, dialect: Dialect) -> Result<Vec<u8>, Error> {
         let text = match self {
             Script::Text(text) => text.clone().into_bytes(),
@@ -48,7 +47,7 @@ impl Script {
 ///
 /// # Errors
 ///
-/// If there is no such file or directory, or if a directory has no file of SQL.
+/// Fails if there is no such file or directory, or if a directory has no `.sql` file.
 pub(super) fn find(given: &str, scripts: &mut Vec<Script>) -> Result<(), Error> {
     let path = Path::new(given);
     if is_sql(given) && !path.exists() {
@@ -76,7 +75,7 @@ pub(super) fn find(given: &str, scripts: &mut Vec<Script>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Whether a text is SQL, and not the name of a missing file.
+/// Whether a text is SQL and not a path.
 fn is_sql(given: &str) -> bool {
     let is_path = given.starts_with(['/', '.', '~']) && !given.starts_with("/*");
     let is_name = given.to_ascii_lowercase().ends_with(".sql") || given.ends_with('/');
@@ -85,7 +84,7 @@ fn is_sql(given: &str) -> bool {
 
 fn find_in(dir: &Path, scripts: &mut Vec<Script>) -> Result<(), Error> {
     let failed = |source| failed(format!("load the SQL in {}", dir.display()), source);
-    // In the order of their names.
+    // Sorted by name.
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -108,7 +107,7 @@ fn find_in(dir: &Path, scripts: &mut Vec<Script>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A key that sorts names by their numbers: each number gets its length in front.
+/// A key that sorts numbers in names by their value: each number has its length in front.
 fn in_order(name: &str) -> String {
     let mut key = String::new();
     let mut rest = name;
@@ -126,8 +125,8 @@ fn in_order(name: &str) -> String {
     key
 }
 
-/// A text that distinguishes servers with different contents. A file counts by its path, size,
-/// inode and time, so that no process has to read a large file to find a shared server.
+/// Identifies the SQL that a server loads. For a file, uses the path, size, inode and time, because
+/// reading a large file would be slow.
 pub(super) fn digest(scripts: &[Script]) -> String {
     let mut text = String::new();
     for script in scripts {
@@ -147,7 +146,7 @@ pub(super) fn digest(scripts: &[Script]) -> String {
 
 // ---- statements that would be lost --------------------------------------------------------------
 
-/// The program that reads the SQL.
+/// The client program that reads the SQL.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Dialect {
     Psql,
@@ -182,7 +181,8 @@ impl Statement {
     }
 }
 
-/// Finds statements after which SQL would not get into the open database.
+/// Finds a statement that would keep later SQL out of the open database. Returns its line and the
+/// reason.
 fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
     let mysql = dialect == Dialect::Mysql;
     let mut delimiter = b";".to_vec();
@@ -252,7 +252,8 @@ fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
     }
 }
 
-/// Interprets a complete statement: it may begin or end a transaction, or change the database.
+/// Updates `open_since` if a statement begins or ends a transaction. Fails if the statement
+/// switches to another database.
 fn judge(
     statement: &Statement,
     text: &[u8],
@@ -299,7 +300,7 @@ fn end_of_line(text: &[u8]) -> usize {
     text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len())
 }
 
-/// The argument of a client command in this line.
+/// The argument of the client command `name`, if the text begins with that command.
 fn client_command<'a>(text: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let line = text[..end_of_line(text)].trim_ascii();
     let is_it = line.get(..name.len())?.eq_ignore_ascii_case(name.as_bytes());
@@ -321,7 +322,8 @@ fn comment(text: &[u8], nests: bool) -> usize {
     at
 }
 
-/// A doubled quote counts as two adjacent texts here, with the same result.
+/// Length of a quoted text. A doubled quote counts as the end of one text and the start of the
+/// next.
 fn quoted(text: &[u8], is_escaped: bool) -> usize {
     let mut at = 1;
     while at < text.len() && text[at] != text[0] {
@@ -344,7 +346,7 @@ fn dollar_quoted(text: &[u8]) -> usize {
     closing.map_or(text.len(), |at| tag.len() + at + tag.len())
 }
 
-/// Length of the lines up to `\.`.
+/// Length of the data of a `COPY`, up to and including the line `\.`.
 fn data_of_copy(text: &[u8]) -> usize {
     let mut at = end_of_line(text);
     while at < text.len() {

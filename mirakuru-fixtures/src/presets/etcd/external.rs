@@ -1,4 +1,4 @@
-//! An etcd at `MIRAKURU_ETCD_URL`. Keys that begin with one of our owners are ours.
+//! An etcd at `MIRAKURU_ETCD_URL`. Keys that tests make begin with the run's `Owner`.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// Sends a request to the JSON gateway, with the user's token if the URL has a user.
+/// Sends a request to the JSON gateway. If the URL has a user, logs in first to get a token.
 fn call(external: &External, method: &str, question: &str) -> io::Result<String> {
     let ask = |token: Option<&str>, method: &str, question: &str| {
         let connection = external.connect(ANSWER_WITHIN)?;
@@ -45,7 +45,7 @@ fn call(external: &External, method: &str, question: &str) -> io::Result<String>
     ask(token.first().copied(), method, question)
 }
 
-/// A request for all keys between these two.
+/// The JSON fields that select the keys from `from` up to `to`, without `to` itself.
 fn range(from: &str, to: &str) -> String {
     format!(
         "\"key\":\"{}\",\"range_end\":\"{}\"",
@@ -55,7 +55,7 @@ fn range(from: &str, to: &str) -> String {
 }
 
 fn check(external: &External) -> io::Result<()> {
-    // This deletes no key, and fails if the user lacks the right to delete.
+    // No key is in this range. The request fails if the user may not delete.
     call(
         external,
         "kv/deleterange",

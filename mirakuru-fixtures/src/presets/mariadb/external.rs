@@ -18,7 +18,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// The oldest versions that support all queries here: of MariaDB, and of MySQL.
+/// The oldest MariaDB and the oldest MySQL that support all queries in this file.
 const OLDEST: [(u32, u32); 2] = [(10, 3), (5, 7)];
 
 fn connect(external: &External) -> io::Result<Client> {
@@ -35,7 +35,8 @@ fn check(external: &External) -> io::Result<()> {
         );
         return Err(io::Error::other(problem));
     }
-    // No such database exists: the server checks the rights first, and makes nothing.
+    // The server checks the user's rights first. It changes nothing, because this database does not
+    // exist.
     let absent = format!("{}_absent", Owner::this_process());
     for statement in [
         format!("CREATE TABLE {absent}.a (b INT)"),
@@ -54,8 +55,8 @@ fn check(external: &External) -> io::Result<()> {
     Ok(())
 }
 
-/// Finds the kind of server, its version, and the oldest usable version. MariaDB puts `5.5.5-`
-/// before its own version.
+/// Returns the server's name, its version, and the oldest usable version. MariaDB may put `5.5.5-`
+/// before its version.
 fn version(greeting: &str) -> (&'static str, (u32, u32), (u32, u32)) {
     let is_mariadb = greeting.contains("MariaDB");
     let (name, oldest) = match is_mariadb {
@@ -92,7 +93,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     result
 }
 
-/// The login for the client programs.
+/// An option file with the login for the client programs.
 pub(super) fn client_file(external: &External) -> String {
     let user = quoted(external.user.as_deref().unwrap_or("root"));
     let password = quoted(external.password.as_deref().unwrap_or_default());

@@ -36,20 +36,20 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// Time that the installation of a data directory may take, on a slow disk of a busy machine.
+/// Time limit for the installation of a data directory, enough for a slow disk and a busy machine.
 const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
 /// The database of [`Mariadb::url`].
 const SHARED: &str = "test";
-/// The user of our own connections. It has no password, and can connect only through the Unix
-/// socket, which is in a directory that no other user can enter.
+/// The user for mirakuru's own connections. It has no password, but connects only through the Unix
+/// socket, in a directory closed to other users.
 const OURS: &str = "mirakuru";
-/// Name of the file in the private directory with the result of the seeds, as SQL.
+/// File in the private directory: the result of the seeds, as SQL.
 const SEED: &str = "seed.sql";
-/// Name of the file in the private directory with the login of the client programs.
+/// File in the private directory: the login for the client programs.
 const CLIENT: &str = "client.cnf";
 const CHARACTERS: &str = "default-character-set=utf8mb4\n";
 
-/// A MariaDB, or a MySQL if there is no MariaDB: see [`Mariadb`].
+/// A MariaDB, or a MySQL if MariaDB is not installed: see [`Mariadb`].
 pub fn mariadb() -> MariadbRecipe {
     MariadbRecipe {
         options: Options::default(),
@@ -59,11 +59,10 @@ pub fn mariadb() -> MariadbRecipe {
     }
 }
 
-/// A MySQL, or a MariaDB if there is no MySQL: see [`Mariadb`].
+/// A MySQL, or a MariaDB if MySQL is not installed: see [`Mariadb`].
 ///
-/// A `mysqld` that is only another name of MariaDB's server, as on Debian, counts as MariaDB.
-/// Ubuntu's AppArmor profile keeps the `mysqld` of its package out of every data directory but its
-/// own; use MariaDB there.
+/// On Debian, `mysqld` is a link to MariaDB's server, and counts as MariaDB. On Ubuntu, use
+/// MariaDB: AppArmor allows the packaged `mysqld` only its own data directory.
 pub fn mysql() -> MariadbRecipe {
     MariadbRecipe {
         mysql: true,
@@ -91,33 +90,34 @@ impl MariadbRecipe {
         self
     }
 
-    /// Loads SQL into the database of [`url`](Mariadb::url) and into each new
-    /// [`database`](Mariadb::database), after the SQL that was added before: a schema, some data.
-    /// It is loaded each time, because neither MariaDB nor MySQL can copy a database. So SQL that
-    /// changes the whole server must also work a second time: `CREATE USER IF NOT EXISTS`.
+    /// Loads SQL, such as a schema, into the database of [`url`](Mariadb::url) and into each new
+    /// [`database`](Mariadb::database). Several calls load their SQL in order.
     ///
-    /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
-    /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
-    /// from the working directory, which under `cargo test` is the package's. If the path is a
-    /// directory, all of its files that end with `.sql` are loaded, as
+    /// MariaDB and MySQL cannot copy a database, so each database runs the SQL again. A statement
+    /// that changes the whole server must work a second time, for example
+    /// `CREATE USER IF NOT EXISTS`.
+    ///
+    /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
+    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path
+    /// starts at the working directory, which `cargo test` sets to the package's directory. If the
+    /// path is a directory, all of its `.sql` files are loaded, as
     /// [PostgreSQL's](super::PostgresRecipe::load_sql) are.
     ///
-    /// The SQL goes through the server's own command line client, which supports `DELIMITER` and
-    /// `source`. The start fails, and names the line, if SQL would not get into the database.
-    /// Examples are `USE`, which `mariadb-dump --databases` writes, and a transaction that is not
-    /// committed.
+    /// The server's command line client runs the SQL, so `DELIMITER` and `source` work. The start
+    /// fails if a line would not take effect in the database, and names that line. Examples are
+    /// `USE`, which `mariadb-dump --databases` writes, and a transaction without a commit.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(sql.into());
         self
     }
 
-    /// Runs code on a database with all SQL that is [loaded](MariadbRecipe::load_sql): the
-    /// application's own migrations. It gets the URL of that database. The database of
-    /// [`url`](Mariadb::url) and each [`database`](Mariadb::database) begin with the result.
+    /// Runs code, such as the application's migrations, on a database with all
+    /// [loaded](MariadbRecipe::load_sql) SQL. The code gets the database's URL. The database of
+    /// [`url`](Mariadb::url) and each [`database`](Mariadb::database) start with the result.
     ///
-    /// As with [PostgreSQL's](super::PostgresRecipe::seed), the code runs once for a key, and the
-    /// result is kept over runs. It is kept as SQL that each database loads: tables, views,
-    /// routines and events, but no accounts and no rights. This needs `mariadb-dump` or
+    /// As with [PostgreSQL's](super::PostgresRecipe::seed), the code runs once for each key, and
+    /// later runs use the result. The result is SQL with tables, views, routines and events, but
+    /// without accounts and rights. Each database loads it. A seed needs `mariadb-dump` or
     /// `mysqldump`, which comes with the command line client.
     ///
     /// ```no_run
@@ -142,8 +142,8 @@ impl MariadbRecipe {
         self
     }
 
-    /// Puts the result of the seeds into the private directory. The first user of a key makes it:
-    /// starts a server, runs the seeds on a database there, and dumps the database.
+    /// Puts the result of the seeds into the private directory. For a new key, starts a server,
+    /// runs the seeds on its database, and dumps the database.
     fn install_seed(&self, program: &Path, dir: &Path) -> Result<(), Error> {
         let Some(version) = version_of(program).filter(|_| !self.seeds.is_empty()) else {
             return Ok(());
@@ -160,7 +160,8 @@ impl MariadbRecipe {
             let maker = MariadbRecipe {
                 seeds: Vec::new(),
                 options: Options {
-                    // The server for which this seed is made may have locked the port.
+                    // The server that needs the seed may have locked its port, so use another one
+                    // here.
                     port: None,
                     ..self.options.clone()
                 },
@@ -175,7 +176,7 @@ impl MariadbRecipe {
         })
     }
 
-    /// The program in the recipe, or the one that is found.
+    /// The server program: the recipe's, or else an installed one.
     fn server(&self) -> Option<PathBuf> {
         if self.options.program.is_some() {
             return self.options.program.clone();
@@ -186,7 +187,7 @@ impl MariadbRecipe {
         let mariadb = find_program("mariadbd");
         let mysql = find_program("mysqld");
         if self.mysql {
-            // This must not be a link to a MariaDB server.
+            // On Debian `mysqld` is a link to MariaDB's server, which does not count as MySQL.
             mysql
                 .filter(|path| fs::canonicalize(path).is_ok_and(|real| real.ends_with("mysqld")))
                 .or(mariadb)
@@ -195,7 +196,8 @@ impl MariadbRecipe {
         }
     }
 
-    /// Makes servers with different contents different services.
+    /// Puts a digest of the SQL and seeds into the recipe, so that servers with different contents
+    /// are not shared.
     fn with_contents<R>(&self, recipe: ExecutorBuilder<R>, scripts: &[Script]) -> ExecutorBuilder<R> {
         match self.seeds.is_empty() {
             true => recipe,
@@ -206,7 +208,7 @@ impl MariadbRecipe {
         }
     }
 
-    /// The address and the client of this recipe's server.
+    /// The address of this recipe's server, and the client program for it.
     fn access(&self, dir: &Path) -> Result<Access, Error> {
         let programs: &[&str] = match self.mysql {
             true => &["mysql", "mariadb"],
@@ -227,8 +229,8 @@ impl MariadbRecipe {
         })
     }
 
-    /// Makes the common database of an external server. Runs the seeds on it, and keeps the result
-    /// as SQL.
+    /// Makes the common database on an external server. Runs the seeds on the database, and keeps
+    /// the result as SQL.
     fn set_up_external(&self, external: &External, dir: &Path) -> Result<(), Error> {
         let access = self.access(dir)?;
         let name = common(Some(external), dir)?;
@@ -243,7 +245,7 @@ impl MariadbRecipe {
             .map_err(|source| failed("keep the result of a seed", source))
     }
 
-    /// The SQL for each database of a server with this private directory.
+    /// The SQL for each new database. `dir` is the server's private directory.
     fn contents(&self, dir: &Path) -> Result<Vec<Script>, Error> {
         match self.seeds.is_empty() {
             true => self.scripts(),
@@ -260,14 +262,14 @@ impl MariadbRecipe {
     }
 }
 
-// The compiler's list of recipes in an error is long enough without this one.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for MariadbRecipe {
     type Readiness = Answers;
     type Handle = Mariadb;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
-        // If a file is missing, the start fails already, and not only the first database.
+        // If a file is missing, fail at the start and not at the first database.
         let scripts = self.scripts()?;
         if let Some(external) = self.options.external(&SERVER)? {
             return Ok(self.with_contents(external.executor(&self.options)?, &scripts));
@@ -277,8 +279,7 @@ impl Recipe for MariadbRecipe {
             program: self.server().or_else(|| Some(first.into())),
             ..self.options.clone()
         };
-        // Only one of the two servers knows a setting with `loose-` in front: the other prints a
-        // warning.
+        // A server that does not know a `loose-` setting prints a warning and starts anyway.
         let port = options.port();
         let mut settings = vec![
             ("port", &*port),
@@ -287,13 +288,14 @@ impl Recipe for MariadbRecipe {
             ("pid-file", "{dir}/pid"),
             ("datadir", "{dir}/data"),
             ("tmpdir", "{dir}/tmp"),
-            // The server reads this file before it accepts the first connection.
+            // The server runs this file before it accepts connections.
             ("init-file", "{dir}/init.sql"),
-            // `root@localhost` connects through the socket, `root@%` through the port.
+            // Without name resolution, `root@localhost` matches only the socket, and `root@%` the
+            // port.
             ("skip-name-resolve", "1"),
             ("character-set-server", "utf8mb4"),
             ("default-time-zone", "+00:00"),
-            // This turns off MySQL's second protocol, which has its own port.
+            // Turns off MySQL's X Protocol, which has its own port.
             ("loose-mysqlx", "0"),
             ("loose-performance-schema", "0"),
             ("innodb-buffer-pool-size", "64M"),
@@ -304,8 +306,7 @@ impl Recipe for MariadbRecipe {
         if !options.durable {
             settings.extend_from_slice(&FAST);
         }
-        // This keeps out the configuration of the machine's own server. It must be the first
-        // argument.
+        // Ignores the configuration of the machine's own server. This option must come first.
         let mut args = flags(&options.settings(settings));
         args.insert(0, "--no-defaults".to_owned());
         let recipe = self.with_contents(options.recipe(&SERVER, &args)?, &scripts);
@@ -319,7 +320,7 @@ impl Recipe for MariadbRecipe {
             return write_secret(&dir, CLIENT, &external::client_file(&external));
         }
         let secret = new_password()?;
-        // The server reads this file again at each start.
+        // The server runs these statements at each start, so they must work more than once.
         let init = format!(
             "CREATE USER IF NOT EXISTS 'root'@'%' IDENTIFIED BY '{secret}';\n\
              ALTER USER 'root'@'localhost' IDENTIFIED BY '{secret}', 'root'@'%' IDENTIFIED BY '{secret}';\n\
@@ -345,7 +346,7 @@ impl Recipe for MariadbRecipe {
                 install(&program, &dir).map_err(|error| SERVER.blamed(&program, error))?;
                 self.install_seed(&program, &dir)
             }
-            // The start of the missing program gives the better error.
+            // If the program is missing, its start reports a better error.
             None => Ok(()),
         }
     }
@@ -375,17 +376,16 @@ impl Recipe for MariadbRecipe {
     }
 }
 
-/// Settings of the data directory. The server must start with the same ones as its installation.
+/// Settings of the data directory, which must be equal at the installation and at each start.
 const INSTALLED: [(&str, &str); 2] = [
-    // By default these are six times as large, and each copy would be, too.
+    // MariaDB's default is 96 MB, and each copied data directory would take as much.
     ("innodb-log-file-size", "16M"),
     ("skip-log-bin", "1"),
 ];
 
-/// With these settings a crash of the server loses nothing, but a crash of the machine may lose
-/// everything. Every commit is written to the log, and nothing is flushed to the disk. Pages are
-/// still written twice, because SIGKILL may cut the write of a page in two. That costs nothing
-/// measurable.
+/// Settings that skip flushes to the disk. A crash of the server loses nothing, because each commit
+/// is written to the log. A crash of the machine may lose everything. The doublewrite buffer stays
+/// on, because SIGKILL may interrupt the write of a page.
 const FAST: [(&str, &str); 4] = [
     ("innodb-flush-log-at-trx-commit", "2"),
     ("innodb-flush-method", "nosync"),
@@ -397,7 +397,7 @@ const FAST: [(&str, &str); 4] = [
 
 /// Fills an empty data directory from the cache. The first use fills the cache.
 fn install(program: &Path, dir: &Path) -> Result<(), Error> {
-    // If the program does not exist, the start gives the better error.
+    // If the program does not exist, its start reports a better error.
     let Some(version) = version_of(program) else {
         return Ok(());
     };
@@ -413,11 +413,12 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
             .output()
             .map_err(|source| failed(format!("run {}", program.display()), source))?;
         let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
-        // This is a service like any other, so that it ends if this process is killed.
+        // The installation runs as a service, so that it ends if this process is killed.
         let mut install = if is_mariadb {
             clean_program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
-                // Otherwise the script gives files of the machine's own server to that user.
+                // Without `--rpm`, the script changes the owner of files of the machine's own
+                // server.
                 .arg("--rpm")
                 .args(flags(&FAST))
         } else {
@@ -430,8 +431,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
         if !is_shim(program) {
             install = install.current_dir("{dir}");
         }
-        // The server refuses to run as root without this option. The script must pass it on, and
-        // `--user` fails in the script if the path has a space.
+        // Without this option the server refuses to run as root. The script passes it on to the
+        // server. `--user` would fail in the script if the path has a space.
         if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }
@@ -446,8 +447,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// A text that stands for a server's version: the file's size and time. To ask the server would
-/// take a tenth of a start.
+/// Identifies the server's version by the size and time of its file. To run the server with
+/// `--version` would take a tenth of a start.
 fn version_of(program: &Path) -> Option<String> {
     let metadata = fs::metadata(program).ok()?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -455,14 +456,14 @@ fn version_of(program: &Path) -> Option<String> {
     Some(format!("{name}-{size}-{time}-{inode}"))
 }
 
-/// An option with a real path, in which braces have no meaning.
+/// An option with a path. Braces in the path are escaped, because they are not placeholders.
 fn path_arg(option: &str, path: &Path) -> OsString {
     let mut arg = OsString::from(option);
     arg.push(literal(path));
     arg
 }
 
-/// The folder of a server that was unpacked by hand: it contains the server's `bin` or `sbin`.
+/// The directory above the server's `bin` or `sbin`, unless it is `/`, `/usr` or `/usr/local`.
 fn base_of(program: &Path) -> Option<PathBuf> {
     let real = fs::canonicalize(program).ok()?;
     let base = real.ancestors().nth(2)?;
@@ -472,7 +473,7 @@ fn base_of(program: &Path) -> Option<PathBuf> {
     (!is_system).then(|| base.to_owned())
 }
 
-/// The first of these programs, in the places of the server if possible, otherwise anywhere.
+/// The first of these programs that is found: near the server, or else on the machine.
 fn beside(server: &Path, programs: &[&str]) -> PathBuf {
     if let Some(base) = base_of(server) {
         for dir in ["bin", "scripts", "sbin"] {
@@ -496,15 +497,14 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 
 /// A running MariaDB or MySQL.
 ///
-/// [`url`](Mariadb::url) is a database for an application under test, and
-/// [`database`](Mariadb::database) gives each test one of its own. The tests share all else:
-/// accounts and their rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of `GET_LOCK`,
-/// and the names of the databases themselves.
+/// [`url`](Mariadb::url) is a database for an application under test.
+/// [`database`](Mariadb::database) gives each test its own database. Tests share everything else:
+/// accounts and rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of `GET_LOCK`, and the
+/// names of databases.
 ///
-/// The time zone is UTC and the character set `utf8mb4`, whatever the environment of the tests
-/// says. Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a
-/// later start. For data that survives a crash of the machine, set
-/// [`durable(true)`](MariadbRecipe::durable).
+/// The time zone is UTC and the character set is `utf8mb4`, whatever the environment of the tests
+/// sets. Committed data survives [`kill`](Executor::kill) and a later start. To keep data over a
+/// crash of the machine, set [`durable(true)`](MariadbRecipe::durable).
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -521,7 +521,7 @@ pub struct Mariadb {
     access: Access,
     password: String,
     scripts: Vec<Script>,
-    /// The database of the URL.
+    /// Name of the database in [`url`](Mariadb::url).
     common: String,
     external: Option<External>,
 }
@@ -529,13 +529,13 @@ pub struct Mariadb {
 handle!(Mariadb, external);
 
 impl Mariadb {
-    /// The URL of the database that exists from the start and that all users of this server share:
-    /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`. It begins with all data that the recipe
-    /// [loads](MariadbRecipe::load_sql). Data that an application writes there stays until the
-    /// server ends, also over a restart.
+    /// The URL of the common database: `mysql://root:PASSWORD@127.0.0.1:PORT/test`. The database
+    /// exists from the start, with all data that the recipe [loads](MariadbRecipe::load_sql), and
+    /// all users of this server share it. Data that an application adds survives a restart, and
+    /// stays until the server ends.
     ///
-    /// For a server at `MIRAKURU_MARIADB_URL` this is another database than the one in that
-    /// variable.
+    /// For a server at `MIRAKURU_MARIADB_URL`, mirakuru makes a new database and does not use the
+    /// one in the variable.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(&self.common)
@@ -560,7 +560,7 @@ impl Mariadb {
     ///
     /// # Panics
     ///
-    /// If the server is at `MIRAKURU_MARIADB_URL`.
+    /// Panics if the server is at `MIRAKURU_MARIADB_URL`.
     #[must_use]
     #[track_caller]
     pub fn socket(&self) -> PathBuf {
@@ -570,31 +570,31 @@ impl Mariadb {
         self.executor.dir().join("socket")
     }
 
-    /// A database for one test, with the SQL that the recipe [loads](MariadbRecipe::load_sql).
-    /// Dropping it drops the database. If the test process is killed, the database is gone with the
-    /// server.
+    /// Makes a database for one test, with the SQL that the recipe
+    /// [loads](MariadbRecipe::load_sql). Dropping the value drops the database. If the test process
+    /// is killed, the database is removed with the server.
     ///
     /// # Panics
     ///
-    /// If the database cannot be made: see [`try_database`](Mariadb::try_database).
+    /// Panics if the database cannot be made: see [`try_database`](Mariadb::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> MariadbDatabase {
         expect(self.try_database())
     }
 
-    /// Makes a database as [`database`](Mariadb::database), but returns the error.
+    /// Like [`database`](Mariadb::database), but returns an error instead of a panic.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the server does not answer or refuses the SQL of the recipe, or if the
-    /// command line client for the SQL, `mariadb` or `mysql`, is missing.
+    /// Returns [`Error::System`] if the server does not answer or refuses the SQL of the recipe, or
+    /// if the command line client (`mariadb` or `mysql`) is missing.
     pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
         let name = match &self.external {
             Some(external) => external.unique_name(&self.executor.dir())?,
             None => unique_name()?,
         };
-        // If a step from here on fails, the database is dropped.
+        // If a later step fails, the drop of this value removes the database.
         let database = MariadbDatabase {
             url: self.url_of(&name),
             name,
@@ -615,7 +615,7 @@ impl Mariadb {
     }
 }
 
-/// The name of the database of [`Mariadb::url`].
+/// Name of the database in [`Mariadb::url`].
 fn common(external: Option<&External>, dir: &Path) -> Result<String, Error> {
     match external {
         Some(external) => Ok(format!("{}_common", external.owner(dir)?)),
@@ -623,12 +623,12 @@ fn common(external: Option<&External>, dir: &Path) -> Result<String, Error> {
     }
 }
 
-/// The address of a server, and a client for it.
+/// The address of a server, and the client program for it.
 struct Access {
     address: Address,
     /// Path of the command line client.
     client: PathBuf,
-    /// Path of the private directory.
+    /// The server's private directory.
     dir: PathBuf,
 }
 
@@ -637,9 +637,9 @@ impl Access {
         Client::connect(&self.address, ANSWER_WITHIN)
     }
 
-    /// Makes a database with the SQL of these scripts.
+    /// Makes a database, and runs these scripts in it.
     fn create(&self, name: &str, scripts: &[Script]) -> Result<(), Error> {
-        // These are the settings of our own servers.
+        // An external server may have another default character set.
         let statement = format!("CREATE DATABASE {name} CHARACTER SET utf8mb4");
         self.connect()
             .and_then(|mut client| client.query(&statement))
@@ -647,7 +647,6 @@ impl Access {
         self.load(scripts, name)
     }
 
-    /// Runs scripts in a database.
     fn load(&self, scripts: &[Script], database: &str) -> Result<(), Error> {
         scripts.iter().try_for_each(|script| {
             self.run(script, database)
@@ -655,7 +654,7 @@ impl Access {
         })
     }
 
-    /// A client program that logs in with the options in `client.cnf`.
+    /// A command that runs `program` with the login in `client.cnf`.
     fn client(&self, program: &Path) -> Command {
         let mut option = OsString::from("--defaults-file=");
         option.push(self.dir.join(CLIENT));
@@ -665,7 +664,7 @@ impl Access {
         command
     }
 
-    /// Writes the content of a database into a file of SQL, without the name of the database.
+    /// Dumps a database into an SQL file that does not name the database.
     fn dump(&self, database: &str, server: &Path, file: &Path) -> io::Result<()> {
         let mut command = self.client(&beside(server, &["mariadb-dump", "mysqldump"]));
         let mut result = OsString::from("--result-file=");
@@ -681,7 +680,7 @@ impl Access {
             .arg(result)
             .arg(database);
         run(&mut command, "mariadb-dump")?;
-        // A dump without the database's name lacks the defaults for later tables.
+        // The dump lacks the database's default character set and collation.
         let defaults = format!(
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
              default_collation_name, ';') FROM information_schema.schemata WHERE schema_name = '{database}'"
@@ -691,14 +690,14 @@ impl Access {
         lines.iter().try_for_each(|line| writeln!(file, "{line}"))
     }
 
-    /// Runs a script in a database, with the server's own client.
+    /// Runs a script in a database with the command line client.
     fn run(&self, script: &Script, database: &str) -> io::Result<()> {
         let mut command = self.client(&self.client);
         command.args(["--batch", database]);
         command.stdin(match script {
             Script::File(path) => File::open(path)?,
             Script::Text(text) => {
-                // The file is removed at once, and the client reads what is open.
+                // The client reads the open file, so the path can be removed at once.
                 let path = self.dir.join(format!("{database}.sql"));
                 fs::write(&path, text)?;
                 let file = File::open(&path)?;
@@ -710,9 +709,9 @@ impl Access {
     }
 }
 
-/// One database of a [`Mariadb`], made for a test. Dropping it ends the connections to the
-/// database, with their transactions, and drops it with all its content. If the server does not
-/// finish this within a second, the database stays until the server ends.
+/// A database of a [`Mariadb`] for one test. Dropping the value ends the connections to the
+/// database and drops the database. If the server does not finish within a second, the database
+/// stays until the server ends.
 #[derive(Debug)]
 pub struct MariadbDatabase {
     name: String,
@@ -734,14 +733,14 @@ impl MariadbDatabase {
     }
 }
 
-/// Drops a database, and ends the connections to it.
+/// Ends the connections to a database, and drops it.
 fn drop_database(address: &Address, name: &str, within: Duration) -> io::Result<()> {
     let mut client = Client::connect(address, within)?;
-    // A connection with another default database may hold a lock in this one.
+    // Limits the wait for a lock that a connection to another database holds in this one.
     client.query("SET lock_wait_timeout = 1")?;
     let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");
     for id in client.query(&connections)? {
-        // The connection may have ended by itself.
+        // `KILL` fails if the connection has ended by itself.
         let _ = client.query(&format!("KILL {id}"));
     }
     client.query(&format!("DROP DATABASE IF EXISTS {name}")).map(drop)
@@ -754,7 +753,7 @@ impl Drop for MariadbDatabase {
     }
 }
 
-/// Runs a client program to its end. If it fails, the error is the end of its output.
+/// Runs a client program to its end. If it fails, the error quotes its output.
 fn run(command: &mut Command, program: &str) -> io::Result<()> {
     let output = match command.output() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -10,36 +10,36 @@ use crate::presets::connection::{Connection, Stream};
 use crate::presets::digest::{Sha256, sha1, xor};
 use crate::presets::external::External;
 
-/// The first byte of a packet.
+/// Values of a packet's first byte.
 const OK: u8 = 0;
 const MORE: u8 = 1;
 const END: u8 = 0xfe;
 const ERROR: u8 = 0xff;
 
-/// The error numbers for a missing right: on a database, on all, on a table.
+/// Error numbers for missing rights: on a database, on the server, on a table.
 const DENIED: [u16; 3] = [1044, 1227, 1142];
 
-/// A server, and our user there.
+/// A server, and the user of mirakuru's connections.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
-    /// Our own server, through its Unix socket, where our user needs no password.
+    /// The Unix socket of a server that mirakuru started. The user needs no password there.
     Socket(PathBuf),
     External(Box<External>),
 }
 
-/// One of our connections.
+/// A connection to a server.
 pub(super) struct Client {
     stream: Stream,
-    /// Number of the next packet.
+    /// Sequence number of the next packet.
     next: u8,
     /// The version in the server's greeting.
     pub(crate) version: String,
 }
 
 impl Client {
-    /// Connects with this time limit for each answer.
+    /// Connects and logs in. `within` limits the wait for each answer.
     pub(crate) fn connect(address: &Address, within: Duration) -> io::Result<Client> {
-        // Version 4.1 of the protocol, authentication by a plugin.
+        // `CLIENT_PROTOCOL_41`, `CLIENT_SECURE_CONNECTION` and `CLIENT_PLUGIN_AUTH`.
         const CAPABILITIES: u32 = 0x0200 | 0x8000 | 0x0008_0000;
         const UTF8MB4: u8 = 45;
         let (stream, user, password) = match address {
@@ -60,8 +60,8 @@ impl Client {
         if greeting.first() == Some(&ERROR) {
             return Err(report(&greeting));
         }
-        // The greeting has the protocol, the version, the thread, eight bytes of salt, 19 other
-        // bytes, the other twelve bytes of salt, and the plugin.
+        // The greeting's fields: protocol, version, thread, 8 bytes of salt, 19 other bytes, 12
+        // more bytes of salt, plugin.
         let end = greeting.iter().position(|byte| *byte == 0).unwrap_or(0);
         client.version = String::from_utf8_lossy(greeting.get(1..end).unwrap_or_default()).into_owned();
         let rest = greeting.get(end + 1..).unwrap_or_default();
@@ -84,7 +84,7 @@ impl Client {
             let answer = client.read()?;
             match *answer {
                 [OK, ..] => return Ok(client),
-                // The server asks for the proof of another plugin.
+                // The server asks for a login with another plugin.
                 [END, ref rest @ ..] => {
                     let plugin = text(rest);
                     let salt = rest.get(plugin.len() + 1..).unwrap_or_default();
@@ -98,7 +98,7 @@ impl Client {
                     let proof = proof(&plugin, password, salt).ok_or_else(problem)?;
                     client.write(&proof)?;
                 }
-                // The server knows the proof from before, and answers once more.
+                // The server has the proof in its cache, and sends an `OK` packet next.
                 [MORE, 3, ..] => {}
                 [MORE, ..] => {
                     return Err(io::Error::other(
@@ -123,14 +123,14 @@ impl Client {
             Some(&ERROR) => return Err(report(&answer)),
             _ => {}
         }
-        // The answer has descriptions of columns, an end packet, the rows, and another end packet.
+        // The answer: column descriptions, an end packet, the rows, and another end packet.
         let mut ends = 0;
         while ends < 2 {
             let packet = self.read()?;
             match packet.first() {
                 Some(&ERROR) => return Err(report(&packet)),
                 Some(&END) if packet.len() < 9 => ends += 1,
-                // A short text has its length, then its bytes.
+                // A short text is sent as one byte of length and its bytes.
                 Some(length) if ends == 1 => {
                     let value = packet.get(1..1 + usize::from(*length)).unwrap_or_default();
                     rows.push(String::from_utf8_lossy(value).into_owned());
@@ -142,7 +142,7 @@ impl Client {
     }
 
     fn write(&mut self, payload: &[u8]) -> io::Result<()> {
-        // A header has three bytes of length, then the number.
+        // A packet's header has three bytes of length, and the sequence number.
         let mut packet = (payload.len() as u32).to_le_bytes().to_vec();
         packet[3] = self.next;
         packet.extend_from_slice(payload);
@@ -157,13 +157,13 @@ impl Client {
     }
 }
 
-/// A text up to its zero byte.
+/// Decodes a text that ends with a zero byte.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// The proof of the password for a plugin. The proof of an empty password is empty.
+/// The proof of the password for an authentication plugin. `None` if the plugin is not supported.
 fn proof(plugin: &str, password: &str, salt: &[u8]) -> Option<Vec<u8>> {
     match plugin {
         _ if password.is_empty() => Some(Vec::new()),
@@ -192,7 +192,7 @@ fn read_packet(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     Ok((head[3], packet))
 }
 
-/// The text of an error packet: a number, optionally `#` and a state of five letters, and a text.
+/// Decodes an error packet: a number, optionally `#` and a five-letter state, and a text.
 fn report(packet: &[u8]) -> io::Error {
     let text = packet.get(3..).unwrap_or_default();
     let text = text
@@ -207,8 +207,8 @@ fn report(packet: &[u8]) -> io::Error {
     io::Error::new(kind, String::from_utf8_lossy(text))
 }
 
-/// Whether the server's first packet is its greeting. The server sends none before it has read the
-/// init file.
+/// Whether the server's first packet is its greeting. The server sends the greeting only after it
+/// has run the init file.
 pub(super) fn is_greeted(mut connection: Connection) -> io::Result<bool> {
     const PROTOCOL: u8 = 10;
     let (_, packet) = read_packet(&mut connection.0)?;

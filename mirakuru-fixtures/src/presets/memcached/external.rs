@@ -1,4 +1,4 @@
-//! A memcached at `MIRAKURU_MEMCACHED_URL`. Keys that begin with one of our owners are ours.
+//! A memcached at `MIRAKURU_MEMCACHED_URL`. Keys that tests make begin with the run's `Owner`.
 
 use std::io;
 use std::thread;
@@ -19,7 +19,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 };
 
 const ALL_KEYS: &[u8] = b"lru_crawler metadump all\r\n";
-/// Time that the server may be busy with another client's list of keys.
+/// Time limit while the server lists its keys for another client.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
 
 fn connect(external: &External) -> io::Result<Connection> {
@@ -35,7 +35,8 @@ fn connect(external: &External) -> io::Result<Connection> {
     Ok(connection)
 }
 
-/// Finds the keys that our owners may have made. The server has no other way to list its keys.
+/// Finds the keys that begin with `mk`, as every `Owner` does. The server lists its keys only with
+/// `lru_crawler`.
 fn keys(connection: &mut Connection) -> io::Result<Vec<String>> {
     let until = Instant::now() + BUSY_WITHIN;
     let mut keys = Vec::new();

@@ -1,4 +1,5 @@
-//! A broker at `MIRAKURU_MOSQUITTO_URL`. Retained messages below `mirakuru/OWNER_..` are ours.
+//! A broker at `MIRAKURU_MOSQUITTO_URL`. Topics of tests begin with `mirakuru/OWNER_`, where
+//! `OWNER` is the run's `Owner`.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// The first level of all our topics.
+/// The first level of the tests' topics.
 pub(super) const BEGIN: &str = "mirakuru/";
 
 const CONNECT: u8 = 0x10;
@@ -77,7 +78,7 @@ fn receive(connection: &mut Connection) -> io::Result<(u8, Vec<u8>)> {
     Ok((kind, body))
 }
 
-/// Logs in, in MQTT 3.1.1, with a new session.
+/// Connects with MQTT 3.1.1, logs in, and starts a new session.
 fn connect(external: &External) -> io::Result<Connection> {
     let mut connection = external.connect(ANSWER_WITHIN)?;
     let mut flags = 0x02;
@@ -108,12 +109,12 @@ fn connect(external: &External) -> io::Result<Connection> {
     }
 }
 
-/// Finds the topics of all our retained messages.
+/// Finds the topics of all retained messages below `mirakuru/`.
 fn retained(external: &External) -> io::Result<Vec<String>> {
     let mut connection = connect(external)?;
     let filter = [&[0, 1], &text(&format!("{BEGIN}#"))[..], &[0]].concat();
     send(&mut connection, SUBSCRIBE, &filter)?;
-    // The answer to the ping comes after the messages.
+    // The broker sends the retained messages before it answers the ping.
     send(&mut connection, PINGREQ, &[])?;
     let mut topics = Vec::new();
     loop {
@@ -143,7 +144,8 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     loop {
         let topics = retained(external)?;
         let ours: Vec<&String> = topics.iter().filter(|topic| topic.starts_with(&begin)).collect();
-        // A broker sends at once only as many messages as its queue holds.
+        // A broker limits how many retained messages it sends at once, so repeat until none is
+        // left.
         if ours.is_empty() {
             return Ok(());
         }
@@ -152,7 +154,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
         }
         let mut connection = connect(external)?;
         for topic in ours {
-            // An empty message removes the retained one.
+            // An empty message removes a retained message.
             let body = [&text(topic)[..], &[0, 1]].concat();
             send(&mut connection, PUBLISH_AT_LEAST_ONCE | RETAINED, &body)?;
             while receive(&mut connection)?.0 != PUBACK {}

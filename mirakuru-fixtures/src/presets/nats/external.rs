@@ -1,5 +1,5 @@
-//! A NATS at `MIRAKURU_NATS_URL`. Streams and buckets whose names begin with one of our owners are
-//! ours.
+//! A NATS at `MIRAKURU_NATS_URL`. Names of streams and buckets that tests make begin with the run's
+//! `Owner`.
 
 use std::io::{self, Read};
 
@@ -17,12 +17,12 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// Beginnings of the names of streams that are key-value buckets and object stores.
+/// Prefixes of the streams behind key-value buckets and object stores.
 const BUCKETS: [&str; 2] = ["KV_", "OBJ_"];
-/// Number of streams in one answer of JetStream.
+/// Maximum number of streams in one answer of JetStream.
 const PAGE: usize = 1024;
 
-/// A connection that has logged in, with its own subject for answers.
+/// A connection that is logged in and has its own subject for answers.
 struct Client {
     connection: Connection,
     inbox: String,
@@ -75,7 +75,7 @@ impl Client {
         let (inbox, length) = (&self.inbox, question.len());
         let text = format!("PUB $JS.API.{subject} {inbox} {length}\r\n{question}\r\n");
         self.connection.send(text.as_bytes())?;
-        // The format is: MSG subject subscription bytes
+        // The format is `MSG <subject> <subscription> <bytes>`.
         let head = until(&mut self.connection, "MSG")?;
         let length = head.rsplit(' ').next().and_then(|length| length.parse().ok());
         let length: usize = length.ok_or(io::ErrorKind::InvalidData)?;
@@ -104,7 +104,7 @@ impl Client {
     }
 }
 
-/// The part of a stream's name that the test chose.
+/// The stream's name without the prefix of a bucket.
 fn own_name(stream: &str) -> &str {
     let bucket = BUCKETS.iter().find_map(|begin| stream.strip_prefix(begin));
     bucket.unwrap_or(stream)
@@ -127,7 +127,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
         .filter(|stream| own_name(stream).starts_with(&begin))
     {
         let answer = client.request(&format!("STREAM.DELETE.{stream}"), "")?;
-        // Another process may have removed the stream meanwhile.
+        // Another process may have removed the stream in the meantime.
         if !answer.contains("\"success\":true") && !answer.contains("not found") {
             return Err(io::Error::other(format!("stream {stream}: {answer}")));
         }
@@ -135,7 +135,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails unless the server has JetStream.
+/// Fails if the server has no JetStream.
 pub(super) fn check_jetstream(external: &External) -> io::Result<()> {
     match connect(external)?.has_jetstream {
         true => Ok(()),

@@ -1,5 +1,5 @@
-//! PostgreSQL's programs and its data directory. `initdb` makes the directory once for each machine
-//! and version; later it is copied.
+//! Finds PostgreSQL's programs, and makes its data directory. `initdb` runs once for each machine
+//! and version; later starts copy its result.
 
 use std::fs;
 use std::io;
@@ -15,11 +15,11 @@ use crate::cache::{copy_tree, fill};
 use crate::presets::failed;
 use crate::presets::server::{clean_program, is_shim, last_lines};
 
-/// Time that `initdb` may take, on a slow disk of a busy machine.
+/// Time limit for `initdb`, enough for a slow disk and a busy machine.
 const INITDB_WITHIN: Duration = Duration::from_secs(300);
 
-/// Folders in which systems keep several versions of PostgreSQL, before and after the number:
-/// Debian, Red Hat, Homebrew twice, Alpine.
+/// Directories with several versions of PostgreSQL: the path before and after the version's number.
+/// In order: Debian, Red Hat, Homebrew (two), Alpine.
 const PLACES: [(&str, &str); 5] = [
     ("/usr/lib/postgresql/", "/bin"),
     ("/usr/pgsql-", "/bin"),
@@ -36,10 +36,11 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
     if let Some(found) = places.find(|path| path.is_file()) {
         return Ok(found);
     }
-    // If `postgres` on PATH has this version, so do the other programs beside it.
+    // The other programs beside this `postgres` have the same version.
     let on_path = find_program("postgres").filter(|path| {
         let output = std::process::Command::new(path).arg("--version").output();
-        // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", "postgres (PostgreSQL) 18beta1"
+        // For example "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)" or "postgres
+        // (PostgreSQL) 18beta1".
         let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
         text.ok()
             .and_then(|text| {
@@ -67,7 +68,7 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
         let install = match system() {
             System::Debian => Some(format!("postgresql-{major}")),
             System::Homebrew => Some(format!("postgresql@{major}")),
-            // These systems have one version.
+            // These systems package only one version.
             System::Fedora | System::Arch | System::Alpine => None,
         };
         let install = install.map(|package| system().install(&package));
@@ -75,8 +76,8 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
     })
 }
 
-/// The server in its real directory, where `initdb` of the same version is as well. A version
-/// manager's stand-in keeps its path.
+/// Follows links to the server's real directory, which also has the `initdb` of the same version.
+/// The shim of a version manager keeps its path.
 pub(super) fn real_path(program: PathBuf) -> PathBuf {
     if is_shim(&program) {
         return program;
@@ -84,8 +85,8 @@ pub(super) fn real_path(program: PathBuf) -> PathBuf {
     fs::canonicalize(&program).unwrap_or(program)
 }
 
-/// The `psql` beside the server, if there is one: the `psql` on `PATH` may be a wrapper that
-/// searches for the machine's own clusters.
+/// Finds `psql`, beside the server if possible. The `psql` on `PATH` may be a wrapper that searches
+/// for the machine's own clusters.
 pub(super) fn psql_of(server: &Path) -> Option<PathBuf> {
     let beside = server.with_file_name("psql");
     if beside.is_file() {
@@ -107,18 +108,19 @@ pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), 
     })
 }
 
-/// A key with all data that an empty cluster of this server depends on.
+/// The cache key of an empty cluster that this server makes.
 pub(super) fn key_of(server: &Path, args: &[String]) -> Result<String, Error> {
     key(server, &server.with_file_name("initdb"), args)
 }
 
-/// All data that the result of `initdb` depends on, except for the version: a question for the
-/// version takes longer than the copy, and another version is another file.
+/// Hashes everything that the result of `initdb` depends on. Size and time of the programs stand
+/// for their version, because `--version` takes longer than the copy.
 fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     const FORMAT: u32 = 3;
     let mut text = format!("{args:?}\n");
     if is_shim(server) {
-        // The same file stands for all versions, and the working directory decides.
+        // The shim of a version manager is one file for all versions, and chooses by the working
+        // directory.
         text.push_str(&format!("{:?}\n", std::env::current_dir().ok()));
     }
     for path in [server, initdb] {
@@ -134,9 +136,8 @@ fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     Ok(format!("postgres-{FORMAT}-{:016x}", hash(0, &text)))
 }
 
-/// Runs a program in which the stop signal is ignored during the second that it takes. `initdb` and
-/// the servers in it end at SIGTERM; their default for SIGUSR1 would also end them. An early end
-/// would leave System V shared memory behind for ever.
+/// Runs `initdb` with its stop signal, SIGUSR1, ignored. If a signal ended `initdb` early, System V
+/// shared memory would stay for ever. `initdb` takes about a second.
 const LET_IT_FINISH: &str = r#"trap '' USR1; exec "$@""#;
 
 /// Makes a new cluster in the private directory of the returned executor.
@@ -179,8 +180,8 @@ fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error>
     ))
 }
 
-/// Removes a quarter of a new cluster's files: the maps of free space and of visibility. These are
-/// hints, and the server makes them again when it needs them.
+/// Removes the free space maps and visibility maps, a quarter of a new cluster's files. The server
+/// makes them again when it needs them.
 fn slim(data: &Path) -> io::Result<()> {
     let mut dirs = vec![data.join("global")];
     for entry in fs::read_dir(data.join("base"))? {
@@ -199,28 +200,28 @@ fn slim(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Marks the server's only segment of System V shared memory, the lock of its data directory, so
-/// that the kernel removes it with the last of the server's processes. Otherwise it would stay for
-/// ever if the server is killed. (At its end the server logs that the segment does not exist.)
+/// Marks the server's segment of System V shared memory for removal. The kernel then removes the
+/// segment after the server's last process, even if the server is killed. At its end, the server
+/// logs that the segment does not exist.
 pub(super) fn release_memory(dir: &Path) {
-    // The seventh line of that file has a key and a number.
+    // The seventh line of `postmaster.pid` has the segment's key and id.
     let line = postmaster_line(dir, 6);
     let number = line
         .split_whitespace()
         .nth(1)
         .and_then(|number| number.parse().ok());
     if let Some(number) = number {
-        // Without the right to do this, the segment stays as it is.
+        // Without the right to mark the segment, leave it as it is.
         let _ = release_segment(number);
     }
 }
 
-/// Whether the server's pid file (not its log) says that it accepts clients.
+/// Whether the server's pid file says that the server accepts clients.
 pub(super) fn is_ready(dir: &Path) -> bool {
     matches!(postmaster_line(dir, 7).trim(), "ready" | "standby")
 }
 
-/// A line of the server's pid file.
+/// Line `number` of the server's pid file, counted from 0.
 fn postmaster_line(dir: &Path, number: usize) -> String {
     let file = fs::read_to_string(dir.join("data/postmaster.pid")).unwrap_or_default();
     file.lines().nth(number).unwrap_or_default().to_owned()

@@ -1,5 +1,5 @@
-//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`. Each test has a database there, a copy of a template
-//! that its run has made.
+//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`. Each run makes a template there, and each test gets a
+//! copy of the template.
 
 use std::io;
 use std::thread;
@@ -21,7 +21,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 /// The first version with `DROP DATABASE .. WITH (FORCE)`.
 const OLDEST: u32 = 130_000;
 
-/// Time that a session may take to end, in steps of 50 ms.
+/// Number of waits of 50 ms for sessions to end.
 const ENDS_IN_STEPS: u32 = 100;
 
 fn connect(external: &External) -> io::Result<Client> {
@@ -56,7 +56,7 @@ fn check(external: &External) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails if the recipe asks for another version.
+/// Fails if the recipe asks for another version of PostgreSQL.
 pub(super) fn check_version(external: &External, wanted: Option<u32>) -> io::Result<()> {
     let major = connect(external)?.version / 10_000;
     match wanted {
@@ -67,13 +67,13 @@ pub(super) fn check_version(external: &External, wanted: Option<u32>) -> io::Res
     }
 }
 
-/// Fails if the settings of a database cannot be copied.
+/// Fails if the user may not copy the settings of a database.
 pub(super) fn check_copies_settings(address: &Address, client: &mut Client) -> io::Result<()> {
     let is_super = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
     match address {
         Address::External(external, _) if client.query(is_super)? != ["t"] => Err(io::Error::other(format!(
-            "the recipe's SQL gives the database itself settings, grants or a comment, and the user of \
-             {external} is no SUPERUSER, which copying those takes"
+            "the recipe's SQL gives the database itself settings, grants or a comment; to copy them, the \
+             user of {external} must be a SUPERUSER"
         ))),
         _ => Ok(()),
     }
@@ -102,8 +102,8 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     for name in client.query(&databases)? {
         let statement = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
         let mut dropped = client.query(&statement);
-        // This user may not end a superuser's session, such as a dump of the server, and so waits
-        // for it.
+        // Only a superuser may end another superuser's session, such as a dump. So wait until it
+        // ends.
         while dropped.is_err() && tries > 0 {
             tries -= 1;
             thread::sleep(Duration::from_millis(50));

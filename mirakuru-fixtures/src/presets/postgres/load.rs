@@ -1,5 +1,5 @@
-//! Loads the SQL of a recipe into the template of all databases. Also copies the settings of the
-//! template, which `CREATE DATABASE` leaves out.
+//! Loads a recipe's SQL into the template of all databases. Copies the template's settings, which
+//! `CREATE DATABASE` leaves out.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::presets::failed;
 use crate::presets::server::{clean_program, last_lines};
 use crate::presets::sql::{Dialect, Script};
 
-/// Time that one script may take.
+/// Time limit for one script.
 const LOAD_WITHIN: Duration = Duration::from_secs(900);
 
-/// Loads scripts into a database, through `psql` if there is one. Without it, each script is sent
-/// as one query.
+/// Loads scripts into a database with `psql`. If there is no `psql`, sends each script as one
+/// query.
 pub(super) fn load(
     scripts: &[Script],
     psql: Option<&Path>,
@@ -74,7 +74,7 @@ fn run_psql(
         .arg(host)
         .args(["--port", &port.to_string(), "--file"]);
     recipe = match script {
-        // The script is passed by its name, for messages and for the files that it includes.
+        // With the path, `psql` names the script in messages, and finds the files that it includes.
         Script::File(path) => recipe.arg(literal(path)),
         Script::Text(_) => recipe.arg("-").stdin(Stdio::piped()),
     };
@@ -97,9 +97,9 @@ pub(super) fn create_database(
     owner: Option<&str>,
     version: u32,
 ) -> String {
-    // This copies whole files, not page by page through the log, which takes a quarter of the time.
-    // Older versions do only this. A shared server does not do it: it writes all files to the disk,
-    // and other users would wait for that.
+    // `file_copy` takes a quarter of the time of a copy through the log. It writes all files to the
+    // disk, and users of an external server would wait for that. Versions before 15 always copy
+    // files.
     let strategy = match (address, version) {
         (Address::Socket { .. }, 150_000..) => " STRATEGY file_copy",
         _ => "",
@@ -108,8 +108,8 @@ pub(super) fn create_database(
     format!("CREATE DATABASE {name} TEMPLATE {template}{owner}{strategy}")
 }
 
-/// The owner of the template, if it is not this user, and whether it has settings, grants or a
-/// comment of its own.
+/// Returns the template's owner if that is not `user`, and whether the template has settings,
+/// grants or a comment.
 pub(super) fn extras(client: &mut Client, template: &str, user: &str) -> io::Result<(Option<String>, bool)> {
     let user = user.replace('\'', "''");
     let owner = client.query(&format!(
@@ -125,8 +125,8 @@ pub(super) fn extras(client: &mut Client, template: &str, user: &str) -> io::Res
     Ok((owner.into_iter().next(), !found.is_empty()))
 }
 
-/// Copies the settings, grants and comment of the template to a database that was made from it.
-/// This goes through the catalogs, because no statement reproduces each kind of value.
+/// The SQL that gives a copy of the template the same settings, grants and comment. It writes to
+/// the system catalogs, because no statement reproduces every kind of value.
 pub(super) fn copy_extras(template: &str, name: &str) -> String {
     let ids = format!(
         "(SELECT oid FROM pg_database WHERE datname = '{template}') t (old), \

@@ -51,15 +51,15 @@ pub(super) const SERVER: Server = Server {
 
 /// The name of the superuser.
 const USER: &str = "postgres";
-/// The database that exists from the start. Our own connections use it.
+/// The database that exists from the start. mirakuru's own connections use it.
 const SHARED: &str = "postgres";
 /// The database of [`Postgres::url`] if the recipe loads any SQL: a copy of the template.
 const COMMON: &str = "mirakuru";
-/// The database with the SQL of the recipe. No client can connect to it, because that would prevent
-/// its copies.
+/// The database with the recipe's SQL. No client can connect to it, because a connection would
+/// prevent copies.
 const TEMPLATE: &str = "mirakuru_template";
-/// Name of the file in the private directory with the data for copies: the owner's name, and
-/// whether the template has settings of its own.
+/// File in the private directory about the template: the owner's name, and whether the template has
+/// settings.
 const EXTRAS: &str = "extras";
 
 /// A PostgreSQL: see [`Postgres`].
@@ -84,8 +84,8 @@ pub struct PostgresRecipe {
     initdb: Vec<String>,
     load: Vec<Load>,
     seeds: Vec<Seed>,
-    /// Whether this server runs its seeds, so that the result can be kept. Otherwise the kept
-    /// result is copied.
+    /// Whether this server runs the seeds to make the result that is kept. Other servers copy that
+    /// result.
     fills_seeds: bool,
     /// Directory and port of the primary, for a replica.
     primary: Option<(PathBuf, u16)>,
@@ -102,7 +102,7 @@ options!(PostgresRecipe, durable);
 
 impl PostgresRecipe {
     /// Selects this major version: `version(15)`. The default is the `postgres` on `PATH`, or else
-    /// the newest installed one.
+    /// the newest installed version.
     pub fn version(mut self, major: u32) -> Self {
         self.version = Some(major);
         self
@@ -116,55 +116,57 @@ impl PostgresRecipe {
     }
 
     /// Adds an argument for `initdb`, which makes the data directory:
-    /// `initdb_arg("--locale=pl_PL.UTF-8")`, `initdb_arg("--data-checksums")`. The default is the
+    /// `initdb_arg("--locale=pl_PL.UTF-8")`, `initdb_arg("--data-checksums")`. The defaults are the
     /// locale `C.UTF-8` and the encoding UTF-8.
     pub fn initdb_arg(mut self, arg: impl Into<String>) -> Self {
         self.initdb.push(arg.into());
         self
     }
 
-    /// Loads SQL into a template, after the SQL that was added before: a schema, some data. The
-    /// database of [`url`](Postgres::url) and each [`database`](Postgres::database) are copies of
-    /// the template, with its owner, `ALTER DATABASE .. SET`, grants and comment. It is loaded once
-    /// for each server.
+    /// Loads SQL, such as a schema, into a template database, once for each server. Several calls
+    /// load their SQL in order.
     ///
-    /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
-    /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
-    /// from the working directory, which under `cargo test` is the package's.
+    /// The database of [`url`](Postgres::url) and each [`database`](Postgres::database) are copies
+    /// of the template. They have the template's owner, settings (`ALTER DATABASE .. SET`), grants
+    /// and comment.
     ///
-    /// In a directory and its subdirectories, all files whose names end with `.sql` are loaded, in
+    /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
+    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path
+    /// starts at the working directory, which `cargo test` sets to the package's directory.
+    ///
+    /// If the path is a directory, all `.sql` files in it and in its subdirectories are loaded in
     /// the order of their names. Numbers in names count as numbers (`9_x` is before `10_x`).
     /// `down.sql` and `*.down.sql`, which undo a migration, are left out.
     ///
-    /// The SQL goes through `psql` if that is installed beside the server or on `PATH`, statement
-    /// by statement: `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of
-    /// `pg_dump` work. Without `psql`, each file is sent as one query, in which those are errors.
+    /// `psql` runs the SQL if it is installed beside the server or on `PATH`. So
+    /// `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of `pg_dump` work.
+    /// Without `psql`, each file is sent as one query, in which these statements fail.
     ///
-    /// The start fails, and names the line, if SQL would not get into the template. Examples are
-    /// `\connect`, which `pg_dump --create` writes, and a `BEGIN` without a `COMMIT`.
+    /// The start fails if a line would not take effect in the template, and names that line.
+    /// Examples are `\connect`, which `pg_dump --create` writes, and a `BEGIN` without a `COMMIT`.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(Load::Sql(sql.into()));
         self
     }
 
     /// Creates an extension, and the extensions that it needs, in the template of all databases:
-    /// `extension("pg_trgm")`. It must be installed; many come with Debian's `postgresql-contrib`.
+    /// `extension("pg_trgm")`. The extension must be installed; Debian's `postgresql-contrib` has
+    /// many.
     pub fn extension(mut self, name: impl Into<String>) -> Self {
         self.load.push(Load::Extension(name.into()));
         self
     }
 
-    /// Runs code on the template of all databases, after all SQL that is
-    /// [loaded](PostgresRecipe::load_sql): the application's own migrations. It gets the URL of the
-    /// template.
+    /// Runs code, such as the application's migrations, on the template of all databases. The code
+    /// runs after all [loaded](PostgresRecipe::load_sql) SQL, and gets the template's URL.
     ///
-    /// The code runs once for a key, and the result is kept over runs: the second run copies it.
-    /// The code itself cannot be compared, so use another key if the code does something else. For
-    /// a directory of migrations, [`hash_of_dir`](super::hash_of_dir) makes such a key. The
-    /// server's version, the recipe's other settings and all loaded SQL also count.
+    /// The code runs once for each key, and later runs copy the result. mirakuru cannot compare
+    /// code, so change the key when the code changes. For a directory of migrations,
+    /// [`hash_of_dir`](super::hash_of_dir) makes such a key. The code also runs again if the
+    /// server's version, another setting of the recipe or the loaded SQL changes.
     ///
-    /// The code runs on a thread of its own, where `block_on` works. If it returns an error, the
-    /// start fails with that error, which also names the key, and no result is kept.
+    /// The code runs on its own thread, so `block_on` works there. If the code returns an error,
+    /// the start fails with that error and the key, and no result is kept.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -188,8 +190,8 @@ impl PostgresRecipe {
         self
     }
 
-    /// Fills `{dir}/data` with a cluster whose template has been seeded. The first user of a key
-    /// makes it: starts a server, runs the seeds, and stops it.
+    /// Fills `{dir}/data` with a cluster whose template has been seeded. For a new key, starts a
+    /// server, runs the seeds, and stops the server.
     fn install_seeded(&self, program: &Path, dir: &Path) -> Result<(), Error> {
         let scripts = self.scripts()?;
         const FORMAT: u32 = 2;
@@ -207,7 +209,8 @@ impl PostgresRecipe {
             let maker = PostgresRecipe {
                 fills_seeds: true,
                 options: Options {
-                    // The server for which this cluster is made may hold the lock.
+                    // The server that needs the seed may have locked its port, so use another one
+                    // here.
                     port: None,
                     ..self.options.clone()
                 },
@@ -215,9 +218,9 @@ impl PostgresRecipe {
             };
             let mut made = maker.start()?;
             let from = made.executor.dir();
-            // No process writes to the cluster while it is copied.
+            // No process may write to the cluster during the copy.
             made.executor.stop()?;
-            // The copy has the cluster, and the facts about its template.
+            // Keep the cluster, and the file about its template.
             copy_tree(&from.join("data"), &kept.join("data"))
                 .and_then(|()| std::fs::copy(from.join(EXTRAS), kept.join(EXTRAS)))
                 .map(drop)
@@ -230,14 +233,14 @@ impl PostgresRecipe {
         !self.load.is_empty() || !self.seeds.is_empty()
     }
 
-    /// Whether this server begins with the kept result of its seeds.
+    /// Whether this server starts with the kept result of the seeds.
     fn is_seeded(&self) -> bool {
         !self.seeds.is_empty() && !self.fills_seeds
     }
 
-    /// A primary and `replicas` replicas. It is ready when each replica streams from the primary
-    /// and has the database of [`url`](Postgres::url). The first node is the primary, and makes the
-    /// other databases. They appear on the replicas, from which clients can only read.
+    /// A primary and `replicas` replicas. The first node is the primary. The cluster is ready when
+    /// each replica streams from the primary, and has the database of [`url`](Postgres::url).
+    /// Databases are made on the primary and appear on the replicas, which are read-only.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -258,7 +261,7 @@ impl PostgresRecipe {
             ("wal_level", "replica"),
             ("max_wal_senders", "10"),
             ("wal_keep_size", "64MB"),
-            // If a replica starts before the primary, it tries again soon.
+            // A replica that starts before the primary tries again soon.
             ("wal_retrieve_retry_interval", "50ms"),
         ]);
         let loads = recipe.loads();
@@ -308,7 +311,8 @@ impl PostgresRecipe {
         Ok(scripts)
     }
 
-    /// Servers with other contents must be other services.
+    /// Puts digests of the SQL and seeds into the recipe, so that servers with different contents
+    /// are not shared.
     fn with_contents<R>(&self, mut recipe: ExecutorBuilder<R>, scripts: &[Script]) -> ExecutorBuilder<R> {
         if !scripts.is_empty() {
             recipe = recipe.env("MIRAKURU_SQL", sql::digest(scripts));
@@ -381,7 +385,8 @@ impl PostgresRecipe {
         write_secret(dir, EXTRAS, &text)?;
         let closed = match address {
             Address::Socket { .. } => "IS_TEMPLATE true ALLOW_CONNECTIONS false",
-            // The user copies it as its owner. A template database could not be dropped at once.
+            // Without `IS_TEMPLATE`, the clean-up can drop the database at once. As its owner, the
+            // user may still copy it.
             Address::External(..) => "ALLOW_CONNECTIONS false",
         };
         client
@@ -389,7 +394,7 @@ impl PostgresRecipe {
             .map_err(failed)?;
         if !self.seeds.is_empty() {
             // A connection that a seed has left open would prevent copies of the template. An
-            // autovacuum would not: copying ends it, but only a superuser may.
+            // autovacuum may stay, because a copy ends it.
             let sessions = format!(
                 "FROM pg_stat_activity WHERE datname = '{template}' AND backend_type = 'client backend'"
             );
@@ -405,7 +410,7 @@ impl PostgresRecipe {
         let mut settings = vec![
             ("port", &*port),
             ("listen_addresses", "127.0.0.1"),
-            // This is the private directory, relative to `data`.
+            // `..` is the private directory, relative to `data`.
             ("unix_socket_directories", ".."),
         ];
         settings.extend_from_slice(&FIXED);
@@ -423,7 +428,7 @@ impl PostgresRecipe {
         if !primary.is_empty() {
             settings.push(("primary_conninfo", &primary));
         }
-        // Of two settings of the same parameter, the last one counts.
+        // If a parameter is set twice, PostgreSQL uses the last value.
         let mut text = String::new();
         for (name, value) in self.options.settings(settings) {
             let value = value.replace('\\', "\\\\").replace('\'', "''");
@@ -436,32 +441,31 @@ impl PostgresRecipe {
 const FIXED: [(&str, &str); 11] = [
     ("max_connections", "300"),
     ("shared_buffers", "64MB"),
-    // The file is with the data, and not in `/dev/shm`: there it would stay after the server was
-    // killed.
+    // With `mmap`, shared memory is in a file beside the data. In `/dev/shm` the file would stay
+    // after the server was killed.
     ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
     ("lc_messages", "C"),
     ("default_text_search_config", "pg_catalog.english"),
-    // Making a database uses two checkpoints.
+    // Each new database takes two checkpoints, which would fill the log.
     ("log_checkpoints", "off"),
-    // The size is a little more than is made at once.
+    // Keeps the log small on the disk: the default is 1 GB.
     ("max_wal_size", "256MB"),
     ("min_wal_size", "32MB"),
 ];
 
-/// With these settings a crash of the server loses nothing, but a crash of the machine may lose
-/// everything. Every commit is in the log, which the kernel holds and nothing flushes to the disk.
-/// Whole pages stay in the log, because SIGKILL may cut the write of a page in two. That costs
-/// nothing measurable.
+/// Settings that skip flushes to the disk. A crash of the server loses nothing, because each commit
+/// is in the log, which the kernel holds. A crash of the machine may lose everything.
+/// `full_page_writes` stays on, because SIGKILL may interrupt the write of a page.
 const FAST: [(&str, &str); 3] = [
     ("fsync", "off"),
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
 ];
 
-// Error messages do not list this recipe, because their list is long enough.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for PostgresRecipe {
     type Readiness = Answers;
@@ -480,13 +484,14 @@ impl Recipe for PostgresRecipe {
         let mut recipe = options
             .recipe(&SERVER, &["-D", "{dir}/data"])?
             .file("data/postgresql.conf", self.configuration())
-            // The socket is in a directory that no other user can enter. On passwords see
-            // `Postgres::password`.
+            // The socket needs no password, because no other user can enter its directory.
+            // `Postgres::password` explains the setting for TCP.
             .file(
                 "data/pg_hba.conf",
                 "local all,replication all trust\nhost all,replication all 127.0.0.1/32 password\n",
             )
-            // The server's fast shutdown. After SIGTERM it would wait until all clients leave.
+            // SIGINT is the fast shutdown. After SIGTERM, the server would wait until all clients
+            // leave.
             .stop_signal(Signal::Int);
         recipe = self.with_contents(recipe, &scripts);
         let follows = self.primary.is_some();
@@ -498,7 +503,8 @@ impl Recipe for PostgresRecipe {
         }
         Ok(
             recipe.wait_for(options.answers_in("it took a client", move |question| {
-                // If the server refuses a client while it starts up, its log gets a line.
+                // A client that connects too early leaves an error in the log, so check the pid
+                // file first.
                 if !is_ready(question.dir) {
                     return Ok(false);
                 }
@@ -524,7 +530,7 @@ impl Recipe for PostgresRecipe {
         }
         let dir = executor.dir();
         write_password(&dir, &new_password()?)?;
-        // Without a program the start gives the better error.
+        // If the program is missing, its start reports a better error.
         let Some(program) = self.server()?.filter(|program| program.is_file()) else {
             return Ok(());
         };
@@ -546,14 +552,13 @@ impl Recipe for PostgresRecipe {
             return self.make_databases(&mut client, &address, &dir, &|name| external.url(name));
         }
         let password = password(None, &dir)?;
-        // The server checks a password against a stored form, by default with 4096 rounds, which
-        // take 5 to 15 ms for each connection. This password is random, so quick checks do not help
-        // to guess it.
+        // By default, the server hashes a password 4096 times, which takes 5 to 15 ms for each
+        // connection. A random password needs no slow hash.
         let cheap = match client.version {
             160_000.. => "SET scram_iterations = 1",
             _ => "SET password_encryption = md5",
         };
-        // On systems that restrict cryptography, MD5 is an error.
+        // If the system refuses MD5, the server keeps the slow default.
         let _ = client.query(cheap);
         client
             .query(&format!("ALTER ROLE {USER} PASSWORD '{password}'"))
@@ -568,7 +573,7 @@ impl Recipe for PostgresRecipe {
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Postgres, Error> {
-        // A replica has the passwords of its primary.
+        // A replica uses the password and the template of its primary.
         let dir = match &self.primary {
             Some((dir, _)) => dir.clone(),
             None => executor.dir(),
@@ -588,7 +593,7 @@ impl Recipe for PostgresRecipe {
     }
 }
 
-/// The template of the databases, and how to copy it.
+/// The facts about the template that a copy needs.
 #[derive(Clone, Debug)]
 struct Template {
     has_settings: bool,
@@ -606,7 +611,7 @@ impl Template {
     }
 }
 
-/// Makes a database: a copy of the template, or an empty one.
+/// Makes a database: a copy of the template, or an empty one if there is no template.
 fn copy(client: &mut Client, address: &Address, template: Option<&Template>, name: &str) -> io::Result<()> {
     let version = client.version;
     let Some(template) = template else {
@@ -624,11 +629,10 @@ fn copy(client: &mut Client, address: &Address, template: Option<&Template>, nam
 
 /// A running PostgreSQL, 13 or later.
 ///
-/// [`url`](Postgres::url) is a database for an application under test, and
-/// [`database`](Postgres::database) gives each test its own one. Both have the SQL that the recipe
-/// [loads](PostgresRecipe::load_sql). The tests share all else: roles, tablespaces, the
-/// configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of the databases
-/// themselves.
+/// [`url`](Postgres::url) is a database for an application under test.
+/// [`database`](Postgres::database) gives each test its own database. Both have the SQL that the
+/// recipe [loads](PostgresRecipe::load_sql). Tests share everything else: roles, tablespaces, the
+/// configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of databases.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -641,14 +645,14 @@ fn copy(client: &mut Client, address: &Address, template: Option<&Template>, nam
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// `initdb` runs once for each machine and version, and its result is copied after that. So all
+/// `initdb` runs once for each machine and version, and later starts copy its result. So all
 /// clusters have the same system identifier. The locale is `C.UTF-8`, the encoding UTF-8, the time
-/// zone UTC and the date style ISO, whatever the environment of the tests says.
+/// zone UTC and the date style ISO, whatever the environment of the tests sets.
 ///
-/// Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a later
-/// start. For data that survives a crash of the machine, set
-/// [`durable(true)`](PostgresRecipe::durable). Without that, `wal_level` is `minimal`; for
-/// replication, set it and `max_wal_senders` with [`config`](PostgresRecipe::config).
+/// Committed data survives [`kill`](Executor::kill) and a later start. To keep data over a crash of
+/// the machine, set [`durable(true)`](PostgresRecipe::durable). Without `durable(true)`,
+/// `wal_level` is `minimal`. For replication, set `wal_level` and `max_wal_senders` with
+/// [`config`](PostgresRecipe::config).
 pub struct Postgres {
     executor: Executor<Answers>,
     password: String,
@@ -660,14 +664,14 @@ pub struct Postgres {
 handle!(Postgres, external);
 
 impl Postgres {
-    /// The URL of the database that exists from the start and that all users of this server share.
-    /// It is `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`, and empty. If the recipe
-    /// [loads](PostgresRecipe::load_sql) any SQL, it is `../mirakuru`, which begins as a copy of
-    /// the template. Data that an application writes there stays until the server ends, also over a
-    /// restart.
+    /// The URL of the common database, which all users of this server share:
+    /// `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. This database is empty. If the
+    /// recipe [loads](PostgresRecipe::load_sql) SQL, the database is `mirakuru` instead, a copy of
+    /// the template. Data that an application adds survives a restart, and stays until the server
+    /// ends.
     ///
-    /// For a server at `MIRAKURU_POSTGRES_URL` this is another database than the one in that
-    /// variable.
+    /// For a server at `MIRAKURU_POSTGRES_URL`, mirakuru makes a new database and does not use the
+    /// one in the variable.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(
@@ -684,9 +688,9 @@ impl Postgres {
         self.address.user()
     }
 
-    /// The user's password, which is different for each server. The server asks for it in clear
-    /// text (`password` in `pg_hba.conf`): the password does not leave this machine, and a client
-    /// in a debug build spends no time on hashes.
+    /// The user's password, which is different for each server. Clients send it in clear text
+    /// (`password` in `pg_hba.conf`). It does not leave this machine, and a client in a debug build
+    /// spends no time on hashes.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
@@ -697,7 +701,7 @@ impl Postgres {
     ///
     /// # Panics
     ///
-    /// If the server is at `MIRAKURU_POSTGRES_URL`.
+    /// Panics if the server is at `MIRAKURU_POSTGRES_URL`.
     #[must_use]
     #[track_caller]
     pub fn socket_dir(&self) -> PathBuf {
@@ -707,25 +711,26 @@ impl Postgres {
         self.executor.dir()
     }
 
-    /// A database for one test, a copy of the template that the recipe
-    /// [loads](PostgresRecipe::load_sql). Dropping it drops the database. If the test process is
-    /// killed, the database is gone with the server.
+    /// Makes a database for one test, a copy of the template that the recipe
+    /// [loads](PostgresRecipe::load_sql). Dropping the value drops the database. If the test
+    /// process is killed, the database is removed with the server.
     ///
     /// # Panics
     ///
-    /// If the database cannot be made: see [`try_database`](Postgres::try_database).
+    /// Panics if the database cannot be made: see [`try_database`](Postgres::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> PostgresDatabase {
         expect(self.try_database())
     }
 
-    /// Makes a database as [`database`](Postgres::database), but returns the error. While the
-    /// server recovers from a crash of one of its processes, this waits for up to 10 s.
+    /// Like [`database`](Postgres::database), but returns an error instead of a panic. If one of
+    /// the server's processes has crashed, waits up to 10 s for the server to recover.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the server does not answer, has no free connection, or is a replica.
+    /// Returns [`Error::System`] if the server does not answer, has no free connection, or is a
+    /// replica.
     pub fn try_database(&self) -> Result<PostgresDatabase, Error> {
         let address = self.address.clone();
         let create = |client: &mut Client| -> io::Result<String> {
@@ -735,7 +740,7 @@ impl Postgres {
             };
             let name = name.map_err(io::Error::other)?;
             if let Address::Socket { dir, .. } = &address {
-                // After a crash the server has another segment.
+                // After a crash, the server has a new segment of shared memory.
                 release_memory(dir);
             }
             copy(client, &address, self.template.as_ref(), &name)?;
@@ -760,7 +765,7 @@ impl Postgres {
     }
 }
 
-/// Adds the remedy to the error of a server that takes no changes.
+/// Adds a hint to the error of a replica, which takes no changes.
 fn writable(source: io::Error) -> io::Error {
     match source.to_string() {
         text if text.contains("read-only transaction") => io::Error::new(
@@ -771,9 +776,9 @@ fn writable(source: io::Error) -> io::Error {
     }
 }
 
-/// One database of a [`Postgres`], made for a test. Dropping it closes the connections to the
-/// database, and drops it with all its content. If the server does not answer within a second, the
-/// database stays until the server ends.
+/// A database of a [`Postgres`] for one test. Dropping the value ends the connections to the
+/// database and drops the database. If the server does not answer within a second, the database
+/// stays until the server ends.
 #[derive(Debug)]
 pub struct PostgresDatabase {
     name: String,

@@ -15,17 +15,17 @@ use crate::presets::connection::{Connection, Stream};
 use crate::presets::digest::{Sha256, from_base64, hex, md5, to_base64, xor};
 use crate::presets::external::External;
 
-/// The time limit of a statement.
+/// Time limit for one answer of the server.
 const STATEMENT_WITHIN: Duration = Duration::from_secs(120);
-/// Time that the server may take to recover after a crash of one of its processes.
+/// Time limit for the server's recovery after a crash of one of its processes.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// A server, and our user there.
+/// A server, and the user of mirakuru's connections.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
-    /// Our own server, through its Unix socket, where it asks for no password.
+    /// A server that mirakuru started. Its Unix socket asks for no password.
     Socket { dir: PathBuf, port: u16 },
-    /// An external server, and the owner of our parts there, if known.
+    /// An external server, and the `Owner` of the tests' databases there.
     External(Box<External>, String),
 }
 
@@ -44,7 +44,6 @@ impl Address {
         }
     }
 
-    /// The name of the template.
     pub(crate) fn template(&self) -> String {
         match self {
             Address::Socket { .. } => TEMPLATE.to_owned(),
@@ -52,7 +51,8 @@ impl Address {
         }
     }
 
-    /// The common database of [`Postgres::url`](super::Postgres::url), if we make it.
+    /// Name of the database that mirakuru makes for [`Postgres::url`](super::Postgres::url), if it
+    /// makes one.
     pub(crate) fn common(&self, loads: bool) -> Option<String> {
         match self {
             Address::Socket { .. } => loads.then(|| COMMON.to_owned()),
@@ -60,7 +60,7 @@ impl Address {
         }
     }
 
-    /// The database of our own connections, which exists from the start.
+    /// Name of the database for mirakuru's own connections, which exists from the start.
     pub(crate) fn shared(&self) -> &str {
         match self {
             Address::Socket { .. } => SHARED,
@@ -72,8 +72,9 @@ impl Address {
         self.connect_within(database, STATEMENT_WITHIN)
     }
 
-    /// Calls `run` with a new connection. If one of the server's processes has crashed, the server
-    /// ends all connections and refuses new ones for a while; then this tries again.
+    /// Calls `run` with a new connection. After a crash of one of its processes, the server closes
+    /// all connections and refuses new ones for a while. Tries again until the server has
+    /// recovered.
     pub(crate) fn retry<T>(&self, mut run: impl FnMut(&mut Client) -> io::Result<T>) -> io::Result<T> {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, ResourceBusy, UnexpectedEof};
         let begun = Instant::now();
@@ -95,7 +96,7 @@ impl Address {
         }
     }
 
-    /// Connects with this time limit for each answer.
+    /// Connects and logs in. `limit` is the time limit for each answer.
     pub(crate) fn connect_within(&self, database: &str, limit: Duration) -> io::Result<Client> {
         let (stream, name) = match self {
             Address::Socket { dir, port } => {
@@ -116,10 +117,10 @@ impl Address {
     }
 }
 
-/// One of our connections.
+/// A connection to a server.
 pub(super) struct Client {
     stream: Stream,
-    /// Version of the server in the form 150000.
+    /// The server's major version times 10000: 150000 for version 15.
     pub(crate) version: u32,
 }
 
@@ -128,7 +129,7 @@ impl Client {
         self.stream.within(limit)
     }
 
-    /// Answers the server's questions for a password.
+    /// Logs in with the methods that the server asks for.
     fn log_in(&mut self, user: &str, password: Option<&str>) -> io::Result<()> {
         const OK: u32 = 0;
         const CLEAR: u32 = 3;
@@ -139,7 +140,7 @@ impl Client {
             let (method, rest) = match (kind, body.split_first_chunk::<4>()) {
                 (b'R', Some((method, rest))) => (u32::from_be_bytes(*method), rest),
                 (b'E', _) => return Err(refused(&body)),
-                // This message is a notice.
+                // Other messages are notices.
                 _ => continue,
             };
             if method == OK {
@@ -167,7 +168,7 @@ impl Client {
         }
     }
 
-    /// SCRAM-SHA-256 (RFC 5802), without a channel binding.
+    /// Logs in with SCRAM-SHA-256 (RFC 5802), without channel binding.
     fn scram(&mut self, password: &str) -> io::Result<()> {
         let bad = || io::Error::other("its answer makes no sense in SCRAM-SHA-256");
         let nonce = random_id()? + &random_id()?;
@@ -205,13 +206,13 @@ impl Client {
         }
     }
 
-    /// Runs statements; several are one transaction. Returns the first value of each row.
+    /// Runs one or more statements in one transaction. Returns the first value of each row.
     pub(crate) fn query(&mut self, sql: &str) -> io::Result<Vec<String>> {
         self.send(b'Q', sql.as_bytes())?;
         self.until_ready(sql)
     }
 
-    /// Sends a message that consists of one text.
+    /// Sends a message with one text, and ends the text with a zero byte.
     fn send(&mut self, kind: u8, text: &[u8]) -> io::Result<()> {
         self.send_bytes(kind, &[text, &[0]].concat())
     }
@@ -232,7 +233,7 @@ impl Client {
                     let fields = Fields(&body);
                     let severity = fields.get(b'V').or(fields.get(b'S'));
                     let error = fields.error(sql);
-                    // After this error the server hangs up.
+                    // After such an error, the server closes the connection.
                     if matches!(severity.as_deref(), Some("FATAL" | "PANIC")) {
                         return Err(error);
                     }
@@ -252,7 +253,8 @@ impl Client {
                 }
                 // The server waits for the data of a `COPY .. FROM stdin`.
                 b'G' => self.send(b'f', b"that takes `psql`, which is not installed")?,
-                // Zero means authenticated. Any other number is a question that has no answer here.
+                // Zero means authenticated. Any other number asks for a login, which the socket
+                // does not need.
                 b'R' if body.as_slice() != [0; 4] => {
                     return Err(io::Error::other(
                         "the server asks for a password at its Unix socket",
@@ -264,7 +266,7 @@ impl Client {
     }
 }
 
-/// The first column of a row: two bytes with the number of columns, four with a length, then a
+/// The first value of a row: two bytes with the number of columns, four bytes of length, and a
 /// text.
 fn first_value(row: &[u8]) -> Option<String> {
     let length = i32::from_be_bytes(row.get(2..6)?.try_into().ok()?);
@@ -272,8 +274,8 @@ fn first_value(row: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(value).into_owned())
 }
 
-/// "15.18 (Debian 15.18-0+deb12u1)" and "18beta1" give 150000 and 180000: only the major version
-/// matters here.
+/// Only the major version matters: "15.18 (Debian 15.18-0+deb12u1)" gives 150000, and "18beta1"
+/// gives 180000.
 fn version_number(text: &str) -> u32 {
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     digits.parse::<u32>().unwrap_or(0).saturating_mul(10_000)
@@ -290,7 +292,7 @@ fn startup(user: &str, database: &str, name: &str) -> Vec<u8> {
     message
 }
 
-/// The error of a login.
+/// The error of a refused login.
 fn refused(body: &[u8]) -> io::Error {
     Fields(body).error("")
 }
@@ -311,15 +313,15 @@ fn read_message(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
     let mut body = Vec::new();
     let expected = u64::from(size.saturating_sub(4));
-    // The buffer takes only as much memory as the data that really comes.
+    // `read_to_end` allocates only for bytes that arrive, even if the size is wrong.
     if stream.take(expected).read_to_end(&mut body)? as u64 != expected {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok((head[0], body))
 }
 
-/// Whether the server asks for our name. While it starts up, it accepts connections and then
-/// refuses them.
+/// Whether the server accepts a login. During its start, the server accepts connections but refuses
+/// logins.
 pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     connection.send(&startup(USER, SHARED, "mirakuru"))?;
     match read_message(&mut connection.0)? {
@@ -329,7 +331,7 @@ pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     }
 }
 
-/// The fields of an error: a letter, a text and a zero byte each.
+/// The fields of an error, each with a letter, a text and a zero byte.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -339,10 +341,10 @@ impl Fields<'_> {
         Some(String::from_utf8_lossy(&found[1..]).into_owned())
     }
 
-    /// The error, with the kind that [`Address::retry`] recognises.
+    /// The error, with a kind that [`Address::retry`] recognises.
     fn error(&self, sql: &str) -> io::Error {
         match self.get(b'C').as_deref() {
-            // The server ends connections, or refuses them for a while.
+            // With these codes, the server closes connections or refuses them for a while.
             Some("57P01" | "57P02" | "57P03") => {
                 io::Error::new(io::ErrorKind::ResourceBusy, self.report(sql))
             }

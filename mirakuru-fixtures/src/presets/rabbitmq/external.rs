@@ -1,5 +1,5 @@
-//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`. Virtual hosts that begin with one of our owners are ours.
-//! They are made through the HTTP API of the server's management plugin.
+//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`. Names of virtual hosts that tests make begin with the
+//! run's `Owner`. The HTTP API of the management plugin makes the virtual hosts.
 
 use std::io;
 
@@ -17,9 +17,9 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// The port of the management plugin, unless the URL has a `?management_port=..`.
+/// Default port of the management plugin. `?management_port=..` in the URL overrides it.
 const MANAGEMENT: u16 = 15_672;
-/// The user and the password of a new server.
+/// The default user, and the user's default password.
 const GUEST: &str = "guest";
 
 pub(super) fn user(external: &External) -> &str {

@@ -1,10 +1,10 @@
 //! A Redis cluster that forms in a fraction of a second.
 //!
 //! A master that joins a cluster refuses commands for two seconds. A replica that takes over from
-//! its master does not. So every node begins as a replica of a *phantom*: a master that has slots,
-//! and an address without a listener. When all nodes run, the masters take over from the phantoms,
-//! and every node forgets the phantoms. [`ready`] has the steps in their order. A step that comes
-//! too late costs the two seconds, and does no other harm.
+//! its master does not. So every node begins as a replica of a *phantom*: a master with slots, at
+//! an address where nothing listens. When all nodes run, the masters take over from the phantoms,
+//! and every node forgets the phantoms. [`ready`] has the steps in their order. If a step is late,
+//! the cluster is ready two seconds later.
 
 use std::io;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::presets::connection::Connection;
 
 const SLOTS: usize = 16384;
 
-/// First digit of a node's id, which gives its role at the start.
+/// The first digit of a node's id is its role at the start.
 const MASTER: char = 'a';
 const REPLICA: char = 'b';
 const PHANTOM: char = 'f';
@@ -43,8 +43,8 @@ impl Place {
         }
     }
 
-    /// The content of `nodes.conf`, in which a node keeps its view of the cluster. Ids come from
-    /// the private directories, so no other cluster has them.
+    /// The content of `nodes.conf`, in which a node keeps its view of the cluster. Ids are hashes
+    /// of the private directories, so no other cluster has the same ids.
     pub(super) fn nodes_conf(&self) -> String {
         let masters = self.masters;
         let dirs: Vec<_> = self.node.nodes().map(|node| node.dir()).collect();
@@ -72,7 +72,7 @@ impl Place {
     }
 }
 
-/// An id of 40 digits.
+/// A node's id of 40 hexadecimal digits.
 fn id(kind: char, index: usize, dir: &Path) -> String {
     let dir = dir.to_string_lossy();
     format!("{kind}{index:07x}{:016x}{:016x}", hash(0, &dir), hash(1, &dir))
@@ -83,7 +83,7 @@ pub(super) fn is_up(connection: &mut Connection) -> io::Result<bool> {
     Ok(is_ok(connection)? || view(connection)?.lines().any(is_phantom))
 }
 
-/// The steps by which a cluster of `masters` masters and `nodes` nodes becomes ready.
+/// The steps in which a cluster of `masters` masters and `nodes` nodes becomes ready.
 pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Check; 3] {
     let check = |sentence: &str, step: fn(&mut Connection, usize, usize) -> io::Result<bool>| {
         let password = password.map(str::to_owned);
@@ -118,7 +118,7 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     if own.contains("myself,master") {
         return Ok(true);
     }
-    // On a slow machine the nodes may have noticed already that the phantoms do not answer.
+    // On a slow machine, the nodes may already count the phantoms as failed.
     let misses_phantoms = view.lines().any(|line| is_phantom(line) && line.contains("fail"));
     if !is_ok(connection)? && !misses_phantoms {
         return Ok(false);
@@ -126,8 +126,8 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     ask(connection, &["CLUSTER", "FAILOVER", "TAKEOVER"]).map(|_| true)
 }
 
-/// Tells all other nodes of a replica, once it follows its real master. Otherwise they would learn
-/// that from the next ping, up to a second later.
+/// Tells all other nodes that a replica follows its real master. Without this message, they learn
+/// it from the next ping, up to a second later.
 fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<bool> {
     if own.split(' ').nth(3).is_none_or(is_phantom) {
         return Ok(false);
@@ -141,10 +141,10 @@ fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<b
     Ok(true)
 }
 
-/// Whether the phantoms have neither slots nor replicas, and this many masters have slots.
+/// Whether `masters` masters have slots, and no phantom has slots or replicas.
 fn knows_masters(view: &str, masters: usize) -> bool {
     let nodes = || view.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    // The fields are id, address, flags, master, ping, pong, epoch, link; then slots
+    // Fields: id, address, flags, master, ping, pong, epoch, link, slots.
     let has_slots = |node: &[&str]| node.len() > 8;
     let is_over = |node: Vec<&str>| match node[..] {
         [id, ..] if is_phantom(id) => !has_slots(&node),
@@ -155,8 +155,8 @@ fn knows_masters(view: &str, masters: usize) -> bool {
     nodes().all(is_over) && real.count() == masters
 }
 
-/// Forgets the phantoms. Returns whether the node has all slots and nodes and, as a replica, the
-/// data of its master.
+/// Forgets the phantoms. Returns whether the node has all slots and knows all nodes. A replica must
+/// also have the data of its master.
 fn is_whole(connection: &mut Connection, nodes: usize) -> io::Result<bool> {
     let known = view(connection)?;
     for phantom in known.lines().filter(|line| is_phantom(line)) {
@@ -183,7 +183,7 @@ fn view(connection: &mut Connection) -> io::Result<String> {
     bulk(connection, &["CLUSTER", "NODES"])
 }
 
-/// Whether this is the id of a phantom, or a line that begins with one.
+/// Whether a text begins with the id of a phantom.
 fn is_phantom(id: &str) -> bool {
     id.starts_with(PHANTOM)
 }

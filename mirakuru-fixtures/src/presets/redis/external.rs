@@ -1,12 +1,12 @@
-//! A Redis at `MIRAKURU_REDIS_URL`. Databases are leased on the server itself, over all processes,
-//! users and machines that share it.
+//! A Redis at `MIRAKURU_REDIS_URL`. The leases of its databases are on the server, so that all
+//! processes, users and machines share them.
 //!
-//! Two hashes in its database 0 record the leases. They exist only while there is a lease:
+//! Two hashes in database 0 record the leases. They exist only while there is a lease:
 //!
 //! | key | field | value |
 //! | --- | --- | --- |
 //! | `mirakuru:leases` | the number of a database | its token: number, owner, process, random text |
-//! | `mirakuru:runs` | the owner | the server's time when its stand-in was last heard of |
+//! | `mirakuru:runs` | the owner | the server's time at the last registration of its stand-in |
 
 use std::io;
 use std::thread;
@@ -27,19 +27,27 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// Oldest major version with scripts that write after `TIME`; `SELECT` in scripts is older.
+/// Oldest major version whose scripts may write after `TIME`.
 const OLDEST: u32 = 5;
-/// Time in seconds, in which the stand-in renews its registration ten times.
+/// Time in seconds after which a stand-in without a renewal counts as ended. Renewals are a minute
+/// apart.
 const SILENT_AFTER: u64 = 600;
-/// Time to wait for another test to give a database back: most servers have 16.
+/// Time to wait until another test returns a database. Most servers have only 16.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 
-/// Leases an empty database, or one whose owner has ended.
+/// Leases an empty database, or a database whose owner has ended.
 ///
-/// Arguments: the step at which to begin; the end of the token; the time before which an owner has
-/// been silent for too long; the number of the arguments that follow next; numbers that are not
-/// leased; tokens whose processes have ended. The answer is the token; a text without a space is
-/// the reason why there is none.
+/// The script takes these arguments:
+///
+/// 1. the step at which the search begins;
+/// 2. the text of the new token after the number;
+/// 3. the time before which the last registration of an owner is too old;
+/// 4. the number of databases in the next argument;
+/// 5. the databases that must not be leased;
+/// 6. the tokens whose processes have ended.
+///
+/// The answer is the new token. `one` means that the server has only database 0, and `all` that no
+/// database is free.
 const LEASE: &str = "
 local first, token, silent, kept = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_kept, has_ended = {}, {}
@@ -72,7 +80,7 @@ end
 return 'all'
 ";
 
-/// Empties a database and gives it back, if its lease still has this token.
+/// Empties a database and ends its lease, if the lease still has this token.
 const GIVE_BACK: &str = "
 local number = string.match(ARGV[1], '^%d+')
 redis.call('SELECT', 0)
@@ -85,7 +93,7 @@ end
 return 'done'
 ";
 
-/// The parts of a token.
+/// The fields of a lease's token.
 struct Token<'a> {
     number: u32,
     owner: &'a str,
@@ -156,7 +164,7 @@ fn check(external: &External) -> io::Result<()> {
         return Err(io::Error::other(problem));
     }
     ask(&mut connection, &["SELECT", &own_number(external).to_string()])?;
-    // Whether our user has the rights that a lease needs.
+    // This script fails if the user lacks the rights that a lease needs.
     let trial = "redis.call('SELECT', 0); redis.call('HSET', 'mirakuru:runs', 'trial', 1); \
                  return redis.call('HDEL', 'mirakuru:runs', 'trial')";
     ask(&mut connection, &["EVAL", trial, "0"]).map(drop)
@@ -180,12 +188,12 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
     for run in runs.chunks(2) {
         let [owner, heard] = run else { continue };
         let has_ended = Owner::parse(owner).and_then(|owner| owner.has_ended());
-        // For a lease of another machine, only the time counts.
+        // For an owner on another machine, only the time of its registration counts.
         if has_ended.unwrap_or_else(|| heard.parse().is_ok_and(|heard: u64| heard < silent)) {
             owners.push(owner.clone());
         }
     }
-    // These databases remain if the other hash was removed.
+    // A lease whose owner has no registration is left over as well.
     for token in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&token).filter(|token| !runs.iter().any(|run| run == token.owner)) {
             owners.push(token.owner.to_owned());
@@ -218,8 +226,8 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
     let begun = Instant::now();
     loop {
         let random = random_id()?;
-        // The order is random, so that a client that outlives its lease meets the next holder as
-        // late as possible.
+        // The search begins at a random number, so that a client that outlives its lease seldom
+        // meets the next holder.
         let first = random
             .bytes()
             .fold(0, |sum: u32, byte| sum * 31 % 65_521 + u32::from(byte));
@@ -252,11 +260,11 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
     }
 }
 
-/// Finds the numbers that are never leased, even if empty: the one in the URL, and those with
-/// connections of others.
+/// Numbers of the databases that must not be leased, even if they are empty: the URL's database,
+/// and databases that clients use.
 fn kept(connection: &mut Connection, external: &External) -> io::Result<Vec<String>> {
     let clients = match bulk(connection, &["CLIENT", "LIST"]) {
-        // Our user may not list connections.
+        // The user may lack the right to list connections.
         Err(e) if e.kind() == io::ErrorKind::Other => String::new(),
         clients => clients?,
     };

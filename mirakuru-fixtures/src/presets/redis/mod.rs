@@ -34,7 +34,7 @@ pub(super) const SERVER: Server = Server {
 /// costs the server some hundred bytes.
 const DATABASES: u32 = 1024;
 
-/// A Redis, or a Valkey if there is no Redis: see [`Redis`].
+/// A Redis, or a Valkey if Redis is not installed: see [`Redis`].
 pub fn redis() -> RedisRecipe {
     RedisRecipe {
         options: Options::default(),
@@ -60,21 +60,20 @@ impl RedisRecipe {
     /// Sets a directive of the configuration, which overrides the preset's value:
     /// `config("maxmemory", "16mb")`.
     ///
-    /// The value is written as it stands in `redis.conf`. So a directive may have several
-    /// arguments, as in `config("save", "900 1")` and `config("user", "alice on >secret ~*
-    /// +@all")`, and quotes keep an argument with spaces together. Placeholders are filled in,
-    /// except for the values of `requirepass`, `masterauth` and `user`, which are secrets. Each of
-    /// the first two is one argument, whatever characters it has.
+    /// The value has the syntax of `redis.conf`. It may have several arguments, as in
+    /// `config("save", "900 1")`, and quotes keep an argument with spaces together. Placeholders
+    /// are replaced, except in the secrets `requirepass`, `masterauth` and `user`. The values of
+    /// `requirepass` and `masterauth` need no quotes.
     ///
-    /// With `config("cluster-enabled", "yes")` the port of the cluster's bus is a free one. That
-    /// needs Redis 7 or later.
+    /// With `config("cluster-enabled", "yes")`, the cluster bus listens on a free port. This needs
+    /// Redis 7 or later.
     pub fn config(mut self, directive: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((directive.into(), value.into()));
         self
     }
 
-    /// A master and `replicas` replicas. It is ready when each replica has the master's data and
-    /// follows it. The first node is the master.
+    /// A master and `replicas` replicas. The first node is the master. The cluster is ready when
+    /// each replica has the master's data and follows the master.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -102,12 +101,12 @@ impl RedisRecipe {
         })
     }
 
-    /// A Redis cluster of `masters` masters, which needs Redis 7 or later. It is ready when every
-    /// node says `cluster_state:ok`, has all 16384 slots, and knows all nodes.
+    /// A Redis cluster of `masters` masters, which needs Redis 7 or later. The cluster is ready
+    /// when every node says `cluster_state:ok`, has all 16384 slots, and knows all nodes.
     ///
-    /// A node considers another one dead after two seconds; `config("cluster-node-timeout", ..)`,
-    /// in milliseconds, changes that. A node that starts again is ready when the cluster is, two
-    /// seconds later, and so needs the other masters.
+    /// A node counts another node as dead after two seconds. `config("cluster-node-timeout", ..)`
+    /// sets this time in milliseconds. A node that starts again needs the other masters, and is
+    /// ready two seconds later.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -121,7 +120,7 @@ impl RedisRecipe {
     ///
     /// # Panics
     ///
-    /// If the system has no free port.
+    /// Panics if the system has no free port.
     pub fn cluster(
         self,
         masters: usize,
@@ -129,12 +128,12 @@ impl RedisRecipe {
         self.cluster_with_replicas(masters, 0)
     }
 
-    /// A cluster as [`cluster`](RedisRecipe::cluster), with `replicas` replicas of each master. The
-    /// masters are the first nodes. After them come one replica of each master, in the order of the
-    /// masters, and so on. It is ready when, in addition, each replica has its master's data.
+    /// Like [`cluster`](RedisRecipe::cluster), with `replicas` replicas of each master. The masters
+    /// are the first nodes. After them comes the first replica of each master, in the order of the
+    /// masters, then the second of each. The cluster is ready when, in addition, each replica has
+    /// its master's data.
     ///
-    /// A replica takes over when its master is dead. The nodes notice that after
-    /// `cluster-node-timeout`.
+    /// A replica takes over from a dead master after `cluster-node-timeout`.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -147,7 +146,7 @@ impl RedisRecipe {
     ///
     /// # Panics
     ///
-    /// If the system has no free port.
+    /// Panics if the system has no free port.
     pub fn cluster_with_replicas(
         self,
         masters: usize,
@@ -175,7 +174,7 @@ impl RedisRecipe {
         self
     }
 
-    /// Gives the master the password that clients use, for a replica.
+    /// Lets a replica log in to its master with the password that clients use.
     fn authenticated(self) -> RedisRecipe {
         match self.options.setting("requirepass").map(str::to_owned) {
             Some(password) => self.config("masterauth", password),
@@ -195,12 +194,12 @@ impl RedisRecipe {
             ("port", &*port),
             ("bind", "127.0.0.1"),
             ("unixsocketperm", "700"),
-            // Redis checks for SIGTERM on a timer: with this setting it ends after two milliseconds
-            // instead of a hundred.
+            // Redis checks for SIGTERM on a timer. With this setting it ends after 2 ms instead of
+            // 100 ms.
             ("hz", "500"),
         ];
         if self.is_cluster() {
-            // The default is the port plus ten thousand, which may be taken or be no valid port.
+            // The default is the port plus 10000, which may be taken or too large.
             settings.push(("cluster-port", "{port:bus}"));
         } else {
             settings.push(("databases", &databases));
@@ -214,18 +213,18 @@ impl RedisRecipe {
             text.push_str(&line(name, value));
         }
         if let Some(master) = self.master {
-            // This text shows that the replica needs its master, and so ends before it.
+            // The master's port in the text makes the replica end before its master.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
         if let Some(place) = &self.place {
-            // Other processes recognise the shared service by this text.
+            // This text identifies a shared service, so it must contain the number of masters.
             text.push_str(&format!("# {} masters\n", place.masters));
         }
         text
     }
 }
 
-/// A line of `redis.conf`.
+/// Makes a line of `redis.conf`.
 fn line(directive: &str, value: &str) -> String {
     let value = match directive.to_ascii_lowercase().as_str() {
         _ if value.is_empty() => "\"\"".to_owned(),
@@ -239,7 +238,7 @@ fn line(directive: &str, value: &str) -> String {
     format!("{directive} {value}\n")
 }
 
-// Error messages do not list this recipe, because their list is long enough.
+// Keeps this type out of the compiler's list of types that implement `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for RedisRecipe {
     type Readiness = Answers;
@@ -250,7 +249,7 @@ impl Recipe for RedisRecipe {
             return external.executor(&self.options);
         }
         let mut args = vec!["{dir}/redis.conf"];
-        // On the command line, every character of a path stands for itself.
+        // In the configuration file, special characters of a path would need escapes.
         for (directive, path) in [("dir", "{dir}"), ("unixsocket", "{dir}/socket")] {
             if self.options.setting(directive).is_none() {
                 args.extend([
@@ -282,8 +281,8 @@ impl Recipe for RedisRecipe {
                 if follows || master.is_some() {
                     let state = bulk(&mut connection, &["INFO", "replication"])?;
                     if let Some(master) = master.filter(|_| state.contains("role:master")) {
-                        // A replica that does not reach its master tries again a second later. So
-                        // it gets its master's address only once the master accepts connections.
+                        // A replica that does not reach its master tries again only a second later.
+                        // So give it the master's address once the master accepts connections.
                         TcpStream::connect(("127.0.0.1", master))?;
                         ask(&mut connection, &["REPLICAOF", "127.0.0.1", &master.to_string()])?;
                         return Ok(false);
@@ -292,7 +291,8 @@ impl Recipe for RedisRecipe {
                 }
                 match ask(&mut connection, &["PING"]) {
                     Ok(answer) => Ok(answer == "+PONG"),
-                    // A user may have turned the default user off: `config("user", "default off")`.
+                    // `config("user", "default off")` disables the default user, so `NOAUTH` counts
+                    // as an answer.
                     Err(e) if e.to_string().starts_with("NOAUTH") => Ok(true),
                     Err(e) => Err(e),
                 }
@@ -332,7 +332,7 @@ impl Recipe for RedisRecipe {
 
 /// A running Redis.
 ///
-/// [`database`](Redis::database) gives each test its own database. The tests share all else: the
+/// [`database`](Redis::database) gives each test its own database. Tests share everything else: the
 /// configuration, scripts, functions, `FLUSHALL`, and the channels of `PUBLISH` and `SUBSCRIBE`.
 ///
 /// ```no_run
@@ -353,7 +353,7 @@ pub struct Redis {
 handle!(Redis, external);
 
 impl Redis {
-    /// The URL of the first database: `redis://127.0.0.1:PORT/0`.
+    /// The URL of the database that all tests share: `redis://127.0.0.1:PORT/0`.
     #[must_use]
     pub fn url(&self) -> String {
         let external = self.external.as_ref();
@@ -379,7 +379,7 @@ impl Redis {
     ///
     /// # Panics
     ///
-    /// If the server is at `MIRAKURU_REDIS_URL`.
+    /// Panics if the server is at `MIRAKURU_REDIS_URL`.
     #[must_use]
     #[track_caller]
     pub fn socket(&self) -> PathBuf {
@@ -389,12 +389,13 @@ impl Redis {
         self.executor.dir().join("socket")
     }
 
-    /// Leases an empty database for one test, from this server's databases, over all processes that
-    /// share the server. The lease ends when it is dropped, or with its process.
+    /// Leases an empty database for one test. No other test gets the same database at the same
+    /// time, in any process that shares the server. Dropping the value ends the lease, and so does
+    /// the end of the process.
     ///
     /// # Panics
     ///
-    /// If all databases are leased, or the server does not answer: see
+    /// Panics if all databases are leased, or if the server does not answer: see
     /// [`try_database`](Redis::try_database).
     #[must_use]
     #[track_caller]
@@ -402,12 +403,12 @@ impl Redis {
         expect(self.try_database())
     }
 
-    /// Leases a database as [`database`](Redis::database), but returns the error.
+    /// Like [`database`](Redis::database), but returns an error instead of a panic.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if all databases are leased, the server belongs to a cluster (which has
-    /// one database), or it does not answer.
+    /// Returns [`Error::System`] if all databases are leased, if the server does not answer, or if
+    /// it belongs to a cluster, which has one database.
     pub fn try_database(&self) -> Result<RedisDatabase, Error> {
         lease::taken();
         let attempt = "lease a database of Redis";
@@ -421,7 +422,7 @@ impl Redis {
                 lease: Leased::OnServer(token),
             });
         }
-        // All tests share the first database.
+        // Database 0 is not leased, because all tests share it.
         let limit = self.databases.saturating_sub(1);
         if limit == 0 {
             let reason = "it has only the database 0: a cluster has no other, and `config(\"databases\", \
@@ -441,7 +442,7 @@ impl Redis {
             number: lease.number() + 1,
             lease: Leased::Here(lease),
         };
-        // The last holder of the lease may have been killed.
+        // If the previous holder of the lease was killed, its keys are still there.
         database
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;
@@ -449,29 +450,28 @@ impl Redis {
     }
 }
 
-/// One numbered database of a [`Redis`], leased for a test. When it is dropped, and before the next
-/// lease, it is emptied and its clients are disconnected.
+/// A database of a [`Redis`], leased to one test. Dropping the value disconnects the database's
+/// clients and removes its keys. The next lease does the same.
 ///
-/// The numbers rotate. A client that connects again after the end of its test (a pool in a
-/// `static`) can still write into the database. It meets the next test there only after all other
-/// numbers were used.
+/// A number is leased again only after all others. Until then, a client that reconnects after its
+/// test, such as a pool in a `static`, disturbs no other test.
 #[derive(Debug)]
 pub struct RedisDatabase {
     access: Access,
     number: u32,
-    // This is the last field: the database is given back after all other work.
+    // This is the last field, so that the lease ends after everything else.
     lease: Leased,
 }
 
 #[derive(Debug)]
 enum Leased {
-    /// A lease by a lock on a file.
+    /// A lease that a file lock holds.
     Here(#[allow(dead_code, reason = "its drop gives it back")] Lease),
-    /// A lease on an external server, with this token.
+    /// A lease on an external server, with its token.
     OnServer(String),
 }
 
-/// The address of a server, and our login there.
+/// The address of a server, and the login there.
 #[derive(Debug)]
 struct Access {
     addr: SocketAddr,
@@ -531,20 +531,20 @@ impl RedisDatabase {
     }
 }
 
-/// Disconnects the clients that use a database.
 fn disconnect_clients(connection: &mut Connection, number: u32) -> io::Result<()> {
     for id in clients(connection, number)? {
-        // The client may have disconnected by itself.
+        // `CLIENT KILL` fails if the client has disconnected by itself.
         let _ = ask(connection, &["CLIENT", "KILL", "ID", &id]);
     }
     Ok(())
 }
 
-/// Ids of the clients that use a database, from lines like `id=7 addr=127.0.0.1:40000 .. db=3`.
+/// Ids of the clients that use a database. `CLIENT LIST` has lines like
+/// `id=7 addr=127.0.0.1:40000 .. db=3`.
 fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> {
     let text = match bulk(connection, &["CLIENT", "LIST"]) {
         Ok(text) => text,
-        // The command may have been removed with `rename-command`.
+        // `rename-command` may have removed the command.
         Err(e) if e.kind() == io::ErrorKind::Other => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
@@ -556,7 +556,7 @@ fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> 
 
 impl Drop for RedisDatabase {
     fn drop(&mut self) {
-        // The next holder of the lease empties the database as well.
+        // If this fails, the next holder of the lease empties the database.
         tidied(
             &format!("empty the database {} of Redis", self.number),
             self.empty(TIDY_WITHIN),
@@ -607,7 +607,7 @@ fn texts(connection: &mut Connection, words: &[&str]) -> io::Result<Vec<String>>
     Ok(texts)
 }
 
-/// Reads a text of this length.
+/// Reads a text whose length is in the line before, such as `$5`.
 fn text(connection: &mut Connection, length: &str) -> io::Result<String> {
     let length = length
         .strip_prefix('$')
