@@ -88,7 +88,7 @@ pub(crate) mod tests {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     pub(crate) use forks::fork_with;
 
-    /// A directory that is removed at the end.
+    /// A directory that is removed when this value is dropped.
     pub(crate) struct TestDir(PathBuf);
 
     impl TestDir {
@@ -119,7 +119,7 @@ pub(crate) mod tests {
         in_time_some(|| condition().then_some(()));
     }
 
-    /// Waits as [`in_time`], for a condition with a value.
+    /// Waits like [`in_time`], and returns the value of the condition.
     #[track_caller]
     pub(crate) fn in_time_some<T>(mut value: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(20);
@@ -155,7 +155,7 @@ pub(crate) mod tests {
             }
         }
 
-        /// Forks this process. The child only keeps one descriptor open for a while.
+        /// Forks this process. The child keeps only this descriptor open, and ends after `time`.
         pub(crate) fn fork_with(fd: &impl AsRawFd, time: Duration) -> Fork {
             let fd = fd.as_raw_fd();
             let millis = i32::try_from(time.as_millis()).expect("a short time");

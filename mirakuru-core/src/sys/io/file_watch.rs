@@ -1,8 +1,8 @@
 //! Notices that a file appears or changes, by inotify on systems that have it.
 //!
 //! A watch supplements polling and does not replace it. inotify does not report a file that another
-//! machine writes, or that comes through another mount (an overlay of a container). So the caller
-//! continues to poll, with longer pauses.
+//! machine writes, or that changes through another mount, such as a container's overlay. So the
+//! caller continues to poll, with longer pauses.
 //!
 //! An inotify instance is expensive to close, because the kernel first waits for a grace period of
 //! its own (5 to 20 ms were measured). So the end of a wait removes only the watches, which takes
@@ -368,7 +368,7 @@ mod tests {
     fn the_next_wait_hears_nothing_of_the_one_before() {
         let dir = TestDir::new();
         let path = dir.path().join("file");
-        // Other tests of this binary take instances at the same time.
+        // Another test may take the first wait's instance, so one attempt is not enough.
         for _ in 0..20 {
             let mut first = Watching::default();
             renew(&mut first, &path);
@@ -394,7 +394,7 @@ mod tests {
         fs::remove_dir(&inner).unwrap();
         fs::create_dir(&inner).unwrap();
         renew(&mut watching, &path);
-        // The removal of the old file may still be reported.
+        // The removal of the old directory may be reported late, so this renews again.
         renew(&mut watching, &path);
         assert!(!told(&watching));
         fs::write(&path, "").unwrap();

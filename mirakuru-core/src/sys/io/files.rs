@@ -35,7 +35,7 @@ pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
 ///
 /// # Errors
 ///
-/// The error of the operating system.
+/// Fails with the error of the operating system.
 pub(in crate::sys) fn make_fifo(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the text ends with a zero byte and lives through the call.
@@ -135,7 +135,7 @@ pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T
 ///
 /// # Errors
 ///
-/// The error of the operating system.
+/// Fails with the error of the operating system.
 pub fn append_to_stderr_of(pid: u32) -> io::Result<File> {
     OpenOptions::new()
         .append(true)

@@ -6,8 +6,8 @@
 //!   it.
 //! * A directory with a mount on it is left, with everything in it.
 //! * There is no recursion. A nested directory is first moved up beside its parent. So a deep tree
-//!   needs neither more stack nor more descriptors, and the code never follows `..` in a tree that
-//!   a process may be moving.
+//!   needs neither more stack nor more descriptors. The code never follows `..`, which would lead
+//!   elsewhere after a process has moved a directory.
 //!
 //! On Linux the supervisor also calls this code, after a fork. So on Linux [`Place`] and its
 //! helpers must not allocate, lock or panic.
@@ -61,7 +61,7 @@ pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
 ///
 /// # Safety
 ///
-/// The rule of [`remove_private_dir`] applies.
+/// The path must be a string that ends in a zero byte.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
     // SAFETY: the path ends in a zero byte.
@@ -224,7 +224,7 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
         };
         // SAFETY: `top` is an open directory, and `visit` keeps no name.
         unsafe { each_entry(top, &mut visit) };
-        // The reading may miss entries while others are removed or moved up, so this repeats it
+        // The reading may miss entries while others are removed or moved up, so it is repeated
         // until nothing changes.
         if !progress {
             return !left;
@@ -311,7 +311,7 @@ unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
     unsafe {
         let mut sub = open_here(dir, name);
         if sub < 0 && errno() == libc::EACCES && libc::geteuid() != 0 {
-            // Only for other users than root: see `move_up`.
+            // Root needs no permission: see `move_up`.
             libc::fchmodat(dir, name, 0o700, 0);
             sub = open_here(dir, name);
         }
@@ -334,7 +334,7 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
         mode: 0,
         resolve: NO_MOUNTS_AND_NO_LINKS,
     };
-    // SAFETY: the name ends in a zero byte, and the size is that of the struct.
+    // SAFETY: the name ends in a zero byte, and `size` is the size of the struct.
     unsafe {
         let size = std::mem::size_of::<How>();
         let opened = libc::syscall(libc::SYS_openat2, dir, name, &raw const how, size) as i32;
@@ -377,7 +377,7 @@ unsafe fn status(fd: i32) -> Option<libc::stat> {
     }
 }
 
-/// Calls `visit` with the name of each entry, and with whether the entry seems to be a directory.
+/// Calls `visit` with each entry's name and a hint: `true` if the entry seems to be a directory.
 /// May miss entries that are made or removed meanwhile.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
@@ -492,7 +492,7 @@ mod tests {
     #[test]
     fn a_tree_may_be_deeper_than_any_stack() {
         let dir = scratch();
-        // The tree gets deeper than a path can name, because each level is moved into the next one.
+        // Each directory is moved into the next one, so the tree gets deeper than a path can name.
         let data = dir.path().join("service/d");
         fs::create_dir(data.join("0")).expect("it is ours");
         for level in 1..20_000_u32 {

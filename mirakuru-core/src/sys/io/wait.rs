@@ -8,7 +8,8 @@ pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
     poll(fds, timeout);
 }
 
-/// Waits as [`wait_readable`], and returns the descriptors with something to read or at their end.
+/// Waits like [`wait_readable`], and returns the descriptors with something to read or at their
+/// end.
 pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     let told = poll(fds, timeout)
         .into_iter()
@@ -32,7 +33,7 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     #[cfg(target_os = "linux")]
     let result = {
         let time = libc::timespec {
-            // This does not name `time_t`, whose size changes for musl.
+            // `try_into` avoids the name `time_t`, whose size changes for musl.
             tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };
@@ -41,7 +42,7 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     };
     #[cfg(not(target_os = "linux"))]
     let result = {
-        // This rounds up, so that the caller does not spin during the last millisecond.
+        // Rounds up, so that the caller does not spin during the last millisecond.
         let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         // SAFETY: the pointer is to a list of the given length.
         unsafe { libc::poll(polled.as_mut_ptr(), count, millis) }

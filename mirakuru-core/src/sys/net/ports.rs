@@ -12,8 +12,8 @@ const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
 /// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
 ///
-/// The two options are set *after* the bind. So the bind is exclusive, whatever the value of
-/// `net.ipv4.ip_autobind_reuse`: it never gets a port that is in use on any address, even by
+/// The two options are set *after* the bind. So the bind is exclusive, even if
+/// `net.ipv4.ip_autobind_reuse` is set. It never gets a port that is in use on any address, even by
 /// another hold. A later bind sees the options, so a service can bind to the held port.
 pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     let fd = bind_everywhere(0, false)?;
@@ -54,9 +54,9 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
 
 /// Binds a socket to the port on IPv6 loopback alone.
 ///
-/// This keeps the port from every process that asks for a free port on all addresses, as
+/// The socket keeps the port from every process that asks for a free port on all addresses, as
 /// [`hold_any`] does. Binds to IPv4 addresses still succeed, with or without SO_REUSEADDR. Without
-/// IPv6, this binds to an IPv4 loopback address that services do not use.
+/// IPv6, the socket is bound to an IPv4 loopback address that services do not use.
 pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     let v6 = || bind_v6(Ipv6Addr::LOCALHOST, port, true, true);
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))

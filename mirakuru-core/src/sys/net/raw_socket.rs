@@ -207,7 +207,7 @@ impl Address {
     pub(in crate::sys) fn unix(name: &Path, is_abstract: bool) -> io::Result<Address> {
         let name = name.as_os_str().as_bytes();
         let start = std::mem::offset_of!(libc::sockaddr_un, sun_path);
-        // A path ends with a NUL, an abstract name begins with one.
+        // A path ends with a NUL, and an abstract name begins with a NUL.
         let room = size_of::<libc::sockaddr_un>() - start - 1;
         if name.len() > room || (!is_abstract && name.contains(&0)) {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -104,7 +104,7 @@ thread_local! {
 /// Runs one exchange on this thread's socket. Closes the socket after an error, because an unread
 /// answer would count as the answer to the next question.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
-    // This uses `try_with` and `take`, because an ending thread may drop a fixture after its thread
+    // Uses `try_with` and `take`, because an ending thread may drop a fixture after its thread
     // locals are gone.
     let kept = DIAG.try_with(RefCell::take).unwrap_or(None);
     let mut diag = match kept {
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn tells_a_v6_only_listener_from_a_dual_stack_one() {
         for only in [true, false] {
-            // Another process may have the same port on IPv4; try another one.
+            // Another process may have the same port on IPv4, so this tries several ports.
             let mut tries = (0..100).map(|_| crate::sys::sockets::tests::listen_v6(only));
             let (_held, port, dumped) = tries
                 .find_map(|(held, port)| {
@@ -499,7 +499,7 @@ mod tests {
     fn a_copy_of_another_process_is_not_used() {
         std::thread::spawn(|| {
             on_port(Protocol::Tcp, 1, States::Listening).unwrap();
-            // This simulates a child after a fork.
+            // Simulates a child after a fork.
             let other = DIAG.with_borrow_mut(|diag| {
                 let diag = diag.as_mut().unwrap();
                 diag.process += 1;

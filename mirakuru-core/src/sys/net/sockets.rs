@@ -16,9 +16,9 @@ use super::raw_socket::{
 /// Binds to an address as most servers do, and closes at once, without ever listening. TCP uses
 /// SO_REUSEADDR, UDP does not.
 ///
-/// The error is `AddrInUse` if a server could not bind either. Two kinds of socket do *not* matter:
-/// connections in TIME_WAIT, and sockets with SO_REUSEADDR that are bound and do not listen, such
-/// as those that hold a port for a later service.
+/// The error is `AddrInUse` if a server could not bind either. Connections in TIME_WAIT do *not*
+/// cause the error. A socket that has SO_REUSEADDR and does not listen does not cause it either,
+/// for example one that holds a port for a later service.
 pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     let fd = match protocol {
         Protocol::Tcp => socket(family(&addr), libc::SOCK_STREAM, 0)?,
@@ -201,8 +201,8 @@ pub(crate) mod tests {
     }
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    /// A connection whose two ends are one socket. A connect to an ephemeral loopback port can make
-    /// one.
+    /// A socket that is connected to itself. A connect to an ephemeral loopback port can have this
+    /// result.
     pub(crate) fn connected_to_itself() -> std::net::TcpStream {
         let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();
         connect(&fd, &loopback(port).into()).unwrap();

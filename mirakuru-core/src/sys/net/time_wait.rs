@@ -31,12 +31,12 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets `connect` choose this address. A `bind` fails if another connection uses the address, open
-/// or closed. A `connect` fails only if that connection has the same remote address.
+/// Lets `connect` choose this address. A `bind` fails if any connection uses the address, even one
+/// in TIME_WAIT. A `connect` fails only if that connection has the same remote address.
 ///
 /// # Errors
 ///
-/// Fails before Linux 6.3 and on other systems, because they lack the option.
+/// Fails before Linux 6.3 and on other systems, which lack `IP_LOCAL_PORT_RANGE`.
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {

@@ -66,8 +66,8 @@ impl Search {
         let mut mine = HashSet::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
-            // If the first thread has ended, only root may read its descriptors. So this reads
-            // every thread.
+            // Reads every thread, because if the first one has ended, only root may read its
+            // descriptors.
             Closely::Threads => numbers(&format!("/proc/{pid}/task"))
                 .into_iter()
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))

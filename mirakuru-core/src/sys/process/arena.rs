@@ -15,7 +15,7 @@ use super::message::milliseconds;
 use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
-/// The most bytes that one read of the service's output can return.
+/// Largest number of bytes that one read of the service's output can return.
 pub(super) const BUFFER: usize = 32 * 1024;
 /// Reserves no swap space for untouched pages.
 #[cfg(target_os = "linux")]
@@ -43,7 +43,7 @@ pub(super) struct Words {
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
 pub(super) struct Arena {
     pub(super) program: Words,
-    /// The command that runs at the end. Its candidates are null if there is none.
+    /// The recipe's `on_end` command. If there is none, its candidates are null.
     pub(super) on_end: Words,
     /// Line with a hint, logged if `on_end` fails; may be null.
     pub(super) on_end_hint: *const c_char,
@@ -91,7 +91,7 @@ pub(super) struct Arena {
     pub(super) private_dir: *const c_char,
     /// Path of the FIFO that dependent services hold open; see `ending.rs`.
     pub(super) needed: *const c_char,
-    /// Descriptors of the FIFOs of the services on which this one depends.
+    /// Descriptors of the needed services' FIFOs.
     pub(super) needs: *const i32,
     pub(super) needs_count: usize,
     /// The fields of the plan's `RunPlan`. Without one, `runner_pidfd` is -1 and the paths are
@@ -201,8 +201,8 @@ impl Mapping {
         if bump.base.is_null() {
             return arena;
         }
-        // SAFETY: all targets lie in the fresh, zeroed mapping, for which all-zero is a valid
-        // `Arena`; the addresses of stacks are their upper ends, inside the mapping.
+        // SAFETY: all targets lie in the fresh, zeroed mapping, and all-zero bytes are a valid
+        // `Arena`. The addresses of stacks are their upper ends, inside the mapping.
         unsafe {
             let a = &mut *arena;
             a.program = program;
@@ -265,12 +265,13 @@ impl Mapping {
         let mut locks: Vec<i32> = locks.iter().chain(needs).copied().collect();
         // SAFETY: no other process uses the arena yet.
         if unsafe { !(*self.arena).on_end.candidates.is_null() } {
-            // A guard that runs the command at the end writes the command's output into the log.
+            // The guard may have to run the `on_end` command, and writes the command's output into
+            // the log.
             locks.extend([descriptors.log, descriptors.index]);
         }
         locks.sort_unstable();
-        // SAFETY: `fill` left room for all of the lists, for 16 more in `keep` and for 2 more in
-        // `locks`; there are at most eight descriptors besides those of the lists.
+        // SAFETY: `fill` left room for all of the lists, for 16 more entries in `keep` and for 2
+        // more in `locks`. At most eight descriptors are not in a list.
         unsafe {
             let a = &mut *self.arena;
             a.stdio = descriptors.stdio;

@@ -7,10 +7,10 @@
 //!    and SIGKILL follows a second later.
 //! 4. SIGKILL for every process that is left.
 //!
-//! A supervisor learns from a FIFO that other services need its own. The FIFO, `needed`, is in the
-//! private directory of the needed service. The supervisor of each dependent service keeps it open
-//! until its own tree is gone. So the FIFO has a writer as long as a dependent lives, however that
-//! dependent ends.
+//! A supervisor learns from a FIFO that other services need its service. The FIFO, `needed`, is in
+//! the private directory of the needed service. The supervisor of each dependent service keeps the
+//! FIFO open until its own tree is gone. So the FIFO has a writer as long as a dependent lives,
+//! however that dependent ends.
 //!
 //! At the start of its own stop, a dependent's supervisor writes into the FIFO how long that stop
 //! may take. So the waits along a chain of services add up, to at most ten minutes.
@@ -278,8 +278,8 @@ impl Ending {
 unsafe fn announce(a: &Arena, ms: i64) {
     let ms = i32::try_from(ms.saturating_add(AFTER_GRACE_MS)).unwrap_or(i32::MAX);
     for at in 0..a.needs_count {
-        // SAFETY: the list has `needs_count` entries; writes from a local variable. The descriptors
-        // never block.
+        // SAFETY: the list has `needs_count` entries, and the call writes from a local variable.
+        // The descriptors never block.
         unsafe { libc::write(*a.needs.add(at), (&raw const ms).cast(), mem::size_of::<i32>()) };
     }
 }

@@ -23,7 +23,7 @@ static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// The time on CLOCK_MONOTONIC at which the handler began.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
 
-/// Number of words for a service's id, which always has fewer bytes.
+/// Number of 32-bit words that hold a service's id, which is always shorter.
 const ID_WORDS: usize = 8;
 
 #[derive(Default)]
@@ -55,7 +55,7 @@ pub(super) fn install_once() {
     });
 }
 
-/// Adds a service with its control socket. Its processes carry `id` as their mark.
+/// Adds a service with its control socket. The service's processes carry `id` as their mark.
 pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) -> Registration {
     install_once();
     let slot = SLOTS.take(|| Ending {
@@ -167,8 +167,8 @@ fn end_all(failed: bool) {
         return;
     }
     BEGAN.store(crate::sys::clock_ns(), Ordering::SeqCst);
-    // A test failed without ending its service (for example because it hung), or a test ended the
-    // process. The harness returns from the main thread, and runs tests on other threads.
+    // A failed test may have left its service running, for example because it hung. If this is not
+    // the main thread, a test ended the process, because the harness returns from the main thread.
     let in_a_test = failed || !is_main_thread();
     end_where(in_a_test, &|_| true);
     // The services of this process have ended, so the shared services that they needed may end.

@@ -14,7 +14,8 @@ use super::plan::StopPolicy;
 pub(super) const MESSAGE: usize = 8;
 pub(super) type Message = [i32; MESSAGE];
 
-/// To the test process: the service was executed. Carries its process id and the worker's.
+/// To the test process: the service was executed. Carries the process ids of the service and of the
+/// worker.
 pub(super) const STARTED: i32 = 1;
 /// To the test process: the service could not be executed. Carries a `STAGE_*`, the error number
 /// and, for `STAGE_SUPERVISOR`, the `Call`.
@@ -26,7 +27,7 @@ pub(super) const OUTPUT: i32 = 3;
 pub(super) const EXITED: i32 = 4;
 /// To the test process, as the last message: nothing is left of the service.
 pub(super) const EMPTY: i32 = 5;
-/// To the test process, in answer to [`PUBLISH`]. Carries 0, or the number of the error.
+/// To the test process, in answer to [`PUBLISH`]. Carries 0 or the error number.
 pub(super) const PUBLISHED: i32 = 6;
 /// To the test process, in answer to [`SYNC`]: the log has all bytes that the pipes held.
 pub(super) const SYNCED: i32 = 7;
@@ -140,7 +141,7 @@ const STARVED: u32 = 2000;
 pub(super) const INTERRUPTED: u32 = 1000;
 
 impl Inbox {
-    /// Returns the next message. Waits for one only if `wait` is set.
+    /// Returns the next message. Waits for a message only if `wait` is set.
     pub(super) fn receive(&mut self, control: RawFd, wait: bool) -> Received {
         let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
         let mut resets = 0_u32;

@@ -1,9 +1,9 @@
 //! Notes this process's parent before `main`: once the parent has died, its id can no longer be
 //! found.
 //!
-//! The kernel gives an orphan to the nearest ancestor that collects orphans. That process may stand
-//! in the same session and look like any other parent, and nothing in `/proc` tells the two apart.
-//! Only a check while the parent still lives can tell them apart.
+//! The kernel gives an orphan to the nearest ancestor that collects orphans. Afterwards nothing in
+//! `/proc` distinguishes this ancestor from the original parent. So the parent is noted while it
+//! still lives.
 
 use std::os::unix::process::parent_id;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -231,7 +231,7 @@ impl Output {
             let at = LogPart {
                 number,
                 log: self.part.log.wrapping_add(self.log_len as u64),
-                // This includes the record that names the new part.
+                // Includes the record that names the new part.
                 index: (self.part.index)
                     .wrapping_add(self.index_len as u64)
                     .wrapping_add(log_record::SIZE as u64),
@@ -247,8 +247,8 @@ impl Output {
                 && self.record(Record::next(number, self.log_len as u64));
             if complete {
                 if self.part.number == 0 {
-                    // A note for people who read the file. Programs ignore it, because it lies
-                    // behind the end that the record gives.
+                    // A note for people who read the file. Programs ignore the note, because the
+                    // record says that the part ends before it.
                     libc::write(self.log, NOTICE.as_ptr().cast(), NOTICE.len());
                 }
                 let [log_name, index_name] = log_record::part(number.wrapping_add(1));

@@ -52,7 +52,7 @@ pub(crate) struct Plan {
     pub(crate) listen: Vec<OwnedFd>,
     /// The id of the service's test, or 0: see `exit.rs`.
     pub(crate) test: u64,
-    /// The id of the service, at the end of the supervisor's command line.
+    /// The service's id, which is also the last word of the supervisor's command line.
     pub(crate) id: String,
     /// The directory that the supervisor removes when both the tree and the test process are gone.
     pub(crate) private_dir: Option<CString>,
@@ -78,8 +78,8 @@ pub(crate) struct RunPlan {
     pub(crate) runner: OwnedFd,
     /// Whether `runner` is the FIFO. If so, a new user can still keep the service from ending.
     pub(crate) ends_with_users: bool,
-    /// The permit to start the service. The supervisor keeps a copy, so no other process starts the
-    /// service before this one is published or gone.
+    /// The permit to start the service. The supervisor holds a copy, so no other process can start
+    /// the same service meanwhile.
     pub(crate) start_lock: OwnedFd,
     /// Path of the state file before and after the service is published.
     pub(crate) staged: CString,
@@ -140,7 +140,7 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct SpawnFailure {
     pub(crate) stage: Stage,
-    /// The system call that failed, if it is one that guaranteed teardown needs.
+    /// The system call that failed, if it is listed in [`Call`].
     pub(crate) call: Option<Call>,
     pub(crate) source: std::io::Error,
 }

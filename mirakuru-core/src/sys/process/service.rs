@@ -51,7 +51,7 @@ pub(crate) struct Service {
     id: String,
     worker: u32,
     pid: u32,
-    /// The plan for another try, until the supervisor sends its first message.
+    /// The plan for a retry, until the supervisor sends its first message.
     plan: Option<Box<Plan>>,
     /// Number of times that the plan may be launched again.
     launch_retries: u32,
@@ -64,7 +64,7 @@ pub(crate) struct Service {
 
 #[derive(Default)]
 struct State {
-    /// The stage, the error number and the system call of a failed execution.
+    /// The stage, the error number and the system call of a failed start.
     failed: Option<[i32; 3]>,
     exit: Option<Exit>,
     /// Whether the worker has sent its last message, which says that nothing is left.
@@ -236,7 +236,7 @@ impl Service {
             None => return Ok(false),
         };
         if self.registration.take() {
-            // The error of the start says more than the error of this call.
+            // The error of the start says more than an error of `finish`.
             let _ = self.finish();
         }
         Err(failure)
@@ -270,7 +270,7 @@ impl Service {
         self.state.empty || self.state.closed
     }
 
-    /// Asks for one event at the next new output.
+    /// Requests one event for the next output.
     pub(crate) fn arm_output(&mut self) {
         self.state.output = false;
         self.send([message::ARM, 0, 0, 0, 0, 0, 0, 0]);
@@ -316,7 +316,7 @@ impl Service {
     }
 
     /// The descriptor that becomes readable at the service's next event. `None` if an event is
-    /// waiting.
+    /// waiting already.
     pub(crate) fn events(&self) -> Option<RawFd> {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
@@ -350,8 +350,8 @@ impl Service {
     /// The supervisor does both on one message. So if this process dies, the service either ends
     /// with this process or already belongs to the run.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
-        // The registration is taken first. If another thread ends this process, the exit handler
-        // must neither end nor wait for a service that the run is about to own.
+        // Takes the registration first. If another thread ends this process, the exit handler must
+        // neither end nor wait for a service that the run is about to own.
         if !self.registration.take() {
             return Err(io::Error::other("this process is about to end"));
         }
@@ -414,8 +414,8 @@ impl Service {
     }
 
     /// Waits for the guard after the worker has ended. The guard holds the locks as well, and its
-    /// exit status tells whether the tree is proved empty. If both were killed, kills the processes
-    /// with the service's mark.
+    /// exit status tells whether the tree is proved empty. If guard and worker were both killed,
+    /// kills the processes with the service's mark.
     fn finish(&mut self) -> io::Result<()> {
         let empty = std::mem::replace(&mut self.state.empty, true);
         self.state.closed = true;
@@ -489,7 +489,7 @@ impl Service {
         }
     }
 
-    /// Reads one message, if there is one. Notes the end of the connection.
+    /// Reads a message, if one has come. Notes the end of the connection.
     fn receive(&mut self) -> io::Result<Option<Message>> {
         if self.state.closed {
             return Ok(None);
@@ -596,7 +596,7 @@ impl LaunchResources<'_> {
         Ok(LaunchResources {
             plan,
             mapping,
-            // This comes before the fork, so that the exit handler never misses a supervisor.
+            // Registers before the fork, so that the exit handler never misses a supervisor.
             registration: exit::register(ours.as_raw_fd(), &plan.id, plan.stop, plan.test),
             ours,
             _theirs: theirs,

@@ -1,8 +1,7 @@
-//! A list of slots that needs no lock, for the handler at the end of the process.
+//! A list of slots that needs no lock, for the exit handler (`exit.rs`).
 //!
 //! The handler runs beside other live threads, one of which could hold a lock for ever. So the list
-//! has no lock and is never shortened. Slots are never freed: there are as many as were ever in use
-//! at once.
+//! has no lock and is never shortened. Slots are reused and never freed.
 
 use std::iter::successors;
 use std::ops::Deref;

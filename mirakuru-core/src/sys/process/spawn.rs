@@ -1,5 +1,4 @@
-//! Starts the programs of a supervisor, in both back ends: the service, and the command that runs
-//! at its end.
+//! Starts the programs of a supervisor, in both back ends: the service and its `on_end` command.
 //!
 //! This code runs after a fork of a process that may have many threads, so it makes only system
 //! calls. It must not allocate, lock, panic, or use a thread-local value other than `errno`. The
@@ -46,15 +45,15 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if !a.current_dir.is_null() && libc::chdir(a.current_dir) != 0 {
             return (STAGE_CURRENT_DIR, errno());
         }
-        // `open_streams` made all three greater than 2, so no `dup2` overwrites one that is still
-        // needed.
+        // `open_streams` made all three descriptors greater than 2, so no `dup2` overwrites one
+        // that is still needed.
         for (target, fd) in a.stdio.iter().enumerate() {
             if libc::dup2(*fd, target as c_int) < 0 {
                 return (STAGE_SUPERVISOR, errno());
             }
         }
-        // `lift_listeners` moved these above all targets. The copies that `dup2` makes stay open
-        // when the program is executed.
+        // `lift_listeners` moved these sockets above all targets. The copies that `dup2` makes stay
+        // open when the program is executed.
         for at in 0..a.listen_count {
             if libc::dup2(*a.listen.add(at), 3_i32.wrapping_add(at as c_int)) < 0 {
                 return (STAGE_SUPERVISOR, errno());
@@ -119,7 +118,8 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
         let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
         for (fd, output) in streams {
             if *fd >= 0 {
-                continue; // from the test process, already above 2 (`LaunchResources::new`)
+                // `LaunchResources::new` has put this descriptor of the test process above 2.
+                continue;
             } else if let Some(relay) = output.filter(|at| a.relay.get(*at) == Some(&true)) {
                 let mut ends = [-1; 2];
                 if os::pipe(&mut ends) != 0 {
@@ -254,8 +254,8 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
         let mut status = 0;
         let problem: Option<Problem> = loop {
             let mut fd = to_read(ends[0]);
-            // Waits for the command and not for the end of the pipe: a descendant may keep the pipe
-            // open, or the command may close it early.
+            // Waits for the command, not for the end of the pipe. A descendant may keep the pipe
+            // open, and the command may close it early.
             let pipe_is_open = output.pipes[1] >= 0;
             libc::poll(&mut fd, libc::nfds_t::from(pipe_is_open), 2);
             output.take_turn(&mut a.buffer, 1);
@@ -291,8 +291,8 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
     }
 }
 
-/// Executes the `on_end` command in the child. Until then the supervisor sleeps, or the child has
-/// its own copy of the memory.
+/// Executes the `on_end` command in the child. Until the exec the supervisor sleeps, or the child
+/// has its own copy of the memory.
 unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
     // SAFETY: the arena's strings and descriptors are valid.
     unsafe {
@@ -318,7 +318,8 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
 // ------------------------------------------------------------------------------------------- tools
 
 /// Sets every signal back to its default. Otherwise the service would inherit ignored signals, such
-/// as SIGPIPE from Rust's runtime. While SIGCHLD is ignored, the kernel keeps no exit status.
+/// as SIGPIPE from Rust's runtime. And while a process ignores SIGCHLD, the kernel keeps no exit
+/// statuses of its children.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: the default action has no handler. libc refuses this for SIGKILL, SIGSTOP and its

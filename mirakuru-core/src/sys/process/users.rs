@@ -104,7 +104,7 @@ impl Drop for User {
 /// Takes the descriptor out of `place`, if it is still there.
 fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     let fd = place.swap(-1, Ordering::SeqCst);
-    // SAFETY: `join` put it there, and only this swap got it.
+    // SAFETY: `join` stored the descriptor, and only this swap took it out.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -15,9 +15,9 @@
 //! The fork inherits files' mappings (code, `.data`, `.got`) as usual.
 //!
 //! The supervisor runs only mirakuru's code and simple calls of libc, so it needs no other memory.
-//! A preloaded library, a sanitizer or lazy binding would run other code, with data anywhere. If
-//! the process has one of these, or a supervisor has died before its first message, forks copy all
-//! memory: see [`needs_all`].
+//! A preloaded library, a sanitizer or lazy binding would run other code, whose data may be
+//! anywhere. If the process has one of these, or a supervisor has died before its first message,
+//! forks copy all memory: see [`needs_all`].
 //!
 //! If another thread forked at the same time, its child would lack the marked memory. So a
 //! `pthread_atfork` handler delays libc's `fork` until the marks are removed. `vfork`,
@@ -54,7 +54,7 @@ unsafe extern "C" fn lock() {
 
 unsafe extern "C" fn unlock() {
     // SAFETY: the mutex is initialised and never destroyed. This thread has locked it. In a forked
-    // child, this thread is a copy of the one that did.
+    // child, this thread is a copy of the thread that has locked it.
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
@@ -94,7 +94,7 @@ pub(super) fn needs_all() -> Option<&'static str> {
     SHOWN.or_else(|| DIED.get().copied())
 }
 
-/// Makes all later forks copy the whole memory, for this reason.
+/// Makes all later forks copy the whole memory, and records the reason.
 pub(super) fn note_need(reason: &'static str) {
     let _ = DIED.set(reason);
 }
@@ -156,7 +156,7 @@ fn binds_lazily() -> bool {
         }
     }
     let mut lazy = false;
-    // SAFETY: the function is called before this one returns.
+    // SAFETY: `dl_iterate_phdr` calls `visit` only before it returns, so `lazy` outlives the calls.
     unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut lazy).cast()) };
     lazy && std::env::var_os("LD_BIND_NOW").is_none_or(|value| value.is_empty())
 }
@@ -180,7 +180,7 @@ pub(super) fn with_memory(
         unsafe { libc::pthread_atfork(Some(lock), Some(unlock), Some(unlock)) };
     });
 
-    // SAFETY: this thread unlocks what it locks, and nothing unwinds in between (see `Restore`).
+    // SAFETY: this thread unlocks the mutex that it locks, even if a panic unwinds (see `Restore`).
     unsafe { lock() };
     let mut restore = Restore(Vec::new());
     let own = own();

@@ -54,7 +54,8 @@ pub(in crate::sys::process) unsafe fn own_group() {
     unsafe { libc::setsid() };
 }
 
-/// Asks for SIGKILL when the parent's thread ends. The parent has only one thread.
+/// Asks for SIGKILL when the parent's thread ends. This is the end of the parent, because the
+/// parent has only one thread.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {
     // SAFETY: the call takes only numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
@@ -293,7 +294,7 @@ pub(in crate::sys::process) fn may_share() -> bool {
     memory::needs_all() != Some(memory::VALGRIND)
 }
 
-/// Makes all later forks copy the whole memory, for this reason.
+/// Makes all later forks copy the whole memory, and records the reason.
 pub(in crate::sys::process) fn fork_whole(reason: &'static str) {
     memory::note_need(reason);
 }

@@ -15,7 +15,8 @@
 //! 2. The worker watches the test process through a pidfd that was opened before the fork, so it
 //!    always notices the end of the test process. The end of file of the socket is not enough:
 //!    another fork of the test process may hold a copy of the socket.
-//! 3. The service first asks for SIGKILL at its parent's death, and then checks its parent.
+//! 3. The service asks for SIGKILL at its parent's death, and only then checks that its parent
+//!    lives. So it notices an earlier death as well.
 //! 4. A stop goes through the phases of `ending.rs`, then kills until nothing is left. After that
 //!    the supervisor moves the last output into the log, and runs the recipe's `on_end` command. It
 //!    sends the last message to the test process, and ends.
@@ -64,8 +65,8 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and no other code uses it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // This comes first, because this process has copies of listeners and locks that a test may
-        // be about to close.
+        // The descriptors are closed first, because a test may be about to close a listener or a
+        // lock of which this process has a copy.
         let can_share = os::close_all_but(a.keep, a.keep_count) && a.may_share;
         if let Err(call) = prepare_guard(a) {
             fail_call(a.control, call, errno());
@@ -201,7 +202,7 @@ struct Worker<'a> {
     asked_at: i64,
     /// Whether the service's process group has got the stop signal.
     group_was_asked: bool,
-    /// Whether the main process still has to be waited for.
+    /// Whether the main process has not been reaped yet.
     main_alive: bool,
     /// Whether the service belongs to the run, and no longer to the test process.
     published: bool,
@@ -277,7 +278,8 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
             Call::Subreaper,
         )?;
-        // This sets only the name, because the guard has already written the shared command line.
+        // Sets only the name, because the guard has already written the command line that both
+        // share.
         libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
         a.worker = libc::getpid();
         let events = signalfd();
@@ -333,8 +335,8 @@ impl Worker<'_> {
                 if polled >= 0 {
                     errors = 0;
                 } else {
-                    // `poll` failed, and a system call filter may let it fail each time. So this
-                    // checks all descriptors every millisecond, and gives up after a second.
+                    // `poll` failed, and a system call filter may let it fail each time. So the
+                    // worker checks all descriptors every millisecond, and gives up after a second.
                     errors = errors.saturating_add(1);
                     guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];
@@ -545,7 +547,7 @@ impl Worker<'_> {
                     remove_private_dir(self.a.private_dir);
                 }
             }
-            // A stopped guard (SIGSTOP) would hold its locks for ever, so this continues it.
+            // Continues the guard, because a stopped guard (SIGSTOP) would hold its locks for ever.
             if self.a.guard_pidfd >= 0 {
                 handle::send(self.a.guard_pidfd, libc::SIGCONT);
             } else if libc::getppid() == self.a.guard {
@@ -559,11 +561,11 @@ impl Worker<'_> {
     }
 
     /// Signals the service's group, and continues it if it is stopped. Once the main process has
-    /// been reaped, another group may have the same id. From then on this signals each child
+    /// been reaped, another group may have the same id. After that, each child is signalled
     /// instead.
     unsafe fn signal_group(&mut self, signal: i32) {
-        // SAFETY: the group exists, and is the service's, as long as its leader has not been waited
-        // for.
+        // SAFETY: the group exists, and is the service's, as long as its leader has not been
+        // reaped.
         unsafe {
             if self.main_alive {
                 self.group_was_asked = true;
@@ -578,7 +580,7 @@ impl Worker<'_> {
     /// Signals each adopted child once, except for members of the service's group if the group has
     /// been signalled.
     unsafe fn tell_orphans(&mut self, signal: i32) {
-        // SAFETY: `signal_child` asks the kernel whose child it is.
+        // SAFETY: `signal_child` signals only children of this process.
         unsafe {
             let count = tree::children(&mut self.a.pids, false);
             for at in 0..count {
@@ -601,7 +603,7 @@ impl Worker<'_> {
     /// With `ask`, also skips members of the signalled group, and processes that started after the
     /// stop signal. A process that started so late may be the service's clean-up, as with podman.
     unsafe fn tell_descendants(&mut self, signal: i32, ask: bool) {
-        // SAFETY: `signal_descendant` signals no other process.
+        // SAFETY: `signal_descendant` signals only descendants of this process.
         unsafe {
             let count = tree::descendants(&mut self.a.pids);
             for at in 0..count {
@@ -627,8 +629,8 @@ impl Worker<'_> {
         self.group_was_asked && unsafe { libc::getpgid(pid) } == self.a.service
     }
 
-    /// Records that a process gets the stop signal. Returns `false` if it has got it before, or if
-    /// the list is full.
+    /// Records that a process gets the stop signal. Returns `false` if the process has already got
+    /// it, or if the list is full.
     fn note_told(&mut self, pid: i32) -> bool {
         let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
         if told.contains(&pid) {

@@ -35,8 +35,8 @@ const BLIND_WALKS: u32 = 50;
 /// Number of `waitpid` errors in a row after which `kill_all` gives up.
 const TOO_MANY_ERRORS: u32 = 2000;
 
-/// Kills every descendant. Returns `true` once the kernel reports that this process has no child
-/// left, or `false` if `waitpid` keeps failing.
+/// Kills the process group `group`, unless it is 0, and every descendant. Returns `true` once the
+/// kernel reports that this process has no child left, or `false` if `waitpid` keeps failing.
 ///
 /// # Safety
 ///
@@ -73,8 +73,8 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
             for pid in pids.iter().take(count) {
                 signal_child(*pid, libc::SIGKILL, true);
             }
-            // Spins while the list changes. If the list stays the same, the kernel is still
-            // removing killed processes, so this sleeps.
+            // Spins while the list changes. Sleeps if the list stays the same, because the kernel
+            // is still removing the killed processes.
             let now = (count, pids.first().copied().unwrap_or(0));
             quiet_walks = if now == last {
                 quiet_walks.saturating_add(1)
@@ -148,7 +148,7 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     let mut found = Numbers::into(pids);
     // "thread-self" lists the calling thread's children only; the supervisor has one thread.
     let is_shown = found.read_file(libc::AT_FDCWD, c"/proc/thread-self/children")
-        // If there is no such file, every process is a candidate.
+        // Without the `children` file, every process is a candidate.
         || found.read_dir(libc::AT_FDCWD, c"/proc");
     let count = found.count;
     let mut mine = 0_usize;
@@ -502,7 +502,7 @@ mod tests {
         let count = all.count;
         assert!(many[..count].contains(&child.pid()));
         assert!(many[..count].contains(&(std::process::id() as i32)));
-        // This search works without /proc.
+        // The search by number works without `/proc`.
         let count = ask_about(1..PID_LIMIT, &mut pids);
         assert!(pids[..count].contains(&child.pid()), "{:?}", &pids[..count]);
     }

@@ -50,7 +50,8 @@ pub(crate) fn pidfds_are_missing() -> bool {
 /// Does nothing: POSIX has no signal at a parent's death.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
-/// Only the supervisor calls this. It has one thread, so no fork happens between these calls.
+/// Only the supervisor calls this. The supervisor has one thread, so no fork can happen between
+/// `pipe` and `fcntl`.
 pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     // SAFETY: the call writes two descriptors into the array.
     unsafe {
@@ -147,7 +148,7 @@ pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
     false
 }
 
-/// Does nothing: the environment of other processes cannot be read.
+/// Does nothing, because this back end cannot read the environment of other processes.
 pub(crate) fn kill_marked(_: &[&str]) {}
 
 /// Forks a supervisor for each mapping. All signals are blocked.
@@ -174,7 +175,7 @@ pub(in crate::sys::process) fn forks_are_lean() -> bool {
     false
 }
 
-/// Always `false`: this back end has one process.
+/// Always `false`: the supervisor is a single process here.
 pub(in crate::sys::process) fn may_share() -> bool {
     false
 }
@@ -241,7 +242,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
             }
         }
         timeout => {
-            // This rounds up, so that the caller does not spin during the last millisecond.
+            // Rounds up, so that the caller does not spin during the last millisecond.
             let ms = timeout.map_or(-1, |timeout| {
                 i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             });

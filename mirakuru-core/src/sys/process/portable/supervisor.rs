@@ -63,7 +63,7 @@ struct Worker<'a> {
     inbox: Inbox,
     output: Output,
     ending: Ending,
-    /// Whether the main process still has to be waited for.
+    /// Whether the main process has not been reaped yet.
     main_alive: bool,
     /// Whether the group was empty once, so that another group may have its id by now.
     group_is_empty: bool,
@@ -151,7 +151,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: the calls use only the arrays and this process's own descriptors.
     unsafe {
-        // This comes first, because it would overwrite a pipe that has a number below 3.
+        // Opens `/dev/null` first, because on 0 to 2 it would overwrite a pipe that was opened
+        // earlier.
         null_standard_streams()?;
         if os::pipe(wake) != 0 {
             return Err(Call::Pipe);
@@ -261,7 +262,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Sleeps until something happens, or until the next check of a state that no event reports.
+    /// Sleeps until an event, or until the next check of a state that no event reports.
     unsafe fn sleep(&self, wake: i32, control: i32) {
         let mut patience = if self.main_alive { POLL_MS } else { ORPHANS_MS };
         if let ms @ 0.. = self.ending.patience() {
@@ -328,14 +329,14 @@ impl Worker<'_> {
 
     unsafe fn signal_group(&mut self, signal: i32) {
         if self.group_lives() {
-            // SAFETY: the number belongs to the service's group.
+            // SAFETY: the id belongs to the service's group.
             unsafe { libc::kill(-self.a.service, signal) };
         }
     }
 
     /// Whether the group still has a member.
     ///
-    /// The group keeps its id while it has a member, and the leader counts until it is reaped.
+    /// The group keeps its id while it has a member, and the leader is a member until it is reaped.
     /// After that, the group is checked until it is empty. If a *process* with the same id exists,
     /// the group was empty in the meantime, and its id has been reused.
     fn group_lives(&mut self) -> bool {
@@ -375,8 +376,8 @@ impl Worker<'_> {
         send(self.a.control, exited(status, left, at));
     }
 
-    /// Sends SIGKILL until the group is empty. It repeats, because one signal may miss a process
-    /// that forks at that moment.
+    /// Sends SIGKILL until the group is empty, because one signal may miss a process that forks at
+    /// that moment.
     unsafe fn kill(&mut self, wake: i32) {
         let begin = now_ms();
         let mut alone_since = begin;
