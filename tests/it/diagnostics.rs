@@ -116,13 +116,13 @@ fn exit_0() {
     let port = port.lines().next().unwrap().rsplit(':').next().unwrap();
     let hint = match cfg!(mirakuru_portable) {
         false => {
-            "it exited with status 0 and left no process running: if it goes into the background, give it \
-             its option to stay in the foreground; if it ends at the end of its input, \
-             which is empty (/dev/null), keep the input open with `.stdin(Stdio::piped())`"
+            "it exited with status 0 and left no process running: if it goes into the background, use its \
+             option to stay in the foreground; if it ends because its input (/dev/null) is empty, keep \
+             the input open with `.stdin(Stdio::piped())`"
         }
         true => {
             "it exited with status 0, and on this system a program that goes into the background is lost \
-             and may still run: give it its option to stay in the foreground"
+             and may still run: use its option to stay in the foreground"
         }
     };
     reads(
@@ -273,8 +273,8 @@ fn a_status_that_the_stop_signal_causes() {
         .start()
         .unwrap();
     let error = error_of(service.stop()).to_string();
-    let hint = "hint:       if it always ends so after SIGTERM, accept that with `.expected_exit(1)`, or set \
-                another `.stop_signal(..)`";
+    let hint = "hint:       if it always ends like this after SIGTERM, accept that with `.expected_exit(1)`, \
+                or set another `.stop_signal(..)`";
     assert!(error.ends_with(hint), "{error}");
 }
 

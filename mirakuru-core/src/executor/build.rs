@@ -50,9 +50,10 @@ impl<R: Readiness> ExecutorBuilder<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCommand`] if the command is empty, has unbalanced quotes or an unknown
-    /// placeholder; [`Error::InvalidReadiness`] if the condition is invalid; [`Error::System`] if
-    /// there is no free port, or the directory cannot be made.
+    /// * [`Error::InvalidCommand`]: the command is empty, or has unbalanced quotes or an unknown
+    ///   placeholder.
+    /// * [`Error::InvalidReadiness`]: the condition is invalid.
+    /// * [`Error::System`]: there is no free port, or the directory cannot be made.
     pub fn build(self) -> Result<Executor<R>, Error> {
         self.build_as(None)
     }

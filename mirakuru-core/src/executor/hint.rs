@@ -159,8 +159,8 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "disk quota exceeded",
     ]) {
         return Some(
-            "the disk is full: free some space (`df -h` shows where), or set TMPDIR, which has the private \
-                directories, to another disk"
+            "the disk is full: free some space (`df -h` shows where), or set TMPDIR to a directory on \
+                another disk"
                 .to_owned(),
         );
     }
@@ -237,16 +237,16 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     match (exit.code(), exit.signal()) {
         (Some(0), _) if crate::sys::LOSES_DAEMONS => Some(
             "it exited with status 0, and on this system a program that goes into the background is lost \
-                and may still run: give it its option to stay in the foreground"
+                and may still run: use its option to stay in the foreground"
                 .to_owned(),
         ),
         (Some(0), _) => Some(format!(
-            "it exited with status 0 and left no process running: if it goes into the background, give it \
-             its option to stay in the foreground{}",
+            "it exited with status 0 and left no process running: if it goes into the background, use its \
+             option to stay in the foreground{}",
             match symptoms.reads_nothing {
                 true => {
-                    "; if it ends at the end of its input, which is empty (/dev/null), keep the input \
-                     open with `.stdin(Stdio::piped())`"
+                    "; if it ends because its input (/dev/null) is empty, keep the input open with \
+                     `.stdin(Stdio::piped())`"
                 }
                 false => "",
             }

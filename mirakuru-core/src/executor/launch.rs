@@ -168,8 +168,8 @@ fn existing(tried: &[PathBuf], dir: Option<&Path>) -> Option<PathBuf> {
 fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&Path>) -> Option<String> {
     match (source.kind(), existing(tried, dir)) {
         (io::ErrorKind::NotFound, Some(path)) => Some(format!(
-            "install the interpreter that the first line of `{}` names, or its dynamic loader: the file is \
-                there, but one of these is not",
+            "install the interpreter or the dynamic loader of `{}`: the file exists, but one of these does \
+                not",
             path.display()
         )),
         (io::ErrorKind::NotFound, None) if program.contains('/') => Some(

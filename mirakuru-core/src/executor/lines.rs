@@ -90,10 +90,11 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if no such line comes in time; [`Error::Exited`], [`Error::Died`] or
-    /// [`Error::NotRunning`] if there is none and the service has ended;
-    /// [`Error::InvalidReadiness`] if the pattern is invalid, or the mark belongs to another
-    /// service.
+    /// * [`Error::Timeout`]: no such line comes in time.
+    /// * [`Error::Exited`], [`Error::Died`], [`Error::NotRunning`]: the service has ended without
+    ///   such a line.
+    /// * [`Error::InvalidReadiness`]: the pattern is invalid, or the mark belongs to another
+    ///   service.
     pub fn wait_for_line(
         &self,
         mark: &Mark,

@@ -389,10 +389,12 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] if the service was never started; [`Error::Timeout`] if the condition
-    /// does not hold in time; [`Error::Exited`] if the service has ended, or ends during the wait;
-    /// [`Error::InvalidReadiness`] if the condition is invalid. The error does not change the
-    /// service.
+    /// * [`Error::NotRunning`]: the service was never started.
+    /// * [`Error::Timeout`]: the condition does not hold in time.
+    /// * [`Error::Exited`]: the service has ended, or ends during the wait.
+    /// * [`Error::InvalidReadiness`]: the condition is invalid.
+    ///
+    /// The error does not change the service.
     ///
     /// Output is searched first: a printed line counts even if the service has ended since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {

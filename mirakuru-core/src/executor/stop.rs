@@ -53,8 +53,8 @@ impl Owned<'_> {
             ));
         } else if let Some(code) = exit.status.code() {
             evidence.hint = Some(format!(
-                "if it always ends so after {signal}, accept that with `.expected_exit({code})`, or set \
-                    another `.stop_signal(..)`"
+                "if it always ends like this after {signal}, accept that with `.expected_exit({code})`, or \
+                    set another `.stop_signal(..)`"
             ));
         }
         let code = expected

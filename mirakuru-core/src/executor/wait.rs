@@ -165,7 +165,8 @@ impl Core {
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
                 // In this poll one half of an `And` held, and the other half needs output. No event
-                // for output was requested before the poll, so output may be unnoticed: poll again.
+                // for output was requested before the poll, so new output may have been missed:
+                // poll again.
                 continue;
             }
             if readiness.waits_for_output() {

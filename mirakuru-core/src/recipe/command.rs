@@ -145,8 +145,9 @@ impl Command {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCommand`] if there is no program, a quote is not closed, a word has a NUL
-    /// byte, or a placeholder is invalid; [`Error::System`] if the system has no free port.
+    /// * [`Error::InvalidCommand`]: there is no program, a quote is not closed, a word has a NUL
+    ///   byte, or a placeholder is invalid.
+    /// * [`Error::System`]: the system has no free port.
     pub(crate) fn resolve(&self, expand: Expand<'_>, shell: bool) -> Result<Vec<OsString>, Error> {
         let (mut words, what) = match &self.words {
             Words::Line(line) if shell => (vec![OsString::from(line)], "script"),

@@ -1,4 +1,4 @@
-//! Signals for a recipe or a test.
+//! Signals that a recipe or a test sends to a service.
 
 use std::fmt;
 

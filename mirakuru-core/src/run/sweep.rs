@@ -165,7 +165,7 @@ impl KeptLogs {
         if self.is_fresh {
             if !new.is_empty() {
                 let list = fs::OpenOptions::new().append(true).open(&self.list);
-                // If this fails, a later sweep checks the log again.
+                // If the write fails, a later sweep checks the log again.
                 let _ = list.and_then(|mut list| list.write_all(new.as_bytes()));
             }
             return;

@@ -126,8 +126,9 @@ impl RunSlot {
     ///
     /// # Errors
     ///
-    /// [`Error::FailedBefore`] if the start has failed in this run; [`Error::Died`] if the service
-    /// has ended; [`Error::System`] if the run's files cannot be used, or the runner has ended.
+    /// * [`Error::FailedBefore`]: the start has failed in this run.
+    /// * [`Error::Died`]: the service has ended.
+    /// * [`Error::System`]: the run's files cannot be used, or the runner has ended.
     pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
         let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
@@ -364,7 +365,7 @@ impl StartPermit {
             ..State::default()
         };
         let staged = self.slot.staged();
-        // If this fails, other processes try to start the service as well.
+        // If the write or the rename fails, other processes try to start the service as well.
         let _ = state
             .write(&staged)
             .and_then(|()| fs::rename(&staged, &self.slot.published));
