@@ -240,14 +240,13 @@ fn note_published(core: &Core, published: &Path, ends_with_users: bool) {
 }
 
 fn state(core: &Core, process: &Process, readiness: &dyn Readiness) -> State {
-    let ports = core.values.ports();
     State {
         failed: None,
         process: crate::run::this_process(),
         pid: core.pid,
         supervisor: process.observed().supervisor(),
         service_dir: core.service_dir.path().to_owned(),
-        ports: ports.map(|(name, port)| (name.to_owned(), port)).collect(),
+        ports: core.values.owned_ports(),
         addr: process.addr(core, readiness),
         url: readiness.url().map(str::to_owned),
         path: readiness.path().map(Path::to_owned),

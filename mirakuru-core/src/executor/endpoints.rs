@@ -103,10 +103,14 @@ impl Endpoints {
     }
 
     fn endpoints(&self) -> Vec<Endpoint> {
-        let addrs = self.addrs.iter().chain(&self.udp_addrs);
-        let addrs = addrs.map(|addr| Endpoint::from(*addr));
-        let paths = self.paths.iter().map(|path| Endpoint::from(path.as_path()));
-        addrs.chain(paths).collect()
+        let mut endpoints = Vec::new();
+        for addr in self.addrs.iter().chain(&self.udp_addrs) {
+            endpoints.push(Endpoint::from(*addr));
+        }
+        for path in &self.paths {
+            endpoints.push(Endpoint::from(path.as_path()));
+        }
+        endpoints
     }
 
     pub(super) fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Error> {
@@ -180,13 +184,12 @@ impl Endpoints {
             }
             // The holder does not listen yet, or no longer listens.
             _ => {
-                let addrs = self.addrs.iter().map(|addr| format!("port {}", addr.port()));
-                let paths = self.paths.iter().map(|path| format!("socket {}", path.display()));
-                let udp = self
-                    .udp_addrs
-                    .iter()
-                    .map(|addr| format!("UDP port {}", addr.port()));
-                let endpoint = addrs.chain(udp).chain(paths).next().unwrap_or_default();
+                let endpoint = match (&self.addrs[..], &self.udp_addrs[..], &self.paths[..]) {
+                    ([addr, ..], _, _) => format!("port {}", addr.port()),
+                    (_, [addr, ..], _) => format!("UDP port {}", addr.port()),
+                    (_, _, [path, ..]) => format!("socket {}", path.display()),
+                    _ => String::new(),
+                };
                 Error::AlreadyRunning {
                     command: self.command.clone(),
                     endpoint,

@@ -122,13 +122,19 @@ impl Core {
     /// The facts that a person needs to inspect the service.
     fn description(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> String {
         let core = self;
-        let ports = core.values.ports().map(|(name, port)| match name {
-            "" => format!("127.0.0.1:{port}"),
-            name => format!("127.0.0.1:{port} ({name})"),
-        });
-        let addrs = addrs.iter().map(ToString::to_string);
-        let paths = paths.iter().map(|path| path.display().to_string());
-        let addresses: Vec<String> = ports.chain(addrs).chain(paths).collect();
+        let mut addresses = Vec::new();
+        for (name, port) in core.values.ports() {
+            addresses.push(match name {
+                "" => format!("127.0.0.1:{port}"),
+                name => format!("127.0.0.1:{port} ({name})"),
+            });
+        }
+        for addr in addrs {
+            addresses.push(addr.to_string());
+        }
+        for path in paths {
+            addresses.push(path.display().to_string());
+        }
         let mut lines = vec![
             format!("  service:    {} (pid {})", core.command, core.pid),
             format!("  directory:  {}", core.service_dir.dir().display()),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Missing};
 use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
+use crate::util::insert_sorted;
 use crate::util::text::distance;
 
 /// Converts a standard stream of the recipe for the supervisor. For a piped input, also returns the
@@ -207,20 +208,18 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
 /// Finds at most three programs with similar names in the same directories. A similar name differs
 /// in a few letters, or begins with `program`.
 fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
-    let dirs = tried.iter().filter_map(|path| path.parent());
-    let names = dirs.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
-    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut near: Vec<(usize, String)> = names
-        .filter_map(|name| {
+    let mut near = Vec::new();
+    for dir in tried.iter().filter_map(|path| path.parent()) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             let distance = distance(program, &name);
             let goes_on = program.len() >= 4 && name.starts_with(program);
-            (distance <= 1 + program.len() / 6 || goes_on).then_some((distance, name))
-        })
-        .collect();
-    near.sort();
-    near.dedup();
-    near.into_iter()
-        .take(3)
-        .map(|(_, name)| format!("`{name}`"))
-        .collect()
+            if distance <= 1 + program.len() / 6 || goes_on {
+                insert_sorted(&mut near, (distance, name));
+            }
+        }
+    }
+    near.iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
 }

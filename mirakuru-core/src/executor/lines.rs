@@ -109,8 +109,8 @@ impl<R: Readiness> Executor<R> {
     fn await_line(&self, mut banner: Banner, deadline: Deadline) -> Result<Line, Unmasked> {
         let (core, process) = (&self.core, self.process.observed());
         let (name, dir) = (core.values.name().to_owned(), core.values.dir().to_owned());
-        let ports = core.values.ports().map(|(name, port)| (name.to_owned(), port));
-        banner.prepare(&mut Prepare::new(&mut Values::known(name, dir, ports.collect())))?;
+        let mut values = Values::known(name, dir, core.values.owned_ports());
+        banner.prepare(&mut Prepare::new(&mut values))?;
         if let Some(reason) = banner.refusal(&core.output) {
             return Err(Error::InvalidReadiness {
                 readiness: banner.describe(),

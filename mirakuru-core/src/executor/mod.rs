@@ -561,8 +561,7 @@ impl<R: Readiness> Executor<R> {
     #[doc(hidden)]
     #[must_use]
     pub fn __ports(&self) -> Vec<(String, u16)> {
-        let ports = self.core.values.ports();
-        ports.map(|(name, port)| (name.to_owned(), port)).collect()
+        self.core.values.owned_ports()
     }
 
     /// The URL at which clients reach the service.

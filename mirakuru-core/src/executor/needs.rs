@@ -10,7 +10,7 @@
 //! services built before it. A later start searches again, and leaves out services that need this
 //! one.
 
-use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,6 +26,15 @@ struct Known {
     paths: Vec<PathBuf>,
     /// Numbers of the services that this one needs, as found at its build or its last start.
     needs: Vec<u64>,
+}
+
+impl Known {
+    /// Whether a text has one of the service's ports or paths.
+    fn is_named_in(&self, text: &[u8]) -> bool {
+        let has_port = |port: &u16| has_number(text, port.to_string().as_bytes());
+        let has_path = |path: &PathBuf| contains(text, path.as_os_str().as_bytes());
+        self.ports.iter().any(has_port) || self.paths.iter().any(has_path)
+    }
 }
 
 /// Length at which the list drops services that are gone.
@@ -65,68 +74,47 @@ pub(super) fn forget(private: &Path) {
 
 /// Finds and records the services that `own` needs: the `given` ones, and those that `texts` name.
 /// Leaves out services that need `own`. Returns their private directories.
-pub(super) fn find<'a>(own: &Path, given: &[PathBuf], texts: impl Iterator<Item = &'a [u8]>) -> Vec<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
-    let texts: Vec<&[u8]> = texts.collect();
+pub(super) fn find(own: &Path, given: &[PathBuf], texts: &[&[u8]]) -> Vec<PathBuf> {
     let mut known = all();
-    let is_needed = |known: &Known| {
-        let ports = || known.ports.iter().map(u16::to_string);
-        given.contains(&known.private)
-            || texts.iter().any(|text| {
-                ports().any(|port| has_number(text, port.as_bytes()))
-                    || known
-                        .paths
-                        .iter()
-                        .any(|path| contains(text, path.as_os_str().as_bytes()))
-            })
-    };
-    let mut found: Vec<(u64, PathBuf)> = known
-        .iter()
-        .filter(|known| known.private != own && is_needed(known))
-        .map(|known| (known.number, known.private.clone()))
-        .collect();
     let Some(at) = known.iter().position(|known| known.private == own) else {
         return Vec::new();
     };
-    if !found.is_empty() {
-        let dependents = dependents(&known, known[at].number);
-        found.retain(|(number, _)| !dependents.contains(number));
+    let dependents = dependents(&known, known[at].number);
+    let (mut needs, mut dirs) = (Vec::new(), Vec::new());
+    for known in &*known {
+        let is_needed = given.contains(&known.private) || texts.iter().any(|text| known.is_named_in(text));
+        if is_needed && known.private != own && !dependents.contains(&known.number) {
+            needs.push(known.number);
+            dirs.push(known.private.clone());
+        }
     }
-    known[at].needs = found.iter().map(|(number, _)| *number).collect();
-    found.into_iter().map(|(_, private)| private).collect()
+    known[at].needs = needs;
+    dirs
 }
 
 /// For each of these private directories, finds the services in the list that need it, directly or
 /// through others. Returns their indexes.
 pub(super) fn dependents_among(services: &[&Path]) -> Vec<Vec<usize>> {
     let known = all();
-    let number = |private: &Path| {
-        known
-            .iter()
-            .find(|known| known.private == private)
-            .map(|known| known.number)
-    };
-    let numbers: Vec<Option<u64>> = services.iter().map(|private| number(private)).collect();
-    let places = |number: &Option<u64>| {
-        let found = number.map_or_else(BTreeSet::new, |number| dependents(&known, number));
-        let is_found = |at: &usize| numbers[*at].is_some_and(|number| found.contains(&number));
-        (0..numbers.len()).filter(is_found).collect()
-    };
-    numbers.iter().map(places).collect()
+    let find = |private: &Path| known.iter().find(|known| known.private == private);
+    let mut all = Vec::new();
+    for service in services {
+        let found = find(service).map_or_else(Vec::new, |service| dependents(&known, service.number));
+        let is_found = |at: &usize| find(services[*at]).is_some_and(|other| found.contains(&other.number));
+        all.push((0..services.len()).filter(is_found).collect());
+    }
+    all
 }
 
 /// Numbers of the services that need this one, directly or through others.
-fn dependents(known: &[Known], number: u64) -> BTreeSet<u64> {
-    let mut found = BTreeSet::new();
+fn dependents(known: &[Known], number: u64) -> Vec<u64> {
+    let mut found = Vec::new();
     loop {
         let before = found.len();
         for known in known {
-            if known
-                .needs
-                .iter()
-                .any(|need| *need == number || found.contains(need))
-            {
-                found.insert(known.number);
+            let is_needed = |need: &u64| *need == number || found.contains(need);
+            if !found.contains(&known.number) && known.needs.iter().any(is_needed) {
+                found.push(known.number);
             }
         }
         if found.len() == before {
@@ -174,7 +162,7 @@ mod tests {
     }
 
     fn find_in(own: &Path, text: &str) -> Vec<PathBuf> {
-        find(own, &[], [text.as_bytes()].into_iter())
+        find(own, &[], &[text.as_bytes()])
     }
 
     #[test]
@@ -186,7 +174,7 @@ mod tests {
         assert_eq!(find_in(&app, "tcp://localhost:54321"), std::slice::from_ref(&db));
         assert_eq!(find_in(&app, &socket), std::slice::from_ref(&db));
         assert_eq!(
-            find(&app, std::slice::from_ref(&db), [].into_iter()),
+            find(&app, std::slice::from_ref(&db), &[]),
             std::slice::from_ref(&db)
         );
         assert!(find_in(&app, "tcp://localhost:54320").is_empty());

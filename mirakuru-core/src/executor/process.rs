@@ -443,14 +443,15 @@ impl Core {
 
     /// Adds the service to the list in which other services search for their needs.
     pub(super) fn note_for_others(&self, addr: Option<SocketAddr>, path: Option<&Path>) {
-        let ports = self.values.ports().map(|(_, port)| port);
-        let ports = ports.chain(addr.map(|addr| addr.port())).collect();
-        let paths = [Some(self.service_dir.dir()), path].into_iter().flatten();
-        needs::note(
-            self.service_dir.path(),
-            ports,
-            paths.map(Path::to_owned).collect(),
-        );
+        let mut ports = self.values.port_numbers();
+        if let Some(addr) = addr {
+            ports.push(addr.port());
+        }
+        let mut paths = vec![self.service_dir.dir().to_owned()];
+        if let Some(path) = path {
+            paths.push(path.to_owned());
+        }
+        needs::note(self.service_dir.path(), ports, paths);
     }
 
     /// The command as a person would type it, without secrets.
@@ -490,11 +491,11 @@ impl Core {
 
     /// All changes that the recipe and its readiness make in the environment.
     pub(super) fn changes(&self) -> Vec<(OsString, Option<OsString>)> {
-        let added = self
-            .readiness_env
-            .iter()
-            .map(|(key, value)| (key.into(), Some(value.into())));
-        self.env.iter().cloned().chain(added).collect()
+        let mut changes = self.env.clone();
+        for (key, value) in &self.readiness_env {
+            changes.push((key.into(), Some(value.into())));
+        }
+        changes
     }
 
     pub(super) fn program(&self) -> String {
@@ -573,9 +574,12 @@ impl Owned<'_> {
         own.udp_addrs = prepared.udp_addrs;
         own.paths = prepared.paths;
         core.readiness_env = prepared.env;
-        let chosen: Vec<u16> = core.values.ports().map(|(_, port)| port).collect();
-        own.addrs
-            .extend(own.listen.addrs().filter(|addr| !chosen.contains(&addr.port())));
+        let chosen = core.values.port_numbers();
+        for addr in own.listen.addrs() {
+            if !chosen.contains(&addr.port()) {
+                own.addrs.push(addr);
+            }
+        }
         core.values.take_given();
         core.note_for_others(readiness.addr(), readiness.path());
         Ok(())
@@ -583,12 +587,14 @@ impl Owned<'_> {
 
     /// Finds and records the services that this one needs. Returns their private directories.
     pub(super) fn find_needs(&self) -> Vec<PathBuf> {
-        let texts = self.core.argv.iter().map(|word| word.as_bytes());
         // Applies the changes first, because a later change of a variable replaces an earlier one.
         let environment = environment(BTreeMap::new(), &self.core.env, "");
-        let texts = texts.chain(environment.values().map(|value| value.as_bytes()));
-        let texts = texts.chain(self.own.files.iter().map(|(_, text)| text.as_slice()));
-        needs::find(self.core.service_dir.path(), &self.own.needs, texts)
+        let words = self.core.argv.iter().chain(environment.values());
+        let mut texts: Vec<&[u8]> = words.map(|word| word.as_bytes()).collect();
+        for (_, text) in &self.own.files {
+            texts.push(text);
+        }
+        needs::find(self.core.service_dir.path(), &self.own.needs, &texts)
     }
 }
 

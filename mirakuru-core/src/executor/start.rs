@@ -71,10 +71,14 @@ impl Owned<'_> {
             self.core.values.name(),
             &self.core.command,
             || {
-                let addrs = self.own.addrs.iter().map(|addr| format!("port-{}", addr.port()));
-                addrs
-                    .chain(self.own.paths.iter().map(|path| path.display().to_string()))
-                    .collect()
+                let mut endpoints = Vec::new();
+                for addr in &self.own.addrs {
+                    endpoints.push(format!("port-{}", addr.port()));
+                }
+                for path in &self.own.paths {
+                    endpoints.push(path.display().to_string());
+                }
+                endpoints
             },
         );
         self.prepare_to_keep();

@@ -172,7 +172,7 @@ impl Core {
             if readiness.waits_for_output() {
                 self.refuse_external("wait for a line of", NOT_OURS)?;
             }
-            wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
+            wait.progress.tell(&|elapsed| self.standing(elapsed, readiness));
             let time = wake.pause.min(deadline.remaining());
             return Ok(Some(Pause {
                 time: time.min(wait.progress.patience()),
@@ -282,7 +282,7 @@ impl Core {
             reads_nothing: self.spec.reads_nothing(),
             shell: self.spec.shell,
             addrs: process.addrs(),
-            chosen: self.values.ports().map(|(_, port)| port).collect(),
+            chosen: self.values.port_numbers(),
             root: process.supervisor(),
         });
         self.keep_log();

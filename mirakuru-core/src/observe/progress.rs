@@ -9,7 +9,7 @@
 //! line of the terminal, which shows the longest wait.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use once_cell::sync::Lazy;
@@ -59,7 +59,7 @@ impl Progress {
 
     /// Prints the state of the wait, if a report is due. The text comes after "mirakuru: ", and
     /// before the time that the wait has taken.
-    pub(crate) fn tell(&mut self, text: impl FnOnce(&dyn std::fmt::Display) -> String) {
+    pub(crate) fn tell(&mut self, text: &dyn Fn(&dyn std::fmt::Display) -> String) {
         if !self.patience().is_zero() {
             return;
         }
@@ -74,7 +74,7 @@ impl Progress {
             None => say(&text),
             Some(_) => {
                 let id = *self.id.get_or_insert_with(new_id);
-                with_board(|board| board.put(id, text));
+                board().put(id, text);
             }
         }
     }
@@ -83,7 +83,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            with_board(|board| board.remove(id));
+            board().remove(id);
         }
     }
 }
@@ -156,12 +156,12 @@ pub(crate) fn short(text: &str) -> String {
     printable(text, TEXT)
 }
 
-fn with_board(f: impl FnOnce(&mut Board)) {
+fn board() -> MutexGuard<'static, Board> {
     static BOARD: Mutex<Board> = Mutex::new(Board {
         texts: Vec::new(),
         shown: false,
     });
-    f(&mut BOARD.lock().unwrap_or_else(PoisonError::into_inner));
+    BOARD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn new_id() -> u64 {
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn nothing_is_said_at_first() {
         let mut progress = Progress::new();
-        progress.tell(|_| panic!("too early"));
+        progress.tell(&|_| panic!("too early"));
         assert!(progress.patience() > Duration::from_secs(1));
     }
 }

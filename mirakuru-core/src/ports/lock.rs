@@ -51,7 +51,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,7 @@ use crate::service_dir;
 use crate::sys;
 use crate::util::backoff::Pauses;
 use crate::util::hash::Fnv1a;
+use crate::util::insert_sorted;
 
 const JUST_FORKED: Duration = Duration::from_millis(20);
 
@@ -157,16 +158,17 @@ impl EndpointLock {
     ) -> io::Result<Option<EndpointLock>> {
         let began = Instant::now();
         let mut progress = Progress::new();
-        let mut endpoints = endpoints.to_vec();
-        endpoints.sort();
-        endpoints.dedup_by(|a, b| a.file == b.file);
-        let paths: Vec<PathBuf> = endpoints
-            .iter()
-            .map(|endpoint| dir.join(&endpoint.file))
-            .collect();
-        let mut locks = Vec::new();
+        let mut sorted = Vec::new();
+        for endpoint in endpoints {
+            insert_sorted(&mut sorted, endpoint);
+        }
+        let (mut paths, mut locks) = (Vec::new(), Vec::new());
         let note = note(service, None);
-        for (endpoint, path) in endpoints.iter().zip(&paths) {
+        for endpoint in sorted {
+            let path = &dir.join(&endpoint.file);
+            if paths.contains(path) {
+                continue;
+            }
             let mut pauses = Pauses::new();
             loop {
                 // Check this in every round, because another thread may call `for_process`
@@ -178,6 +180,7 @@ impl EndpointLock {
                     // If the write fails, other processes cannot name the holder in errors.
                     let _ = lock.write_all_at(&note, 0);
                     locks.push(lock);
+                    paths.push(path.clone());
                     break;
                 }
                 // Skip this check in the first rounds, because a new holder may not have written
@@ -195,7 +198,7 @@ impl EndpointLock {
                 if left.is_zero() {
                     return Ok(None);
                 }
-                progress.tell(|elapsed| {
+                progress.tell(&|elapsed| {
                     let holder = holder_in(dir, endpoint);
                     let holder = holder.map_or(String::new(), |holder| format!("; it is held by {holder}"));
                     format!("{service} has been waiting for {endpoint} for {elapsed}{holder}")
@@ -210,14 +213,16 @@ impl EndpointLock {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let thread = thread::current();
-        let held = paths.iter().map(|path| Held {
-            path: path.clone(),
-            thread: Some(thread.id()),
-            thread_name: thread.name().map(str::to_owned),
-            life: life_of_thread(),
-            endpoint_lock: id,
-        });
-        with_registry(|registry| registry.extend(held));
+        let mut registry = registry();
+        for path in paths {
+            registry.push(Held {
+                path: path.clone(),
+                thread: Some(thread.id()),
+                thread_name: thread.name().map(str::to_owned),
+                life: life_of_thread(),
+                endpoint_lock: id,
+            });
+        }
         EndpointLock {
             locks,
             id,
@@ -239,11 +244,11 @@ impl EndpointLock {
 
     /// Marks the locks as held until this process ends, so that its threads do not wait for them.
     pub(crate) fn for_process(&mut self) {
-        with_registry(|registry| {
-            for held in registry.iter_mut().filter(|held| held.endpoint_lock == self.id) {
+        for held in registry().iter_mut() {
+            if held.endpoint_lock == self.id {
                 held.thread = None;
             }
-        });
+        }
     }
 
     /// Marks the locks as held until the test run ends, so that its processes do not wait for them.
@@ -251,21 +256,20 @@ impl EndpointLock {
         self.for_process();
         let Some(run) = Run::current() else { return };
         let note = note(&self.service, Some(run.runner()));
-        let paths: Vec<PathBuf> = with_registry(|registry| {
-            let ours = registry.iter().filter(|held| held.endpoint_lock == self.id);
-            ours.map(|held| held.path.clone()).collect()
-        });
-        for path in paths {
-            // Open the file again, because the lock may have been handed over. If the write fails,
-            // other processes wait until their time limit.
-            let _ = sys::files::open_lock(&path, false).and_then(|lock| lock.write_all_at(&note, 0));
+        for held in registry().iter() {
+            if held.endpoint_lock == self.id {
+                // Open the file again, because the lock may have been handed over. If the write fails,
+                // other processes wait until their time limit.
+                let lock = sys::files::open_lock(&held.path, false);
+                let _ = lock.and_then(|lock| lock.write_all_at(&note, 0));
+            }
         }
     }
 }
 
 impl Drop for EndpointLock {
     fn drop(&mut self) {
-        with_registry(|registry| registry.retain(|held| held.endpoint_lock != self.id));
+        registry().retain(|held| held.endpoint_lock != self.id);
     }
 }
 
@@ -308,20 +312,18 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
 /// Text about the thread of this process that took the lock on this file. libtest names a thread
 /// after its test.
 fn starter(path: &Path) -> Option<String> {
-    with_registry(|registry| {
-        let held = registry.iter().find(|held| held.path == path)?;
-        held.thread?;
-        let has_ended = held.life.strong_count() == 0;
-        Some(match (&held.thread_name, has_ended) {
-            (Some(name), false) => format!(", started by `{name}`"),
-            (Some(name), true) => {
-                format!(", started by `{name}`, which is over; a thread of it still has the service")
-            }
-            (None, _) => {
-                ", started by a thread without a name, perhaps of a test that `#[timeout]` has ended"
-                    .to_owned()
-            }
-        })
+    let registry = registry();
+    let held = registry.iter().find(|held| held.path == path)?;
+    held.thread?;
+    let has_ended = held.life.strong_count() == 0;
+    Some(match (&held.thread_name, has_ended) {
+        (Some(name), false) => format!(", started by `{name}`"),
+        (Some(name), true) => {
+            format!(", started by `{name}`, which is over; a thread of it still has the service")
+        }
+        (None, _) => {
+            ", started by a thread without a name, perhaps of a test that `#[timeout]` has ended".to_owned()
+        }
     })
 }
 
@@ -417,19 +419,16 @@ fn life_of_thread() -> Weak<()> {
     LIFE.try_with(Arc::downgrade).unwrap_or_default()
 }
 
-fn with_registry<T>(f: impl FnOnce(&mut Vec<Held>) -> T) -> T {
+fn registry() -> MutexGuard<'static, Vec<Held>> {
     static REGISTRY: Mutex<Vec<Held>> = Mutex::new(Vec::new());
     // If a test panics, the list is still valid.
-    f(&mut REGISTRY.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_own(path: &Path) -> bool {
     let this = thread::current().id();
-    with_registry(|registry| {
-        registry
-            .iter()
-            .any(|held| held.path == path && held.thread.is_none_or(|thread| thread == this))
-    })
+    let is_own = |held: &Held| held.path == path && held.thread.is_none_or(|thread| thread == this);
+    registry().iter().any(is_own)
 }
 
 #[cfg(test)]

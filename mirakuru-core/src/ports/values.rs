@@ -78,14 +78,11 @@ impl Values {
 
     /// Makes the values of a service that already runs.
     pub(crate) fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Values {
-        let ports = ports
-            .into_iter()
-            .map(|(name, port)| (name, Reservation::known(port)))
-            .collect();
-        Values {
-            ports,
-            ..Values::new(name, dir)
+        let mut values = Values::new(name, dir);
+        for (name, port) in ports {
+            values.ports.push((name, Reservation::known(port)));
         }
+        values
     }
 
     /// Runs `expand` in display mode, in which `{env:VAR}` is kept.
@@ -147,6 +144,16 @@ impl Values {
         self.ports
             .iter()
             .map(|(name, reservation)| (name.as_str(), reservation.port()))
+    }
+
+    /// All ports, in the order of their first use.
+    pub(crate) fn port_numbers(&self) -> Vec<u16> {
+        self.ports().map(|(_, port)| port).collect()
+    }
+
+    /// All ports with owned names.
+    pub(crate) fn owned_ports(&self) -> Vec<(String, u16)> {
+        self.ports().map(|(name, port)| (name.to_owned(), port)).collect()
     }
 
     /// The value of `{dir}`.

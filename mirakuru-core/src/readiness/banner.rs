@@ -232,7 +232,7 @@ impl Readiness for Banner {
             addr: _,
             undecided: _,
         } = self;
-        hash::text(hasher, given);
+        hash::text(hasher, given.as_ref());
         hash::number(hasher, stream.map_or(0, |stream| stream as u64 + 1));
         hash::number(hasher, *times as u64);
         hash::number(hasher, u64::from(*raw));

@@ -79,7 +79,7 @@ impl Readiness for Check {
             poll: _,
             refusals: _,
         } = self;
-        hash::text(hasher, sentence);
+        hash::text(hasher, sentence.as_ref());
     }
 
     fn prepare(&mut self, _: &mut Prepare<'_>) -> Result<(), Error> {

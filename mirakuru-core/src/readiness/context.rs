@@ -23,6 +23,7 @@ use crate::sys::{Protocol, procfs};
 #[cfg(feature = "http")]
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
+use crate::util::insert_sorted;
 
 /// Tolerance for file times, which lag behind the clock by one tick of at most 10 ms.
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -116,7 +117,7 @@ impl Prepare<'_> {
     /// Whether the port was chosen for this service with `{port}` or `{port:NAME}`. Such a port is
     /// already reserved and needs no claim.
     fn is_chosen(&self, port: u16) -> bool {
-        self.values.ports().any(|(_, chosen)| chosen == port)
+        self.values.port_numbers().contains(&port)
     }
 
     /// Sets an environment variable of the service.
@@ -259,9 +260,10 @@ impl Probe<'_> {
 
     /// If the service listens, but not on the awaited address, names its addresses and a remedy.
     pub(crate) fn listens_elsewhere(&self, awaited: SocketAddr) -> Option<String> {
-        let mut found = owner::addresses_of_tree(self.supervisor);
-        found.sort();
-        found.dedup();
+        let mut found = Vec::new();
+        for addr in owner::addresses_of_tree(self.supervisor) {
+            insert_sorted(&mut found, addr);
+        }
         let serves = |addr: &SocketAddr| {
             addr.port() == awaited.port() && (addr.ip() == awaited.ip() || addr.ip().is_unspecified())
         };

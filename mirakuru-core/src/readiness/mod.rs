@@ -96,7 +96,7 @@ pub trait Readiness: Send + Sync + 'static {
     /// are not in that text, or if the text differs between test processes. The type's name always
     /// counts.
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
-        hash::text(hasher, self.describe());
+        hash::text(hasher, self.describe().as_ref());
     }
 
     /// Called before each start. Fill in placeholders with [`Prepare::expand`], check the values,

@@ -135,7 +135,7 @@ impl Readiness for Tcp {
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
         let Tcp { wanted, resolved: _ } = self;
         match wanted {
-            Wanted::Addr(addr) | Wanted::External(addr) => hash::text(hasher, addr),
+            Wanted::Addr(addr) | Wanted::External(addr) => hash::text(hasher, addr.as_ref()),
             Wanted::Port(port) => hash::number(hasher, u64::from(*port)),
         }
     }

@@ -76,7 +76,7 @@ impl Readiness for Udp {
             places: _,
             bound: _,
         } = self;
-        hash::text(hasher, given);
+        hash::text(hasher, given.as_ref());
     }
 
     fn wants_low_ports(&self) -> bool {

@@ -70,10 +70,10 @@ impl Command {
         let Command { words, extra } = self;
         let all = |hasher: &mut dyn Hasher, words: &[OsString]| {
             hash::number(hasher, words.len() as u64);
-            words.iter().for_each(|word| hash::text(hasher, word));
+            words.iter().for_each(|word| hash::text(hasher, word.as_ref()));
         };
         match words {
-            Words::Line(line) => hash::text(hasher, line),
+            Words::Line(line) => hash::text(hasher, line.as_ref()),
             Words::List(list) => all(hasher, list),
             Words::Program(program) => {
                 hash::bytes(hasher, format!("{program:?}").as_bytes());

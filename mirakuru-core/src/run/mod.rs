@@ -49,8 +49,8 @@ impl Run {
                 .into_iter()
                 .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
                 .collect();
-            let chain = procfs::own_ancestors();
-            let run = Run::find(&variables, chain, sys::origin::is_orphan(), carries)?;
+            let chain = &mut procfs::own_ancestors();
+            let run = Run::find(&variables, chain, sys::origin::is_orphan(), &carries)?;
             // Without pidfds, a supervisor cannot learn of the runner's end.
             if sys::pidfds_are_missing() {
                 return None;
@@ -105,9 +105,9 @@ impl Run {
     /// because the orphan's parent did not start it.
     fn find(
         variables: &[(&str, String)],
-        chain: impl Iterator<Item = (u32, Stat)>,
+        chain: &mut dyn Iterator<Item = (u32, Stat)>,
         was_orphaned: bool,
-        carries: impl Fn(u32, &[u8]) -> Option<bool>,
+        carries: &dyn Fn(u32, &[u8]) -> Option<bool>,
     ) -> Option<Run> {
         let mut ancestors = Ancestors {
             chain,
@@ -182,9 +182,9 @@ impl Run {
 
 /// The ancestors of a process. Each is read only when needed, because nearly always the nearest one
 /// or two suffice.
-struct Ancestors<C> {
+struct Ancestors<'a> {
     /// The chain of all ancestors, from the process itself on.
-    chain: C,
+    chain: &'a mut dyn Iterator<Item = (u32, Stat)>,
     /// The ancestors read so far.
     known: Vec<(u32, Stat)>,
     /// Whether the last process of `known` was adopted.
@@ -192,7 +192,7 @@ struct Ancestors<C> {
     was_orphaned: bool,
 }
 
-impl<C: Iterator<Item = (u32, Stat)>> Ancestors<C> {
+impl Ancestors<'_> {
     /// Returns the ancestors, nearest first.
     fn all(&mut self) -> impl Iterator<Item = (u32, Stat)> {
         (1..).map_while(|at| self.get(at).cloned())
@@ -334,7 +334,7 @@ mod tests {
             assert!(entry.ends_with(b"=x"));
             (!unreadable.contains(&pid)).then(|| carriers.contains(&pid))
         };
-        Run::find(&variables, chain(processes).into_iter(), false, carries).map(|run| run.runner)
+        Run::find(&variables, &mut chain(processes).into_iter(), false, &carries).map(|run| run.runner)
     }
 
     #[test]
@@ -342,7 +342,8 @@ mod tests {
         let adopted = chain(&[(40, "tests", 9), (20, "cargo", 9), (10, "bash", 9)]);
         let variable = |name| [(name, "x".to_owned())];
         let find = |variables: &[(&str, String)]| {
-            Run::find(variables, adopted.iter().cloned(), true, |_, _| Some(false)).map(|run| run.runner)
+            Run::find(variables, &mut adopted.iter().cloned(), true, &|_, _| Some(false))
+                .map(|run| run.runner)
         };
         assert_eq!(find(&variable(NEXTEST)), Some(0), "its run is over");
         assert_eq!(find(&variable(SESSION)), None);
@@ -352,10 +353,10 @@ mod tests {
     #[test]
     fn ancestors_above_the_runner_are_not_read() {
         let near = chain(&[(40, "tests", 9), (30, "sh", 9), (20, "cargo", 9)]);
-        let chain = near
+        let mut chain = near
             .into_iter()
             .chain(std::iter::from_fn(|| panic!("this one is read")));
-        let run = Run::find(&[], chain, false, |_, _| Some(false));
+        let run = Run::find(&[], &mut chain, false, &|_, _| Some(false));
         assert_eq!(run.map(|run| run.runner), Some(20));
     }
 

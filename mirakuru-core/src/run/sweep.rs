@@ -3,6 +3,7 @@
 //! This module is in `run/`, not in `service_dir/`, because it also removes the directories of
 //! runs.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -17,6 +18,7 @@ use crate::service_dir::base::{FALLBACK, base_in, check_private, is_at};
 use crate::service_dir::remove::{clear, remove_tree};
 use crate::service_dir::{is_alive, is_id};
 use crate::sys;
+use crate::util::insert_sorted;
 
 /// Time that the log of a failed service is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -67,67 +69,61 @@ pub(crate) fn sweep() {
     if SWEPT.swap(true, Ordering::Relaxed) {
         return;
     }
-    let base = base_in(&std::env::temp_dir());
-    let mut bases = vec![base, runs_base()];
+    let mut bases = vec![base_in(&std::env::temp_dir()), runs_base()];
     if sys::files::euid() == 0 {
         // Services that run as other users may be in this base: see `ServiceDir::create`.
         bases.push(base_in(Path::new(FALLBACK)));
     }
-    bases.sort();
-    bases.dedup();
-    let stale: Vec<Stale> = bases.iter().flat_map(|base| sweep_in(base)).collect();
+    let mut stale = Vec::new();
+    for (at, base) in bases.iter().enumerate() {
+        if !bases[..at].contains(base) {
+            stale.append(&mut sweep_in(base));
+        }
+    }
     let ids: Vec<&str> = stale.iter().map(Stale::id).collect();
     sys::kill_marked(&ids);
 }
 
 fn sweep_in(base: &Path) -> Vec<Stale> {
+    let mut stale = Vec::new();
     // A base of another user is left alone; `create` will report it.
-    let Ok(()) = check_private(base) else {
-        return Vec::new();
-    };
+    let Ok(()) = check_private(base) else { return stale };
     let Ok(entries) = fs::read_dir(base) else {
-        return Vec::new();
+        return stale;
     };
     let known = KeptLogs::read(base);
     let mut logs = Vec::new();
     let mut new = String::new();
-    let stale = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let name = name.to_str()?;
-            if is_id(name) {
-                if known.have(name) {
-                    return None;
-                }
-                if let Some(kept_at) = only_the_log_is_left(&entry.path()) {
-                    let _ = writeln!(new, "{name}");
-                    logs.push((kept_at, entry.path()));
-                    return None;
-                }
-                examine(&entry.path(), name)
-            } else {
-                if let Some((pid, started)) = runner_of(name) {
-                    // Normally the last service of a run removes the run's directory. This
-                    // directory was left behind.
-                    if !is_alive(pid, started) && !is_in_use(&entry.path()) {
-                        remove_tree(&entry.path());
-                    }
-                } else if let Some((pid, started, namespace)) = unfinished_by(name) {
-                    // In another pid namespace the process is not visible, so the age of the
-                    // directory decides.
-                    let is_dead = !is_alive(pid, started)
-                        && (namespace == sys::procfs::pid_namespace()
-                            || is_older(&entry.path(), MAKING_TAKES_AT_MOST));
-                    if is_dead {
-                        remove_tree(&entry.path());
-                    }
-                }
-                None
+    for entry in entries.flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let Some(name) = name.to_str() else { continue };
+        if is_id(name) {
+            if known.have(name) {
+                continue;
             }
-        })
-        .collect();
-    known.update(logs, &new);
+            if let Some(kept_at) = only_the_log_is_left(&path) {
+                let _ = writeln!(new, "{name}");
+                insert_sorted(&mut logs, (Reverse(kept_at), path));
+            } else if let Some(found) = examine(&path, name) {
+                stale.push(found);
+            }
+        } else if let Some((pid, started)) = runner_of(name) {
+            // Normally the last service of a run removes the run's directory. This directory was left
+            // behind.
+            if !is_alive(pid, started) && !is_in_use(&path) {
+                remove_tree(&path);
+            }
+        } else if let Some((pid, started, namespace)) = unfinished_by(name) {
+            // In another pid namespace the process is not visible, so the age of the directory
+            // decides.
+            let is_dead = !is_alive(pid, started)
+                && (namespace == sys::procfs::pid_namespace() || is_older(&path, MAKING_TAKES_AT_MOST));
+            if is_dead {
+                remove_tree(&path);
+            }
+        }
+    }
+    known.update(&logs, &new);
     stale
 }
 
@@ -159,9 +155,9 @@ impl KeptLogs {
         self.names.contains(name)
     }
 
-    /// Adds new logs to the file. If this sweep checked all logs, removes those that are too old,
-    /// too many or too large.
-    fn update(&self, mut logs: Vec<(SystemTime, PathBuf)>, new: &str) {
+    /// Adds new logs to the file; the newest come first. If this sweep checked all logs, removes
+    /// those that are too old, too many or too large.
+    fn update(&self, logs: &[(Reverse<SystemTime>, PathBuf)], new: &str) {
         if self.is_fresh {
             if !new.is_empty() {
                 let list = fs::OpenOptions::new().append(true).open(&self.list);
@@ -170,12 +166,11 @@ impl KeptLogs {
             }
             return;
         }
-        // The newest log comes first.
-        logs.sort_by(|one, other| other.cmp(one));
         let (mut size, mut names) = (0, String::new());
-        for (at, (kept_at, path)) in logs.iter().enumerate() {
-            let parts = ["log", "log.1", "log.2", "log.3"].map(|name| path.join(name).symlink_metadata());
-            size += parts.into_iter().flatten().map(|log| log.len()).sum::<u64>();
+        for (at, (Reverse(kept_at), path)) in logs.iter().enumerate() {
+            for part in ["log", "log.1", "log.2", "log.3"] {
+                size += path.join(part).symlink_metadata().map_or(0, |part| part.len());
+            }
             let limit = if at < MANY_KEPT { KEPT_FOR } else { MANY_KEPT_FOR };
             if is_past(*kept_at, limit) || at >= MOST_KEPT || (at > 0 && size > MOST_BYTES) {
                 remove_tree(path);

@@ -30,9 +30,9 @@ use crate::util::hash::{self, Fnv1a};
 pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
     let ExecutorBuilder { spec, readiness } = recipe;
     let mut key = Key([Fnv1a(0xcbf2_9ce4_8422_2325), Fnv1a(0x6c62_272e_07bb_0142)]);
-    hash::text(&mut key, name);
-    hash::text(&mut key, without_paths(kind));
-    hash::text(&mut key, without_paths(std::any::type_name::<R>()));
+    hash::text(&mut key, name.as_ref());
+    hash::text(&mut key, without_paths(kind).as_ref());
+    hash::text(&mut key, without_paths(std::any::type_name::<R>()).as_ref());
     fingerprint(spec, &mut key);
     readiness.fingerprint(&mut key);
     hash::number(&mut key, sys::proc::net_namespace());
@@ -89,15 +89,15 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     option(key, on_end.as_ref(), |key, command| command.fingerprint(key));
     hash::number(key, env.len() as u64);
     for (name, value) in env {
-        hash::text(key, name);
-        option(key, value.as_ref(), |key, value| hash::text(key, value));
+        hash::text(key, name.as_ref());
+        option(key, value.as_ref(), |key, value| hash::text(key, value.as_ref()));
     }
     hash::number(key, u64::from(*env_clear));
     match current_dir {
         Some(dir) => hash::path(key, dir),
         // Without a setting, the service runs in this process's directory, and its arguments may
         // depend on that directory.
-        None => hash::text(key, std::env::current_dir().unwrap_or_default()),
+        None => hash::text(key, std::env::current_dir().unwrap_or_default().as_os_str()),
     }
     for Stdio(stream) in [stdin, stdout, stderr] {
         match stream {
@@ -113,7 +113,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         }
     }
     hash::number(key, u64::from(*shell));
-    option(key, name.as_ref(), |key, name| hash::text(key, name));
+    option(key, name.as_ref(), |key, name| hash::text(key, name.as_ref()));
     for time in [timeout, stop_timeout] {
         hash::number(key, time.as_nanos() as u64);
     }
@@ -124,19 +124,21 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         hash::number(key, *code as u64)
     });
     hash::number(key, fail_on.len() as u64);
-    fail_on.iter().for_each(|pattern| hash::text(key, pattern));
+    fail_on
+        .iter()
+        .for_each(|pattern| hash::text(key, pattern.as_ref()));
     hash::number(key, *log_limit);
     hash::number(key, log_files.len() as u64);
     log_files.iter().for_each(|path| hash::path(key, path));
     hash::number(key, files.len() as u64);
     for (path, text) in files {
-        hash::text(key, path);
-        hash::text(key, text);
+        hash::text(key, path.as_ref());
+        hash::text(key, text.as_ref());
     }
     hash::number(key, listen.len() as u64);
     for (name, addr) in listen {
-        option(key, name.as_ref(), |key, name| hash::text(key, name));
-        hash::text(key, addr);
+        option(key, name.as_ref(), |key, name| hash::text(key, name.as_ref()));
+        hash::text(key, addr.as_ref());
     }
     hash::number(key, u64::from(*low_ports));
     for number in [uid, gid, umask] {
@@ -150,10 +152,12 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
             .iter()
             .for_each(|group| hash::number(key, u64::from(*group)));
     });
-    option(key, not_ours.as_ref(), |key, variable| hash::text(key, variable));
+    option(key, not_ours.as_ref(), |key, variable| {
+        hash::text(key, variable.as_ref())
+    });
     if let Some(file) = program_file(spec).filter(|_| not_ours.is_none()) {
         hash::path(key, &file);
-        hash::text(key, file_identity(&file).unwrap_or_default());
+        hash::text(key, file_identity(&file).unwrap_or_default().as_ref());
     }
 }
 
@@ -363,7 +367,7 @@ mod tests {
     fn a_variable_that_the_recipe_names_counts_with_its_value() {
         fn hashed(text: &str) -> u64 {
             let mut hasher = Fnv1a(0);
-            hash::text(&mut hasher, text);
+            hash::text(&mut hasher, text.as_ref());
             hasher.finish()
         }
         let value = std::env::var("PATH").expect("it is set");

@@ -34,9 +34,9 @@ pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
 
 /// Hashes a text with placeholders, and the values of the environment variables in it. Ports and
 /// directories have no values yet, and count as placeholders.
-pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
+pub(crate) fn text(hasher: &mut dyn Hasher, text: &OsStr) {
     const BEGIN: &[u8] = b"{env:";
-    let mut rest = text.as_ref().as_bytes();
+    let mut rest = text.as_bytes();
     bytes(hasher, rest);
     while let Some(at) = rest.windows(BEGIN.len()).position(|window| window == BEGIN) {
         rest = &rest[at + BEGIN.len()..];
@@ -49,7 +49,7 @@ pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
 /// Hashes a path with placeholders. A relative path counts with the working directory.
 pub(crate) fn path(hasher: &mut dyn Hasher, path: &Path) {
     match absolute(path) {
-        Ok(absolute) if !path.as_os_str().as_bytes().starts_with(b"{") => text(hasher, absolute),
-        _ => text(hasher, path),
+        Ok(absolute) if !path.as_os_str().as_bytes().starts_with(b"{") => text(hasher, absolute.as_os_str()),
+        _ => text(hasher, path.as_os_str()),
     }
 }

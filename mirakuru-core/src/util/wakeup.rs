@@ -164,19 +164,28 @@ fn run() {
         }
         let until = waits.entries.iter().map(|entry| entry.until).min();
         let until = until.unwrap_or(idle_since + LINGERS);
-        let mut fds: Vec<RawFd> = waits.pipe.iter().map(|(reader, _)| reader.as_raw_fd()).collect();
-        fds.extend(waits.entries.iter().flat_map(|entry| entry.fds.iter().copied()));
+        let mut fds = Vec::new();
+        if let Some((reader, _)) = &waits.pipe {
+            fds.push(reader.as_raw_fd());
+        }
+        for entry in &waits.entries {
+            fds.extend_from_slice(&entry.fds);
+        }
         drop(waits);
 
         let told = sys::readable(&fds, until.saturating_duration_since(now));
 
         let mut waits = WAITS.lock();
         let now = Instant::now();
-        let is_over = |entry: &Entry| entry.until <= now || entry.fds.iter().any(|fd| told.contains(fd));
-        let (over, rest) = std::mem::take(&mut waits.entries).into_iter().partition(is_over);
-        waits.entries = rest;
+        let mut over = Vec::new();
+        for entry in std::mem::take(&mut waits.entries) {
+            if entry.until <= now || entry.fds.iter().any(|fd| told.contains(fd)) {
+                over.push(entry);
+            } else {
+                waits.entries.push(entry);
+            }
+        }
         drop(waits);
-        let over: Vec<Entry> = over;
         for entry in over {
             entry.waker.wake();
         }

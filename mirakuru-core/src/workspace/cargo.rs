@@ -173,7 +173,7 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
         if sys::files::try_flock(lock.as_fd()).map_err(in_run_dir)? {
             break;
         }
-        progress.tell(|elapsed| {
+        progress.tell(&|elapsed| {
             format!(
                 "{}: this test has been waiting for another test's `cargo build` for {elapsed}",
                 bin.name
@@ -514,7 +514,7 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
                 false => last = line.to_owned(),
             }
         }
-        progress.tell(|elapsed| {
+        progress.tell(&|elapsed| {
             format!(
                 "{}: building it for {elapsed}; cargo says: {}",
                 bin.name,

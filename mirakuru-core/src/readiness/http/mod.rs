@@ -297,18 +297,18 @@ impl Readiness for Http {
             first_bytes: _,
             answers: _,
         } = self;
-        hash::text(hasher, method);
-        hash::text(hasher, given_url);
+        hash::text(hasher, method.as_ref());
+        hash::text(hasher, given_url.as_ref());
         match &wanted.0 {
             WantedKind::Success => hash::number(hasher, 0),
-            WantedKind::Code(code) => hash::text(hasher, code.to_string()),
-            WantedKind::Pattern(pattern) => hash::text(hasher, pattern),
+            WantedKind::Code(code) => hash::text(hasher, code.to_string().as_ref()),
+            WantedKind::Pattern(pattern) => hash::text(hasher, pattern.as_ref()),
         }
         let pairs = |hasher: &mut dyn Hasher, pairs: &[(String, String)]| {
             hash::number(hasher, pairs.len() as u64);
             for (key, value) in pairs {
-                hash::text(hasher, key);
-                hash::text(hasher, value);
+                hash::text(hasher, key.as_ref());
+                hash::text(hasher, value.as_ref());
             }
         };
         pairs(hasher, given_headers);

@@ -1,6 +1,5 @@
 //! Finds the processes that have a socket, by searching the descriptors in `/proc`.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 
@@ -49,7 +48,7 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
 /// spins meanwhile.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
-    tree_until(root, |pid| {
+    tree_until(root, &mut |pid| {
         if pid != root {
             search.visit(pid, inodes, closely);
         }
@@ -63,7 +62,7 @@ pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search
 
 impl Search {
     fn visit(&mut self, pid: u32, inodes: &[u64], closely: Closely) {
-        let mut mine = HashSet::new();
+        let mut mine = Vec::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
             // Reads every thread, because if the first one has ended, only root may read its
@@ -73,14 +72,16 @@ impl Search {
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))
                 .fold(Ok(()), Result::and),
         };
-        self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
+        for inode in mine {
+            self.found.push((inode, pid));
+        }
         // A zombie's descriptors cannot be read either, but a zombie has none.
         let is_denied = polled.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
         self.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
     }
 }
 
-fn poll(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
+fn poll(dir: &str, inodes: &[u64], found: &mut Vec<u64>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let link = match entry.and_then(|entry| fs::read_link(entry.path())) {
             Ok(link) => link,
@@ -93,8 +94,8 @@ fn poll(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
             .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'))
             .and_then(|digits| digits.parse().ok());
         if let Some(inode) = inode {
-            if inodes.contains(&inode) {
-                found.insert(inode);
+            if inodes.contains(&inode) && !found.contains(&inode) {
+                found.push(inode);
                 if found.len() == inodes.len() {
                     break;
                 }

@@ -7,7 +7,7 @@
 //! Without `/proc` no process is visible. The configuration `mirakuru_portable` simulates such a
 //! system on Linux.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -174,34 +174,33 @@ fn numbers(dir: &str) -> Vec<u32> {
 
 /// A process and its descendants, as far as they live and are visible.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
-    tree_until(root, |_| false)
+    tree_until(root, &mut |_| false)
 }
 
 /// A process and its descendants, nearest first, until `enough` returns true. Calls `enough` with
 /// each process before the search for that process's children.
-fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
+fn tree_until(root: u32, enough: &mut dyn FnMut(u32) -> bool) -> Vec<u32> {
     // A kernel without CONFIG_PROC_CHILDREN has no file `children`. In that case the parents of all
     // processes give the same answer.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
-        walk(root, children, enough)
+        walk(root, &children, enough)
     } else {
-        let by_parent = by_parent();
-        walk(
-            root,
-            |pid| by_parent.get(&pid).cloned().unwrap_or_default(),
-            enough,
-        )
+        let parents = parents();
+        walk(root, &|pid| children_among(&parents, pid), enough)
     }
 }
 
-fn walk(root: u32, children: impl Fn(u32) -> Vec<u32>, mut enough: impl FnMut(u32) -> bool) -> Vec<u32> {
+fn walk(root: u32, children: &dyn Fn(u32) -> Vec<u32>, enough: &mut dyn FnMut(u32) -> bool) -> Vec<u32> {
     let mut found = vec![root];
     let mut seen = HashSet::from([root]);
     let mut at = 0;
     while at < found.len() && !enough(found[at]) {
-        let next = children(found[at]);
-        found.extend(next.into_iter().filter(|pid| seen.insert(*pid)));
+        for child in children(found[at]) {
+            if seen.insert(child) {
+                found.push(child);
+            }
+        }
         at += 1;
     }
     found
@@ -213,22 +212,22 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     let mut children = Vec::new();
     for task in numbers(&tasks) {
         let list = fs::read_to_string(format!("{tasks}/{task}/children")).unwrap_or_default();
-        children.extend(
-            list.split_ascii_whitespace()
-                .filter_map(|child| child.parse::<u32>().ok()),
-        );
+        for child in list.split_ascii_whitespace() {
+            children.extend(child.parse::<u32>());
+        }
     }
     children
 }
 
-fn by_parent() -> HashMap<u32, Vec<u32>> {
-    let mut by_parent: HashMap<u32, Vec<u32>> = HashMap::new();
-    for pid in pids() {
-        if let Some(stat) = stat(pid) {
-            by_parent.entry(stat.parent).or_default().push(pid);
-        }
-    }
-    by_parent
+/// All visible processes, each with its parent.
+fn parents() -> Vec<(u32, u32)> {
+    let with_parent = |pid| Some((pid, stat(pid)?.parent));
+    pids().into_iter().filter_map(with_parent).collect()
+}
+
+fn children_among(parents: &[(u32, u32)], parent: u32) -> Vec<u32> {
+    let of_parent = parents.iter().filter(|(_, other)| *other == parent);
+    of_parent.map(|(pid, _)| *pid).collect()
 }
 
 /// A process and its ancestors, nearest first.
@@ -422,13 +421,9 @@ mod tests {
         io::BufRead::read_line(&mut io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
         let grandchild: u32 = line.trim().parse().unwrap();
         let root = child.id();
-        let by_files = walk(root, children, |_| false);
-        let table = by_parent();
-        let by_parents = walk(
-            root,
-            |pid| table.get(&pid).cloned().unwrap_or_default(),
-            |_| false,
-        );
+        let by_files = walk(root, &children, &mut |_| false);
+        let parents = parents();
+        let by_parents = walk(root, &|pid| children_among(&parents, pid), &mut |_| false);
         assert!(descends(grandchild, root));
         assert!(descends(grandchild, std::process::id()));
         assert!(!descends(std::process::id(), root));

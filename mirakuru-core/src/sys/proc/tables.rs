@@ -20,11 +20,13 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     };
     let v4 = table(v4)?;
     let v6 = table(v6).unwrap_or_default();
-    let lines = v4.lines().chain(v6.lines());
-    let found: Vec<Socket> = lines
-        .filter_map(|line| parse_line(line, state))
-        .filter(|socket| socket.listening && (port == 0 || socket.addr.port() == port))
-        .collect();
+    let is_wanted = |socket: &Socket| socket.listening && (port == 0 || socket.addr.port() == port);
+    let mut found = Vec::new();
+    for line in v4.lines().chain(v6.lines()) {
+        if let Some(socket) = parse_line(line, state).filter(is_wanted) {
+            found.push(socket);
+        }
+    }
     // In some sandboxes these tables are always empty.
     (!found.is_empty()).then_some(found)
 }
@@ -44,7 +46,11 @@ pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     let mut found = Vec::new();
     for table in ["thread-self/net/tcp", "thread-self/net/tcp6"] {
         let table = read(table).unwrap_or_default();
-        found.extend(String::from_utf8_lossy(&table).lines().filter_map(parse));
+        for line in String::from_utf8_lossy(&table).lines() {
+            if let Some(lingering) = parse(line) {
+                found.push(lingering);
+            }
+        }
     }
     found
 }
@@ -112,7 +118,13 @@ fn parse_unix(table: &[u8], wanted: Option<&[u8]>) -> Vec<u64> {
         let is_wanted = wanted.is_none_or(|wanted| rest.strip_prefix(b" ") == Some(wanted));
         (accepts && is_wanted).then_some(inode)
     };
-    table.split(|byte| *byte == b'\n').filter_map(inode_of).collect()
+    let mut found = Vec::new();
+    for line in table.split(|byte| *byte == b'\n') {
+        if let Some(inode) = inode_of(line) {
+            found.push(inode);
+        }
+    }
+    found
 }
 
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]

@@ -13,6 +13,7 @@ use super::back_end::os;
 use super::ending::NEEDED;
 use super::message::milliseconds;
 use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
+use crate::util::insert_sorted;
 
 const STACK: usize = 64 * 1024;
 /// Largest number of bytes that one read of the service's output can return.
@@ -255,21 +256,23 @@ impl Mapping {
     /// Sets the descriptors that the supervisor keeps.
     pub(super) fn set_descriptors(&mut self, descriptors: &Descriptors, lists: &Lists) {
         let Lists { locks, needs, listen } = lists;
-        let mut keep: Vec<i32> = descriptors
-            .all()
-            .chain([locks, needs, listen].into_iter().flatten().copied())
-            .filter(|fd| *fd >= 0)
-            .collect();
-        keep.sort_unstable();
-        keep.dedup();
-        let mut locks: Vec<i32> = locks.iter().chain(needs).copied().collect();
+        let mut keep = Vec::new();
+        for fd in [&descriptors.all(), &locks[..], needs, listen].concat() {
+            if fd >= 0 {
+                insert_sorted(&mut keep, fd);
+            }
+        }
+        let mut of_guard = [&locks[..], needs].concat();
         // SAFETY: no other process uses the arena yet.
         if unsafe { !(*self.arena).on_end.candidates.is_null() } {
             // The guard may have to run the `on_end` command, and writes the command's output into
             // the log.
-            locks.extend([descriptors.log, descriptors.index]);
+            of_guard.extend([descriptors.log, descriptors.index]);
         }
-        locks.sort_unstable();
+        let mut locks = Vec::new();
+        for fd in of_guard {
+            insert_sorted(&mut locks, fd);
+        }
         // SAFETY: `fill` left room for all of the lists, for 16 more entries in `keep` and for 2
         // more in `locks`. At most eight descriptors are not in a list.
         unsafe {
@@ -348,14 +351,18 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    fn all(&self) -> impl Iterator<Item = i32> + '_ {
-        self.stdio.iter().copied().chain([
+    fn all(&self) -> [i32; 8] {
+        let [stdin, stdout, stderr] = self.stdio;
+        [
+            stdin,
+            stdout,
+            stderr,
             self.control,
             self.test_pidfd,
             self.log,
             self.index,
             self.runner_pidfd,
-        ])
+        ]
     }
 }
 

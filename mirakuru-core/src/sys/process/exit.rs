@@ -199,13 +199,16 @@ fn end_where(in_a_test: bool, is_wanted: &dyn Fn(&Ending) -> bool) {
                 message[4] = STOP_IN_A_TEST;
             }
             send(control, message);
-            let words = slot.id.each_ref().map(|word| word.load(Ordering::SeqCst));
-            let pids = [&slot.guard, &slot.service].map(|pid| pid.load(Ordering::SeqCst));
-            ending.push((control, pids, words));
+            let mut id = Vec::new();
+            for word in &slot.id {
+                id.extend_from_slice(&word.load(Ordering::SeqCst).to_ne_bytes());
+            }
+            let guard = slot.guard.load(Ordering::SeqCst);
+            let main = slot.service.load(Ordering::SeqCst);
+            ending.push((control, guard, main, id));
         }
     }
-    for (control, [guard, main], words) in ending {
-        let id: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    for (control, guard, main, id) in ending {
         let id = String::from_utf8_lossy(&id);
         service::await_end(control, guard, main, id.trim_end_matches('\0'));
     }

@@ -319,22 +319,26 @@ struct Path {
 impl Path {
     /// The path `/proc/NUMBER` followed by `end`.
     fn of(number: i32, end: &[u8]) -> Path {
-        Path::put_together(&[b"/proc/"], number, end)
+        Path::put_together(b"/proc/", number, end)
     }
 
     fn relative(number: i32, end: &[u8]) -> Path {
-        Path::put_together(&[], number, end)
+        Path::put_together(b"", number, end)
     }
 
-    fn put_together(start: &[&[u8]], number: i32, end: &[u8]) -> Path {
+    fn put_together(start: &[u8], number: i32, end: &[u8]) -> Path {
         let mut room = [0; 20];
         let digits = digits(number.unsigned_abs().into(), &mut room);
         let mut text = [0; 48];
-        let start = start.iter().copied().flatten();
-        let bytes = start.chain(digits).chain(end);
-        // The last byte stays zero.
-        for (slot, byte) in text.iter_mut().take(47).zip(bytes) {
-            *slot = *byte;
+        let mut at = 0_usize;
+        for part in [start, digits, end] {
+            for byte in part {
+                // The last byte stays zero.
+                if at < 47 {
+                    text[at] = *byte;
+                }
+                at = at.wrapping_add(1);
+            }
         }
         Path { text }
     }
