@@ -263,8 +263,8 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
     if variable("GITHUB_ACTIONS") == "true" {
         let message = escape_command(&report.to_string());
         let title = escape_command(report.first())
-            .replace(':', "%3A")
-            .replace(',', "%2C");
+            .replace(":", "%3A")
+            .replace(",", "%2C");
         lines.push_str(&format!("\n::error title={title}::{message}"));
     }
     lines
@@ -272,7 +272,7 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
 
 /// Escapes a text for a workflow command of GitHub, which is one line.
 fn escape_command(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 }
 
 /// Prints into the output of the test on this thread. Unlike `eprintln!`, this function does not

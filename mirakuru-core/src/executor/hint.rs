@@ -78,10 +78,10 @@ fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
 /// which process has it.
 fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
-    let printed = printed.flat_map(|line| ports_in(line)).map(loopback);
     let mut candidates = symptoms.addrs.to_vec();
-    candidates.extend(printed);
+    for line in symptoms.tail.iter().filter(|line| says_in_use(line)) {
+        candidates.extend(ports_in(line).into_iter().map(loopback));
+    }
     for addr in candidates.iter().copied() {
         let Some(holder) = holder::listener_beside(addr, symptoms.root) else {
             continue;

@@ -437,7 +437,10 @@ impl Core {
             Err(error) => Err(error.in_command(&written)),
         };
         self.current_dir = self.spec.current_dir.as_ref().map(&mut expand).transpose()?;
-        self.log_files = self.spec.log_files.iter().map(expand).collect::<Result<_, _>>()?;
+        self.log_files.clear();
+        for path in &self.spec.log_files {
+            self.log_files.push(expand(path)?);
+        }
         Ok(())
     }
 

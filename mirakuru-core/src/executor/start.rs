@@ -2,7 +2,7 @@
 //! again with another port.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,7 +27,7 @@ use crate::ports::time_wait;
 use crate::readiness::Readiness;
 use crate::readiness::context::Prepare;
 use crate::readiness::no_wait::NoWait;
-use crate::recipe::program::{c_environment, c_string, candidates, environment, inherited};
+use crate::recipe::program::{c_environment, c_string, c_strings, candidates, environment, inherited};
 use crate::sys::log_record::Record;
 use crate::sys::{self, CommandPlan, Plan, RunPlan, Service, SpawnFailure};
 use crate::timeline::events as timeline;
@@ -434,14 +434,10 @@ impl Owned<'_> {
             let program = argv.first().map(|program| candidates(program, &environment));
             program.unwrap_or_default()
         };
-        let text = |text: &OsStr| c_string(text, &self.core.command);
         let command = |argv: &[OsString], tried: &[PathBuf]| -> Result<CommandPlan, Error> {
             Ok(CommandPlan {
-                candidates: tried
-                    .iter()
-                    .map(|path| text(path.as_os_str()))
-                    .collect::<Result<_, _>>()?,
-                argv: argv.iter().map(|word| text(word)).collect::<Result<_, _>>()?,
+                candidates: c_strings(tried, &self.core.command)?,
+                argv: c_strings(argv, &self.core.command)?,
             })
         };
         let candidates = tried(&self.core.argv);
@@ -490,7 +486,7 @@ impl Owned<'_> {
                 .core
                 .current_dir
                 .as_ref()
-                .map(|dir| text(dir.as_os_str()))
+                .map(|dir| c_string(dir.as_os_str(), &self.core.command))
                 .transpose()?,
             stdin: stdin.0,
             stdout: stdout.0,

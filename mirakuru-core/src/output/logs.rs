@@ -246,7 +246,8 @@ impl OutputReader {
     pub(crate) fn excerpt(&self, since: Cursor, first: usize, last: usize) -> Excerpt {
         let end = self.end();
         let logs = self.collect(since, EXCERPT);
-        let mut folded = fold(logs.lines().map(|line| printable(line, TAIL_LINE)));
+        let texts = |lines: Vec<(String, u64)>| lines.into_iter().map(|(line, _)| line).collect();
+        let mut folded = fold(&logs);
         if logs.truncated {
             if let Some((line, _)) = folded.first_mut() {
                 // The snapshot begins in the middle of a line.
@@ -257,25 +258,17 @@ impl OutputReader {
                 dropped: logs.dropped,
                 head: Vec::new(),
                 left_out: 0,
-                tail: folded.into_iter().map(|(line, _)| line).collect(),
+                tail: texts(folded),
             };
         }
         let at = folded.len().saturating_sub(last);
         let tail = folded.split_off(at);
         let (total, mut head) = match logs.truncated {
             false => (logs.order.len() as u64, folded),
-            true => (
-                self.count_lines(since, end),
-                fold(
-                    self.beginning(since, end)
-                        .lines()
-                        .map(|line| printable(line, TAIL_LINE)),
-                ),
-            ),
+            true => (self.count_lines(since, end), fold(&self.beginning(since, end))),
         };
         head.truncate(first);
         let shown: u64 = head.iter().chain(&tail).map(|(_, count)| count).sum();
-        let texts = |lines: Vec<(String, u64)>| lines.into_iter().map(|(line, _)| line).collect();
         Excerpt {
             left_out: total.saturating_sub(shown),
             dropped: logs.dropped,
@@ -353,12 +346,13 @@ impl Excerpt {
 /// Folds groups of four or more successive lines that differ only in times and process ids. The
 /// first and the last line of a group stay; a line between them gives the number of the others.
 /// Returns each line with the number of input lines it represents.
-fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
+fn fold(logs: &Logs) -> Vec<(String, u64)> {
     let mut folded: Vec<(String, u64)> = Vec::new();
     let mut pattern = String::new();
     // Number of successive lines with the same pattern.
     let mut alike = 0;
-    for line in lines {
+    for line in logs.lines() {
+        let line = printable(line, TAIL_LINE);
         let same = without_time(&line);
         if same == pattern && !pattern.is_empty() {
             alike += 1;

@@ -99,11 +99,9 @@ impl View {
             };
             let dir = self.parts[0].0.paths[0].parent().unwrap_or(Path::new("."));
             // If a part is gone, at most two come after it.
-            let found = (1..=3).filter_map(|name| Part::open(dir, name));
-            let Some(found) = found
-                .filter(|part| part.number >= next)
-                .min_by_key(|part| part.number)
-            else {
+            let found = [1, 2, 3].into_iter().filter_map(|name| Part::open(dir, name));
+            let found = found.filter(|part| part.number >= next);
+            let Some(found) = found.min_by_key(|part| part.number) else {
                 // There is no later part, because all parts have been removed.
                 self.earlier_length = self.end().log;
                 return Ok(());

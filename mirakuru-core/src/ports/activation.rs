@@ -40,11 +40,16 @@ impl Listen {
                     check_name(&name).map_err(|reason| invalid(reason.to_owned()))?;
                     name
                 }
-                None => values.name().replace(|c| !is_of_a_name(c), "_"),
+                None => {
+                    let allowed = |c| if is_of_a_name(c) { c } else { '_' };
+                    values.name().chars().map(allowed).collect()
+                }
             };
             let text = values.expand(addr).map_err(|error| error.in_command(command))?;
             let addrs = resolve(text.trim()).map_err(invalid)?;
-            sockets.extend(addrs.into_iter().map(|addr| (name.clone(), addr)));
+            for addr in addrs {
+                sockets.push((name.clone(), addr));
+            }
         }
         Ok(Listen { sockets })
     }
@@ -65,7 +70,11 @@ impl Listen {
                 _ => Error::system(format!("listen on {addr} for `{command}`"), source),
             })
         };
-        self.addrs().map(open).collect()
+        let mut opened = Vec::new();
+        for addr in self.addrs() {
+            opened.push(open(addr)?);
+        }
+        Ok(opened)
     }
 
     /// Sets the environment variables that tell the service about its sockets.

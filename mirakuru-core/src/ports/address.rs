@@ -172,7 +172,7 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
 pub(crate) fn is_local(ip: IpAddr) -> bool {
     // Binding to an address of another machine fails, unless the sysctl `ip_nonlocal_bind` allows
     // it.
-    ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+    ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }
 
 /// The address at which clients reach a server that listens on `ip`.

@@ -231,11 +231,8 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
 /// wildcard address. If no process listens, returns one that is bound to the address.
 pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Holder> {
     let sockets = table::in_the_way(protocol, addr);
-    let inodes: Vec<u64> = sockets
-        .iter()
-        .map(|socket| socket.inode)
-        .filter(|inode| *inode != 0)
-        .collect();
+    let mut inodes = table::inodes(&sockets);
+    inodes.retain(|inode| *inode != 0);
     let found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     Holder::of_sockets(&found, &inodes).or_else(|| Some(Holder::unseen(Some(sockets.first()?.uid))))
 }
@@ -243,7 +240,7 @@ pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Hol
 /// A process that listens on this TCP address and does not descend from `root`.
 pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
     let sockets = table::listeners_in_the_way(Protocol::Tcp, addr);
-    let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
+    let inodes = table::inodes(&sockets);
     let mut found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     found.retain(|(_, pid)| root == 0 || !procfs::descends(*pid, root));
     Holder::of_sockets(&found, &inodes)

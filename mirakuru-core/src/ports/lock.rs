@@ -258,8 +258,8 @@ impl EndpointLock {
         let note = note(&self.service, Some(run.runner()));
         for held in registry().iter() {
             if held.endpoint_lock == self.id {
-                // Open the file again, because the lock may have been handed over. If the write fails,
-                // other processes wait until their time limit.
+                // Open the file again, because the lock may have been handed over. If the write
+                // fails, other processes wait until their time limit.
                 let lock = sys::files::open_lock(&held.path, false);
                 let _ = lock.and_then(|lock| lock.write_all_at(&note, 0));
             }
@@ -343,10 +343,8 @@ fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
         .to_string_lossy();
     let (pid, started) = service_dir::this_process();
     let short = |text: &str| {
-        text.replace(char::is_control, " ")
-            .chars()
-            .take(50)
-            .collect::<String>()
+        let visible = |c: char| if c.is_control() { ' ' } else { c };
+        text.chars().take(50).map(visible).collect::<String>()
     };
     let runner = runner.map_or(String::new(), |(pid, started)| format!("{pid} {started}"));
     let text = format!(

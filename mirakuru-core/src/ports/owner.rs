@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::observe::trace;
 use crate::ports::address::canonical;
 use crate::ports::holder::Holder;
-use crate::ports::table::{all_listeners, answering, listening};
+use crate::ports::table::{self, all_listeners, answering, listening};
 use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
@@ -147,7 +147,7 @@ fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listen
             Some(sockets) => sockets,
             None => return Ok(Owner::Unseen),
         };
-        listeners.inodes = sockets.iter().map(|socket| socket.inode).collect();
+        listeners.inodes = table::inodes(&sockets);
         match owner_of(&listeners.inodes, root, poll, &mut listeners.pids) {
             Ownership::Tree => return Ok(Owner::Tree),
             Ownership::Unseen => return Ok(Owner::Unseen),
@@ -222,13 +222,12 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
         .filter(|(_, pid)| procfs::descends(*pid, root))
         .map(|(inode, _)| *inode)
         .collect();
-    everybody.retain(|(inode, _)| !ours.contains(inode));
-    if search.denied {
-        // Ignore the test process, which may have made the socket that the service inherits.
-        everybody.retain(|(_, pid)| *pid != std::process::id());
-        if everybody.is_empty() {
-            return Ownership::Unseen;
-        }
+    // After a denied search, ignore the test process: it may have made the socket that the service
+    // inherits.
+    let counts = |pid: u32| !search.denied || pid != std::process::id();
+    everybody.retain(|(inode, pid)| !ours.contains(inode) && counts(*pid));
+    if search.denied && everybody.is_empty() {
+        return Ownership::Unseen;
     }
     match strange.iter().find(|inode| !ours.contains(inode)) {
         None => Ownership::Tree,
@@ -255,10 +254,10 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
         names.extend(std::path::absolute(path));
         names.extend(std::fs::canonicalize(path));
         names.dedup();
-        let inodes: Vec<u64> = names
-            .iter()
-            .flat_map(|name| procfs::unix_listeners(name))
-            .collect();
+        let mut inodes = Vec::new();
+        for name in names {
+            inodes.append(&mut procfs::unix_listeners(&name));
+        }
         if inodes.is_empty() {
             return unnamed_owner(path, listener, root);
         }
@@ -348,13 +347,10 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
 /// about a service that listens elsewhere. Empty if the kernel cannot be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
-    let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
+    let inodes = table::inodes(&sockets);
     let search = procfs::search(&procfs::tree(root), &inodes, Closely::Process);
-    sockets
-        .into_iter()
-        .filter(|socket| search.has(socket.inode))
-        .map(|socket| socket.addr)
-        .collect()
+    let of_tree = sockets.iter().filter(|socket| search.has(socket.inode));
+    of_tree.map(|socket| socket.addr).collect()
 }
 
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]

@@ -39,7 +39,7 @@ impl Port {
             let reservation = Reservation::new(Range::Any, HoldLevel::Firm, &taken)
                 .map_err(|source| Error::system("reserve a free port", source))?;
             // Another process may have taken the UDP port since the check.
-            match UdpSocket::bind((Ipv4Addr::LOCALHOST, reservation.port())) {
+            match UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, reservation.port()))) {
                 Ok(udp) => return Ok(Port { reservation, udp }),
                 Err(source) if taken.len() > 100 => {
                     return Err(Error::system("reserve a free UDP port", source));

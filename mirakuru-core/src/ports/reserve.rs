@@ -88,14 +88,14 @@ impl Reservation {
     pub(crate) fn new(range: Range, hold_level: HoldLevel, except: &[u16]) -> io::Result<Reservation> {
         let is_wanted = |port: u16| !except.contains(&port) && sys::ports::udp_is_free(port);
         let mut reservation = match range {
-            Range::Any => Reservation::any(is_wanted)?,
-            Range::Low => Reservation::low(is_wanted)?,
+            Range::Any => Reservation::any(&is_wanted)?,
+            Range::Low => Reservation::low(&is_wanted)?,
         };
         reservation.loosen(hold_level);
         Ok(reservation)
     }
 
-    fn any(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
+    fn any(is_wanted: &dyn Fn(u16) -> bool) -> io::Result<Reservation> {
         // Keep the holds on unwanted ports until the end, so that each round gets a new port.
         let mut unwanted = Vec::new();
         loop {
@@ -111,22 +111,21 @@ impl Reservation {
         }
     }
 
-    fn low(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
+    fn low(is_wanted: &dyn Fn(u16) -> bool) -> io::Result<Reservation> {
         let ephemeral = sys::ports::ephemeral().unwrap_or(32_768..=60_999);
-        let outside: Vec<u16> = LOW.filter(|port| !ephemeral.contains(port)).collect();
+        let mut ports: Vec<u16> = LOW.collect();
+        ports.retain(|port| !ephemeral.contains(port));
         // If the kernel's range leaves few low ports, use ports of that range as well.
-        let ports: Vec<u16> = match outside.len() {
-            0..1000 => LOW.collect(),
-            _ => outside,
-        };
+        if ports.len() < 1000 {
+            ports = LOW.collect();
+        }
         // Start at a random port, so that processes rarely try the same one.
         let begin = RandomState::new().build_hasher().finish() as usize % ports.len();
         let (after, before) = (&ports[begin..], &ports[..begin]);
-        for &port in after
-            .iter()
-            .chain(before)
-            .filter(|port| !WELL_KNOWN.contains(port))
-        {
+        for &port in after.iter().chain(before) {
+            if WELL_KNOWN.contains(&port) {
+                continue;
+            }
             if let Ok(hold) = sys::ports::hold_exactly(port) {
                 if is_wanted(port) {
                     return Ok(Reservation {

@@ -38,6 +38,11 @@ pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool
     }
 }
 
+/// The inodes of sockets.
+pub(crate) fn inodes(sockets: &[Socket]) -> Vec<u64> {
+    sockets.iter().map(|socket| socket.inode).collect()
+}
+
 /// Checks that this process can reach a local address, without sending anything. Fails, for
 /// example, if the loopback interface is down.
 pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
@@ -95,7 +100,7 @@ fn diag_works(protocol: Protocol) -> bool {
         YES => true,
         NO => false,
         _ => {
-            let any = (Ipv4Addr::LOCALHOST, 0);
+            let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             let own = match protocol {
                 Protocol::Tcp => TcpListener::bind(any)
                     .and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket)))),
@@ -122,11 +127,10 @@ pub(crate) fn answering(protocol: Protocol, addr: SocketAddr) -> Option<Vec<Sock
     Some(most_particular(all, addr))
 }
 
-fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
+fn most_particular(mut all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
     let best = all.iter().filter_map(|socket| particularity(socket, addr)).max();
-    all.into_iter()
-        .filter(|socket| best.is_some() && particularity(socket, addr) == best)
-        .collect()
+    all.retain(|socket| best.is_some() && particularity(socket, addr) == best);
+    all
 }
 
 /// All sockets that listen on a port, or on any port if `port` is 0. If the kernel does not answer,
@@ -163,11 +167,9 @@ pub(crate) fn listeners_in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<
     overlapping(all_listeners(protocol, addr.port()).unwrap_or_default(), addr)
 }
 
-fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
+fn overlapping(mut sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
+    sockets.retain(|socket| overlaps(socket, addr));
     sockets
-        .into_iter()
-        .filter(|socket| overlaps(socket, addr))
-        .collect()
 }
 
 /// Whether a process listens on this address, or on one that prevents a server from binding it.

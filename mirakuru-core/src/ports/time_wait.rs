@@ -26,11 +26,14 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         let Err(busy) = check_free(addrs) else {
             return Ok(());
         };
-        let lingering: Vec<_> = addrs.iter().flat_map(|addr| lingering(*addr)).collect();
-        if lingering.is_empty() || pauses.elapsed() > SHORT_WAIT {
+        let mut found = Vec::new();
+        for addr in addrs {
+            found.append(&mut lingering(*addr));
+        }
+        if found.is_empty() || pauses.elapsed() > SHORT_WAIT {
             return Err(busy);
         }
-        for (local, remote) in lingering.into_iter().take(MANY) {
+        for (local, remote) in found.into_iter().take(MANY) {
             if address::is_local(remote.ip()) {
                 // If the removal fails, the loop waits for the connection to disappear.
                 let _ = time_wait::remove(local, remote);
@@ -43,10 +46,9 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
 /// The closed connections that linger on an address, each with its local and its remote address.
 pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
     let ip = addr.ip().to_canonical();
-    proc::tcp_lingering(addr.port())
-        .into_iter()
-        .filter(|(local, _)| ip.is_unspecified() || local.ip() == ip)
-        .collect()
+    let mut lingering = proc::tcp_lingering(addr.port());
+    lingering.retain(|(local, _)| ip.is_unspecified() || local.ip() == ip);
+    lingering
 }
 
 /// The hint for an error about lingering connections. `None` if no connection lingers.

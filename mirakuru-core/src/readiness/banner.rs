@@ -4,7 +4,6 @@ use crate::util::hash;
 use std::hash::Hasher;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
@@ -289,14 +288,13 @@ impl Readiness for Banner {
         };
         let since = self.since.as_ref().unwrap_or(cx.since);
         let files = self.files.get_or_insert_with(|| {
-            let follow = |(number, path): (usize, &PathBuf)| {
-                let from = since.file(number);
-                (LogFile::new(path, from), watch.clone())
-            };
-            match self.stream {
-                None => cx.log_files.iter().enumerate().map(follow).collect(),
-                Some(_) => Vec::new(),
+            let mut files = Vec::new();
+            if self.stream.is_none() {
+                for (number, path) in cx.log_files.iter().enumerate() {
+                    files.push((LogFile::new(path, since.file(number)), watch.clone()));
+                }
             }
+            files
         });
         watch.scan(cx.output, since.output, &mut count)?;
         for (file, watch) in files {
@@ -356,7 +354,7 @@ impl Readiness for Banner {
             }
         }
         let text = logs.to_string();
-        let (line, exact) = nearest(&self.pattern, text.lines())?;
+        let (line, exact) = nearest(&self.pattern, &text)?;
         let line = printable(line, 200);
         Some(match exact {
             true => format!("compare the pattern with the closest line, which has a part of it: `{line}`"),
@@ -376,7 +374,7 @@ impl Readiness for Banner {
 
 /// The line that is most similar to the pattern, and whether it contains the pattern's longest
 /// literal part.
-fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&'a str, bool)> {
+fn nearest<'a>(pattern: &str, text: &'a str) -> Option<(&'a str, bool)> {
     /// Minimum length of the literal part. Shorter texts occur in too many lines.
     const LEAST: usize = 4;
     // Limits on the number and the length of lines, so that a search takes only milliseconds.
@@ -386,12 +384,16 @@ fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&
     if plain.chars().count() < LEAST {
         return None;
     }
-    let lines: Vec<&str> = lines.filter(|line| !line.trim().is_empty()).collect();
-    let near = lines.iter().rev().take(LINES).map(|line| {
+    let mut nearest: Option<(usize, &str)> = None;
+    let lines = text.lines().rev().filter(|line| !line.trim().is_empty());
+    for line in lines.take(LINES) {
         let start: String = line.to_lowercase().chars().take(LENGTH).collect();
-        (distance_within(&plain, &start), *line)
-    });
-    let (distance, line) = near.min_by_key(|(distance, _)| *distance)?;
+        let distance = distance_within(&plain, &start);
+        if nearest.is_none_or(|(least, _)| distance < least) {
+            nearest = Some((distance, line));
+        }
+    }
+    let (distance, line) = nearest?;
     (distance <= plain.chars().count() / 4).then_some((line, distance == 0))
 }
 

@@ -95,15 +95,13 @@ impl Exec {
 
     /// The command in the form of a shell's command line.
     fn shown(&self) -> String {
-        let words: Vec<_> = if self.words.is_empty() {
-            match &self.command.words {
-                command::Words::Line(line) => return line.clone(),
-                command::Words::List(list) => list.iter().map(|w| w.to_string_lossy()).collect(),
-                command::Words::Program(program) => vec![program.name().into()],
-            }
-        } else {
-            self.words.iter().map(|w| w.to_string_lossy()).collect()
+        let words = match &self.command.words {
+            _ if !self.words.is_empty() => &self.words,
+            command::Words::Line(line) => return line.clone(),
+            command::Words::List(list) => list,
+            command::Words::Program(program) => &vec![program.name().into()],
         };
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
         printable(&shell_words::join(words), 400)
     }
 
@@ -119,12 +117,9 @@ impl Exec {
             .first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
         let shown = self.shown();
-        let text = |text: &OsString| program::c_string(text, &shown).map_err(invalid);
-        let candidates = program::candidates(program, &environment)
-            .into_iter()
-            .map(|path| text(&path.into_os_string()))
-            .collect::<io::Result<_>>()?;
-        let argv = self.words.iter().map(text).collect::<io::Result<_>>()?;
+        let candidates = program::candidates(program, &environment);
+        let candidates = program::c_strings(&candidates, &shown).map_err(invalid)?;
+        let argv = program::c_strings(&self.words, &shown).map_err(invalid)?;
         let envp = program::c_environment(&environment, &shown).map_err(invalid)?;
         // Only the command has the write end, so that the pipe ends with the command.
         let (output, write) = sys::pipe()?;
@@ -186,7 +181,8 @@ impl Exec {
             Ended::NotExecuted(error) => match self.script(&error) {
                 // Let a shell execute the script in the next run, as `execvp` does.
                 Some(script) => {
-                    self.words.splice(0..1, [SHELL.into(), script.into()]);
+                    self.words[0] = script.into();
+                    self.words.insert(0, SHELL.into());
                     self.last_answer()
                 }
                 None => Err(self.not_executed(&error)),

@@ -95,7 +95,10 @@ impl Command {
             Words::List(list) => list.clone(),
             Words::Line(_) | Words::Program(_) => Vec::new(),
         };
-        words.splice(..1.min(words.len()), [program.to_owned()]);
+        match words.first_mut() {
+            Some(first) => *first = program.to_owned(),
+            None => words.push(program.to_owned()),
+        }
         self.words = Words::List(words);
     }
 
@@ -198,7 +201,8 @@ impl Command {
             argv.push(word);
         }
         if shell {
-            argv.splice(0..0, ["/bin/sh".into(), "-c".into()]);
+            argv.insert(0, "-c".into());
+            argv.insert(0, "/bin/sh".into());
             argv.insert(3, "sh".into());
         }
         Ok(argv)
@@ -304,7 +308,7 @@ fn quoted(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }
-    format!("'{}'", word.replace('\'', r"'\''"))
+    format!("'{}'", word.replace("'", r"'\''"))
 }
 
 /// Finds the quote that is still open at the end of a line, and its position. Parses the line as
@@ -451,7 +455,7 @@ pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
     };
     let unquoted = unquoted(line);
     let mut words = unquoted.split_whitespace();
-    let first = words.next()?;
+    let first = words.clone().next()?;
     if let Some((name, value)) = first.split_once('=').filter(|(name, _)| is_name(name)) {
         return Some(format!(
             "`{name}={value}` sets a variable only in a shell: write `.env(\"{name}\", \"{value}\")`, or \
@@ -462,7 +466,7 @@ pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
     const OF_SHELLS: [&str; 8] = ["cd", "export", "source", ".", "exec", "ulimit", "umask", "eval"];
     let is_of_shells = OF_SHELLS.contains(&first).then_some(first);
     let found = is_of_shells.or_else(|| {
-        std::iter::once(first).chain(words).find(|word| {
+        words.find(|word| {
             let variable = word.strip_prefix('$').map(|rest| rest.trim_matches(['{', '}']));
             let redirects = |word: &str| {
                 let word = word.trim_start_matches(|c: char| c.is_ascii_digit());

@@ -95,18 +95,28 @@ pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
 /// Converts a text to a C string. The error names `command`.
 pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
-        command: command.replace('\0', "\\0"),
+        command: command.replace("\0", "\\0"),
         reason: "it has a zero byte in an argument or an environment variable, which no program can get"
             .to_owned(),
         system: Vec::new(),
     })
 }
 
+/// Texts as C strings.
+pub(crate) fn c_strings<T: AsRef<OsStr>>(texts: &[T], command: &str) -> Result<Vec<CString>, Error> {
+    let mut strings = Vec::new();
+    for text in texts {
+        strings.push(c_string(text.as_ref(), command)?);
+    }
+    Ok(strings)
+}
+
 pub(crate) fn c_environment(
     environment: &BTreeMap<OsString, OsString>,
     command: &str,
 ) -> Result<Vec<CString>, Error> {
-    let entry = |(key, value): (&OsString, &OsString)| {
+    let mut entries = Vec::new();
+    for (key, value) in environment {
         if !is_name(key) {
             return Err(Error::InvalidCommand {
                 command: command.to_owned(),
@@ -120,9 +130,9 @@ pub(crate) fn c_environment(
         let mut entry = key.clone().into_vec();
         entry.push(b'=');
         entry.extend_from_slice(value.as_bytes());
-        c_string(OsStr::from_bytes(&entry), command)
-    };
-    environment.iter().map(entry).collect()
+        entries.push(c_string(OsStr::from_bytes(&entry), command)?);
+    }
+    Ok(entries)
 }
 
 #[cfg(test)]

@@ -275,17 +275,17 @@ pub(crate) fn runner_of(dir: &str) -> Option<(u32, u64)> {
 /// Whether a run's directory is in use although its runner is not visible, for example because it
 /// is in another container.
 pub(crate) fn is_in_use(dir: &Path) -> bool {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.path())
-        .any(|path| match path.extension() {
-            // The process that starts a service holds this lock, and later the supervisor.
-            kind if kind.is_some_and(|kind| kind == "lock") || path.ends_with("lock") => {
-                sys::files::open_lock(&path, false)
-                    .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // The process that starts a service holds this lock, and later the supervisor.
+        if path.ends_with("lock") || path.extension().is_some_and(|kind| kind == "lock") {
+            let lock = sys::files::open_lock(&path, false);
+            if lock.is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true))) {
+                return true;
             }
-            _ => false,
-        })
+        }
+    }
+    false
 }
 
 /// This process as messages name it: `tests-1f3a (pid 812)`.

@@ -73,9 +73,9 @@ impl State {
                 b"service_dir" => state.service_dir = path(),
                 b"port" => {
                     if let Some((port, name)) = text.split_once(' ') {
-                        state
-                            .ports
-                            .extend(port.parse().ok().map(|port| (name.to_owned(), port)));
+                        if let Ok(port) = port.parse() {
+                            state.ports.push((name.to_owned(), port));
+                        }
                     }
                 }
                 b"addr" => state.addr = text.parse().ok(),
@@ -85,11 +85,13 @@ impl State {
                 b"captured" => state.captured.extend(pair(&text)),
                 // The supervisor writes `STATUS,LEFT,NS`.
                 b"exit" => {
-                    let numbers: Vec<i64> = text.split(',').map_while(|n| n.parse().ok()).collect();
-                    if let [status, left, at] = numbers[..] {
+                    let mut numbers = text.split(',').map(str::parse::<u64>);
+                    if let (Some(Ok(status)), Some(Ok(left)), Some(Ok(at))) =
+                        (numbers.next(), numbers.next(), numbers.next())
+                    {
                         state.exit = Some(Exit {
                             status: ExitStatus::from_raw(status as i32),
-                            at: at.unsigned_abs(),
+                            at,
                             left_descendants: left != 0,
                         });
                     }

@@ -108,8 +108,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 stale.push(found);
             }
         } else if let Some((pid, started)) = runner_of(name) {
-            // Normally the last service of a run removes the run's directory. This directory was left
-            // behind.
+            // Normally the last service of a run removes the run's directory. This directory was
+            // left behind.
             if !is_alive(pid, started) && !is_in_use(&path) {
                 remove_tree(&path);
             }

@@ -13,7 +13,6 @@
 //! | the network namespace | |
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -181,7 +180,9 @@ fn program_file(spec: &Spec) -> Option<PathBuf> {
         None => std::env::var_os("PATH"),
     };
     let mut environment = BTreeMap::new();
-    environment.extend(path.map(|path| (OsString::from("PATH"), path)));
+    if let Some(path) = path {
+        environment.insert("PATH".into(), path);
+    }
     let dir = spec.current_dir.as_deref().unwrap_or(Path::new(""));
     candidates(&program, &environment)
         .into_iter()

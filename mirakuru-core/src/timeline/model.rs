@@ -177,7 +177,6 @@ struct Reader {
     first: Option<u64>,
     /// The time at which the first process introduced itself, in both clocks.
     clocks: Option<(u64, u64)>,
-    processes: HashMap<u32, usize>,
     lanes: HashMap<(usize, u32), usize>,
     services: HashMap<String, usize>,
     /// Service, lane and begin of each use.
@@ -202,10 +201,14 @@ impl Reader {
                 last: at,
                 ..Process::default()
             });
-            self.processes.insert(pid, self.run.processes.len() - 1);
             return Some(());
         }
-        let process = *self.processes.get(&pid)?;
+        // A process id may have been used before.
+        let process = self
+            .run
+            .processes
+            .iter()
+            .rposition(|process| process.pid == pid)?;
         let mut ends = at;
         // A piece with a beginning and an end is one event, at its end.
         if matches!(kind, "W" | "A" | "V" | "X") {
@@ -226,16 +229,17 @@ impl Reader {
             "N" => {}
             "E" => self.run.lanes[lane].seen_end = Some(at),
             "W" => {
-                let ids: Vec<&str> = fields.next()?.split(' ').collect();
-                let services: Vec<usize> = ids.iter().map(|id| self.service(id)).collect();
-                for service in &services {
+                let mut services = Vec::new();
+                for id in fields.next()?.split(' ') {
+                    let service = self.service(id);
                     // A wait that began with the start is not a part of the start, which comes
                     // after it.
-                    if let Some(start) = self.run.services[*service].starts.last_mut() {
+                    if let Some(start) = self.run.services[service].starts.last_mut() {
                         if start.spawned.is_none() && start.ended.is_none() && start.begin <= ends {
                             start.begin = ends;
                         }
                     }
+                    services.push(service);
                 }
                 self.slice(lane, Kind::EndpointLock, at, ends, services);
             }
@@ -614,14 +618,20 @@ impl Run {
                         ours.iter().any(|endpoint| service.endpoints.contains(endpoint))
                     })
                 };
-                let others = self.services.iter().enumerate();
-                let others =
-                    others.filter(|(index, service)| !piece.services.contains(index) && wants(service));
-                let start = others
-                    .flat_map(|(_, service)| &service.starts)
-                    .filter(|start| start.stopper.is_some() && is_in(start.end))
-                    .max_by_key(|start| start.end)?;
-                Some((start.stopper?, start.end.min(at)))
+                let mut last: Option<(usize, u64)> = None;
+                for (index, service) in self.services.iter().enumerate() {
+                    if piece.services.contains(&index) || !wants(service) {
+                        continue;
+                    }
+                    for start in &service.starts {
+                        if let Some(stopper) = start.stopper.filter(|_| is_in(start.end)) {
+                            if last.is_none_or(|(_, end)| start.end >= end) {
+                                last = Some((stopper, start.end));
+                            }
+                        }
+                    }
+                }
+                last.map(|(stopper, end)| (stopper, end.min(at)))
             }
             _ => None,
         }
@@ -631,13 +641,9 @@ impl Run {
     /// of any.
     fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
         let process = self.lanes[lane].process;
-        let before = |(index, other): &(usize, &Lane)| other.end <= at && !not.contains(index);
-        let lanes = || self.lanes.iter().enumerate().filter(before);
-        let own = lanes()
-            .filter(|(_, other)| other.process == process)
-            .max_by_key(|(_, other)| other.end);
-        own.or_else(|| lanes().max_by_key(|(_, other)| other.end))
-            .map(|(index, _)| index)
+        (0..self.lanes.len())
+            .filter(|index| self.lanes[*index].end <= at && !not.contains(index))
+            .max_by_key(|index| (self.lanes[*index].process == process, self.lanes[*index].end))
     }
 }
 
@@ -674,23 +680,28 @@ impl Lane {
         let mut at = self.end;
         let slices = std::mem::take(&mut self.slices);
         while at > self.begin {
-            // Of the pieces that cover the moment before, this one began first.
-            let covering = slices.iter().filter(|slice| slice.begin < at && slice.end >= at);
-            let piece = match covering.min_by_key(|slice| slice.begin) {
+            // Of the pieces that cover the moment before, the one that began first.
+            let mut covering: Option<&Piece> = None;
+            let mut last_end = self.begin;
+            for slice in &slices {
+                if slice.end < at {
+                    last_end = last_end.max(slice.end);
+                } else if slice.begin < at && covering.is_none_or(|first| slice.begin < first.begin) {
+                    covering = Some(slice);
+                }
+            }
+            let piece = match covering {
                 Some(slice) => Piece {
                     begin: slice.begin.max(self.begin),
                     end: at,
                     ..slice.clone()
                 },
-                None => {
-                    let ends = slices.iter().map(|slice| slice.end).filter(|end| *end < at);
-                    Piece {
-                        kind: Kind::Body,
-                        begin: ends.max().unwrap_or(0).max(self.begin),
-                        end: at,
-                        services: Vec::new(),
-                    }
-                }
+                None => Piece {
+                    kind: Kind::Body,
+                    begin: last_end,
+                    end: at,
+                    services: Vec::new(),
+                },
             };
             at = piece.begin;
             self.pieces.push(piece);

@@ -63,23 +63,16 @@ impl fmt::Display for Micros {
 }
 
 /// A list as JSON.
-struct List<T>(T);
-
-impl<I: Iterator<Item = D> + Clone, D: fmt::Display> fmt::Display for List<I> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('[')?;
-        for (at, entry) in self.0.clone().enumerate() {
-            if at > 0 {
-                f.write_char(',')?;
-            }
-            entry.fmt(f)?;
+fn list<T>(entries: &[T], each: &dyn Fn(&T) -> String) -> String {
+    let mut list = "[".to_owned();
+    for entry in entries {
+        if list.len() > 1 {
+            list.push(',');
         }
-        f.write_char(']')
+        list.push_str(&each(entry));
     }
-}
-
-fn list<'a, T>(entries: &'a [T], each: impl Fn(&'a T) -> String + Clone) -> String {
-    List(entries.iter().map(each)).to_string()
+    list.push(']');
+    list
 }
 
 pub(crate) fn page(run: &Run) -> String {
@@ -94,7 +87,7 @@ fn data(run: &Run) -> String {
             Text(piece.kind.name()),
             piece.begin,
             piece.end,
-            List(piece.services.iter())
+            list(&piece.services, &usize::to_string)
         )
     };
     let lane = |lane: &Lane| {
@@ -106,7 +99,7 @@ fn data(run: &Run) -> String {
             lane.end,
             Text(lane.ended.name()),
             lane.is_test(),
-            list(&lane.pieces, piece)
+            list(&lane.pieces, &piece)
         )
     };
     let start = |start: &Start| {
@@ -135,8 +128,8 @@ fn data(run: &Run) -> String {
             Text(&service.command),
             service.pid,
             service.is_run,
-            list(&service.starts, start),
-            list(&service.uses, |(lane, begin, end)| format!(
+            list(&service.starts, &start),
+            list(&service.uses, &|(lane, begin, end)| format!(
                 "[{lane},{begin},{end}]"
             ))
         )
@@ -145,14 +138,14 @@ fn data(run: &Run) -> String {
         "{{\"wall_clock\":{},\"length\":{},\"processes\":{},\n\"services\":{},\n\"lanes\":{},\n\"path\":{}}}",
         run.wall_clock,
         run.length,
-        list(&run.processes, |process| format!(
+        list(&run.processes, &|process| format!(
             "[{},{}]",
             process.pid,
             Text(&process.name)
         )),
-        list(&run.services, service),
-        list(&run.lanes, lane),
-        list(&run.path, |step| {
+        list(&run.services, &service),
+        list(&run.lanes, &lane),
+        list(&run.path, &|step| {
             let lane = step.lane.map(|lane| lane as u64);
             format!("[{},{}]", Maybe(lane), piece(&step.piece))
         })

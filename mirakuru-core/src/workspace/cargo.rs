@@ -44,6 +44,7 @@ use crate::service_dir;
 use crate::sys;
 use crate::sys::procfs;
 use crate::util::backoff::Pauses;
+use crate::util::insert_sorted;
 use crate::util::say::say;
 use crate::util::text::distance;
 use crate::workspace::Bin;
@@ -310,22 +311,27 @@ fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
 /// The manifest of the test's package. Any manifest of the workspace would do.
 fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     let exe = std::env::current_exe().ok();
-    let dirs = [
-        std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from),
-        bin.compiled_in.map(PathBuf::from),
-        std::env::current_dir().ok(),
-    ];
-    let dirs = dirs.into_iter().flatten();
+    let given = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let working = std::env::current_dir().ok();
+    let mut dirs = Vec::new();
+    for dir in [
+        given.as_deref(),
+        bin.compiled_in.map(Path::new),
+        working.as_deref(),
+    ] {
+        dirs.extend(dir);
+    }
     // This is for a test that is started by hand: the target directory is usually in the workspace.
-    let above = exe.iter().flat_map(|exe| exe.ancestors().map(Path::to_owned));
-    dirs.chain(above)
-        .map(|dir| dir.join("Cargo.toml"))
-        .find(|manifest| manifest.is_file())
-        .ok_or_else(|| {
-            let reason = "nothing tells which workspace this test belongs to: it was not started by cargo, \
-                and there is no `Cargo.toml` in its working directory";
-            by_variable(bin, reason)
-        })
+    dirs.extend(exe.as_deref().unwrap_or(Path::new("")).ancestors());
+    for dir in dirs {
+        let manifest = dir.join("Cargo.toml");
+        if manifest.is_file() {
+            return Ok(manifest);
+        }
+    }
+    let reason = "nothing tells which workspace this test belongs to: it was not started by cargo, and \
+        there is no `Cargo.toml` in its working directory";
+    Err(by_variable(bin, reason))
 }
 
 /// The id that cargo gives to the package with the program.
@@ -352,6 +358,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
             }
         }
     }
+    let full_name = |(_, package, name): &(&str, &str, &str)| format!("`{package}:{name}`");
     let is_wanted = |package: &str| bin.package.as_deref().is_none_or(|wanted| wanted == package);
     let found: Vec<_> = all
         .iter()
@@ -361,32 +368,35 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
         [(id, _, _)] => Ok((*id).to_owned()),
         [] => {
             // The most similar names come first; equally similar ones stay in cargo's order.
-            all.sort_by_key(|(_, package, name)| (distance(name, &bin.name), !is_wanted(package)));
-            let names = all.iter().map(|(_, package, name)| format!("`{package}:{name}`"));
+            let mut near = Vec::new();
+            for (at, (_, package, name)) in all.iter().enumerate() {
+                insert_sorted(&mut near, (distance(name, &bin.name), !is_wanted(package), at));
+            }
+            let names = near.iter().map(|(_, _, at)| full_name(&all[*at]));
             Err(format!(
                 "there is none of this name; {}",
-                listed(names, bin.kind())
+                listed(&names.collect::<Vec<_>>(), bin.kind())
             ))
         }
         several => {
-            let names = several
-                .iter()
-                .map(|(_, package, name)| format!("`{package}:{name}`"));
-            let names = names.collect::<Vec<_>>().join(" and ");
-            Err(format!("there is more than one of this name: write {names}").replacen(" and ", " or ", 1))
+            let names: Vec<String> = several.iter().map(|found| full_name(found)).collect();
+            let names = names.join(" and ").replacen(" and ", " or ", 1);
+            Err(format!("there is more than one of this name: write {names}"))
         }
     }
 }
 
 /// Lists at most ten of these names.
-fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
+fn listed(names: &[String], kind: &str) -> String {
     let kind = if kind == "bin" { "programs" } else { "examples" };
     match names.len() {
         0 => format!("the workspace has no {kind}"),
         count => {
             let more = if count > 10 { ", .." } else { "" };
-            let names: Vec<_> = names.take(10).collect();
-            format!("the workspace's {kind} are {}{more}", names.join(", "))
+            format!(
+                "the workspace's {kind} are {}{more}",
+                names[..count.min(10)].join(", ")
+            )
         }
     }
 }
@@ -413,7 +423,7 @@ fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> 
     };
     Ok(Some(format!(
         "\"{}\"",
-        text.replace('\\', "\\\\").replace('"', "\\\"")
+        text.replace("\\", "\\\\").replace("\"", "\\\"")
     )))
 }
 

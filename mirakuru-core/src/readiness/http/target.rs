@@ -247,5 +247,5 @@ const FORM: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b' ');
 
 fn form_encode(text: &str) -> String {
-    utf8_percent_encode(text, FORM).to_string().replace(' ', "+")
+    utf8_percent_encode(text, FORM).to_string().replace(" ", "+")
 }

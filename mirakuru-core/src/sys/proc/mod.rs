@@ -7,7 +7,6 @@
 //! Without `/proc` no process is visible. The configuration `mirakuru_portable` simulates such a
 //! system on Linux.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -193,11 +192,10 @@ fn tree_until(root: u32, enough: &mut dyn FnMut(u32) -> bool) -> Vec<u32> {
 
 fn walk(root: u32, children: &dyn Fn(u32) -> Vec<u32>, enough: &mut dyn FnMut(u32) -> bool) -> Vec<u32> {
     let mut found = vec![root];
-    let mut seen = HashSet::from([root]);
     let mut at = 0;
     while at < found.len() && !enough(found[at]) {
         for child in children(found[at]) {
-            if seen.insert(child) {
+            if !found.contains(&child) {
                 found.push(child);
             }
         }
@@ -230,22 +228,43 @@ fn children_among(parents: &[(u32, u32)], parent: u32) -> Vec<u32> {
     of_parent.map(|(pid, _)| *pid).collect()
 }
 
-/// A process and its ancestors, nearest first.
-pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
-    // The length is limited, because a chain that changes during the read could form a loop.
-    let mut next = Some(pid);
-    std::iter::from_fn(move || {
-        let pid = next.take().filter(|pid| *pid != 0)?;
-        let stat = stat(pid)?;
-        next = Some(stat.parent);
+/// A process and its ancestors, nearest first. Each is read when it is needed.
+pub(crate) struct Ancestors {
+    /// The next process, if it is known already.
+    known: Option<Stat>,
+    pid: u32,
+    /// The length is limited, because a chain that changes during the read could form a loop.
+    left: u32,
+}
+
+impl Iterator for Ancestors {
+    type Item = (u32, Stat);
+
+    fn next(&mut self) -> Option<(u32, Stat)> {
+        let pid = self.pid;
+        if pid == 0 || self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        self.pid = 0;
+        let stat = self.known.take().or_else(|| stat(pid))?;
+        self.pid = stat.parent;
         Some((pid, stat))
-    })
-    .take(1000)
+    }
+}
+
+/// A process and its ancestors, nearest first.
+pub(crate) fn ancestors(pid: u32) -> Ancestors {
+    Ancestors {
+        known: None,
+        pid,
+        left: 1000,
+    }
 }
 
 /// This process and its ancestors. The entry of this process is made without reading a file, so
 /// only its parent and session are right.
-pub(crate) fn own_ancestors() -> impl Iterator<Item = (u32, Stat)> {
+pub(crate) fn own_ancestors() -> Ancestors {
     let parent = std::os::unix::process::parent_id();
     let own = Stat {
         comm: String::new(),
@@ -255,7 +274,10 @@ pub(crate) fn own_ancestors() -> impl Iterator<Item = (u32, Stat)> {
         session: unsafe { libc::getsid(0) }.unsigned_abs(),
         start: 0,
     };
-    std::iter::once((std::process::id(), own)).chain(ancestors(parent))
+    Ancestors {
+        known: Some(own),
+        ..ancestors(std::process::id())
+    }
 }
 
 /// Whether a process is `root` or descends from it.

@@ -13,7 +13,6 @@ use super::back_end::os;
 use super::ending::NEEDED;
 use super::message::milliseconds;
 use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
-use crate::util::insert_sorted;
 
 const STACK: usize = 64 * 1024;
 /// Largest number of bytes that one read of the service's output can return.
@@ -256,10 +255,15 @@ impl Mapping {
     /// Sets the descriptors that the supervisor keeps.
     pub(super) fn set_descriptors(&mut self, descriptors: &Descriptors, lists: &Lists) {
         let Lists { locks, needs, listen } = lists;
+        fn insert(list: &mut Vec<i32>, fd: i32) {
+            if let Err(at) = list.binary_search(&fd) {
+                list.insert(at, fd);
+            }
+        }
         let mut keep = Vec::new();
         for fd in [&descriptors.all(), &locks[..], needs, listen].concat() {
             if fd >= 0 {
-                insert_sorted(&mut keep, fd);
+                insert(&mut keep, fd);
             }
         }
         let mut of_guard = [&locks[..], needs].concat();
@@ -271,7 +275,7 @@ impl Mapping {
         }
         let mut locks = Vec::new();
         for fd in of_guard {
-            insert_sorted(&mut locks, fd);
+            insert(&mut locks, fd);
         }
         // SAFETY: `fill` left room for all of the lists, for 16 more entries in `keep` and for 2
         // more in `locks`. At most eight descriptors are not in a list.

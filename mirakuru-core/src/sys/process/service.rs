@@ -146,21 +146,18 @@ impl Service {
             let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
             Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
-        let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
+        let mut launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
         // Dropping a plan closes this process's copies of the descriptors, so that only the
         // supervisor holds the locks. A plan is kept if its supervisor might die before its first
         // message.
         let may_die = retries > 0 && (os::forks_are_lean() || os::forks_whole_because().is_some());
-        let services = plans.into_iter().zip(launched);
-        services
-            .map(|(plan, launched)| {
-                launched.map(|mut service| {
-                    service.plan = may_die.then(|| Box::new(plan));
-                    service.launch_retries = retries;
-                    service
-                })
-            })
-            .collect()
+        for (plan, launched) in plans.into_iter().zip(&mut launched) {
+            if let Ok(service) = launched {
+                service.plan = may_die.then(|| Box::new(plan));
+                service.launch_retries = retries;
+            }
+        }
+        launched
     }
 
     /// Starts again after the supervisor died without a message. A supervisor that was forked
@@ -580,7 +577,11 @@ impl LaunchResources<'_> {
         };
         let needs = needs(&plan.needs).map_err(failed(Call::Fifo))?;
         let mut lifted = |fds: &[OwnedFd]| -> Result<Vec<RawFd>, SpawnFailure> {
-            fds.iter().map(|fd| lift(fd.as_raw_fd())).collect()
+            let mut lifted = Vec::new();
+            for fd in fds {
+                lifted.push(lift(fd.as_raw_fd())?);
+            }
+            Ok(lifted)
         };
         let lists = Lists {
             locks: lifted(&plan.keep)?,

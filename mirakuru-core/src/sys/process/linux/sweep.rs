@@ -5,11 +5,10 @@
 //! search misses a process that has cleared its environment. A subreaper does not miss it, so the
 //! supervisor consists of two subreapers.
 
-use std::fs;
-use std::io::Read;
 use std::time::{Duration, Instant};
 
 use super::handle;
+use crate::sys::proc;
 
 /// Kills every process that carries one of these marks, until a search finds none, but for no
 /// longer than a second.
@@ -21,14 +20,7 @@ pub(crate) fn kill_marked(ids: &[&str]) {
     let me = std::process::id();
     loop {
         let mut found = false;
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<u32>().ok())
-            else {
-                continue;
-            };
+        for pid in proc::pids() {
             if pid != me && carries(pid, ids) {
                 found |= kill(pid, ids);
             }
@@ -40,19 +32,15 @@ pub(crate) fn kill_marked(ids: &[&str]) {
 }
 
 fn carries(pid: u32, ids: &[&str]) -> bool {
-    let mut environment = Vec::new();
-    let file = fs::File::open(format!("/proc/{pid}/environ"));
-    if file
-        .and_then(|file| file.take(4 << 20).read_to_end(&mut environment))
-        .is_err()
-    {
-        return false;
+    let environment = proc::environment(pid).unwrap_or_default();
+    for entry in environment.split(|byte| *byte == 0) {
+        if let Some(id) = entry.strip_prefix(b"MIRAKURU_ID=") {
+            if ids.iter().any(|wanted| wanted.as_bytes() == id) {
+                return true;
+            }
+        }
     }
-    environment.split(|byte| *byte == 0).any(|entry| {
-        entry
-            .strip_prefix(b"MIRAKURU_ID=")
-            .is_some_and(|id| ids.iter().any(|wanted| wanted.as_bytes() == id))
-    })
+    false
 }
 
 /// Kills a process if it still carries a mark once its pidfd is open.
