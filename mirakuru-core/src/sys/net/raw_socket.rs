@@ -12,7 +12,7 @@ use std::path::Path;
 
 use libc::c_int;
 
-/// Whether `socket` accepts `SOCK_CLOEXEC`. Otherwise each descriptor needs another call.
+/// Whether `socket` accepts `SOCK_CLOEXEC`. If not, another call must set the flag.
 const CAN_CLOSE_ON_EXEC: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// Flags to add to the type of a new socket.

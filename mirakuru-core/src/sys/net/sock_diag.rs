@@ -283,7 +283,7 @@ struct Question {
     flags: u16,
     states: u32,
     port: u16,
-    /// The address of a lookup.
+    /// The address to look up; `None` for a dump.
     addr: Option<IpAddr>,
     interface: u32,
 }

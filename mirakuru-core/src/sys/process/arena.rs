@@ -94,8 +94,8 @@ pub(super) struct Arena {
     /// Descriptors of the needed services' FIFOs.
     pub(super) needs: *const i32,
     pub(super) needs_count: usize,
-    /// The fields of the plan's `RunPlan`. Without one, `runner_pidfd` is -1 and the paths are
-    /// null.
+    /// The fields of the plan's `RunPlan`. Without a `RunPlan`, `runner_pidfd` is -1 and the paths
+    /// are null.
     pub(super) runner_pidfd: i32,
     pub(super) ends_with_users: bool,
     pub(super) staged: *const c_char,

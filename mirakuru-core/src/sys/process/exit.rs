@@ -23,7 +23,7 @@ static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// The time on CLOCK_MONOTONIC at which the handler began.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
 
-/// Number of 32-bit words that hold a service's id, which is always shorter.
+/// Number of 32-bit words that hold a service's id. An id needs fewer bytes than they have.
 const ID_WORDS: usize = 8;
 
 #[derive(Default)]

@@ -67,8 +67,8 @@ const TRIES: u32 = 50;
 
 /// Sends a message, and returns whether the kernel took it.
 ///
-/// Gives up after about half a second, because a test process that does not read must not block the
-/// supervisor. The buffer has room for many more messages than are ever sent.
+/// Gives up after half a second at the latest, because a test process that does not read must not
+/// block the supervisor. The buffer has room for many more messages than are ever sent.
 ///
 /// A stream may take only a part of the message; the next attempt sends the rest.
 pub(super) fn send(control: RawFd, message: Message) -> bool {

@@ -222,9 +222,9 @@ fn advise(range: &Range<usize>, advice: libc::c_int) {
     unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
 }
 
-/// Number of bytes to keep on each side of the thread pointer and of `errno`. They hold libc's
-/// description of the thread (about 2.5 kB) and the kernel's `rseq` area. The side of each depends
-/// on the architecture and the version of libc.
+/// Number of bytes to keep on each side of the thread pointer and of `errno`. The range holds
+/// libc's description of the thread (about 2.5 kB) and the kernel's `rseq` area. The architecture
+/// and the version of libc decide which side holds them.
 const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
 /// The memory in which libc keeps this thread's `errno` and its own data about the thread.

@@ -65,8 +65,8 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and no other code uses it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // The descriptors are closed first, because a test may be about to close a listener or a
-        // lock of which this process has a copy.
+        // The descriptors are closed first, because this process has copies of listeners and locks
+        // that a test may be about to close.
         let can_share = os::close_all_but(a.keep, a.keep_count) && a.may_share;
         if let Err(call) = prepare_guard(a) {
             fail_call(a.control, call, errno());

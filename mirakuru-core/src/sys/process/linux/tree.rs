@@ -161,7 +161,7 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
             mine = mine.wrapping_add(1);
         }
     }
-    // If no listed process is a child, they have just ended, or `/proc` shows another pid
+    // If no listed process is a child, the children have just ended, or `/proc` shows another pid
     // namespace.
     let is_usable = is_shown && (count == 0 || mine > 0);
     if mine > 0 || (is_usable && !thorough) || has_children() != Some(true) {

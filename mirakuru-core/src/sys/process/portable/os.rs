@@ -17,7 +17,8 @@ use super::super::arena::{Arena, Mapping};
 use super::super::tools::to_read;
 use super::supervisor;
 
-// libc's functions are safe here, because they know of the fork, and the child has one thread.
+// libc's functions are safe here, because libc has made the fork itself, and the child has one
+// thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
     // SAFETY: the caller gives a list of `count` groups. (`count` is of another type on other
