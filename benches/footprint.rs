@@ -1,13 +1,12 @@
 //! The cost of supervision: memory, threads, and processor time during the wait and while the
 //! service runs.
 //!
-//! - **memory**: the memory of one service's supervision, for a test process of 10 and of 200 MB
-//!   that goes on writing to its memory. The two supervisor processes share one memory, which
-//!   counts once; `KCMP_VM` checks that it is shared. `Pss_Dirty` divides a shared page among its
-//!   memories. So the supervision gets half of each page that it shares with the test process
-//!   (mostly relocated constants). `Private_Dirty` leaves out such pages. *More for both* is the
-//!   growth of `Pss_Dirty` of test process and supervision together, which is the cost for the
-//!   machine. Data that is not yet written to disk counts as dirty, so `sync` comes first.
+//! - **memory**: the memory of one service's supervision. The test process has 10 or 200 MB, and
+//!   goes on writing to it. The two supervisor processes share one memory, which counts once
+//!   (checked with `KCMP_VM`). `Pss_Dirty` divides each page by the number of processes that share
+//!   it. So it includes half of the test process's relocated constants; `Private_Dirty` leaves
+//!   shared pages out. *More for both* is the growth of `Pss_Dirty` of the test process and the
+//!   supervision together. `sync` runs first, because data that is not yet on disk counts as dirty.
 //! - **threads**: additional threads of a test process for each service.
 //! - **waiting**: processor time of the test process and of the supervisor during a start of 1,000
 //!   ms. For comparison: polls by hand every 50 µs, every millisecond and every 100 ms.
@@ -118,8 +117,8 @@ fn have_one_memory(pid: u32, other: u32) -> bool {
     }
     const KCMP: c_long = if cfg!(target_arch = "x86_64") { 312 } else { 272 };
     const VM: c_int = 1;
-    // SAFETY: kcmp only compares. (The numbers are those of x86-64, and of all newer
-    // architectures.)
+    // SAFETY: `kcmp` accesses no memory of this process. The numbers are those of x86-64, and of
+    // all newer architectures.
     unsafe { syscall(KCMP, pid, other, VM, 0 as c_ulong, 0 as c_ulong) == 0 }
 }
 

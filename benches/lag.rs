@@ -5,10 +5,10 @@
 //!   `start` returns. The helper takes 0 to 1,000 ms to start.
 //! - **stop lag**: from the helper's stamp right before it dies until `stop` returns.
 //!
-//! For comparison, the same by hand, as fast as possible without supervision, in turns with ours.
-//! `std` spawns the helper, a poll every 50 µs finds it ready (for `Banner` and `SdNotify` a
-//! blocking read), and `waitpid` finds its end. The poll takes two fifths of a core; see
-//! `footprint`.
+//! For comparison, the helper is also run by hand, as fast as possible without supervision, in
+//! turns with mirakuru. `std` spawns it, a poll every 50 µs finds it ready (for `Banner` and
+//! `SdNotify` a blocking read), and `waitpid` finds its end. The poll takes two fifths of a core;
+//! see `footprint`.
 //!
 //! `And` combines `Tcp` and `Banner`. A lag is negative if `start` returns before the helper has
 //! taken its time stamp. `NoWait` has no lag.

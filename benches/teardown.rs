@@ -128,7 +128,7 @@ mod pidfd {
 
     impl Pidfd {
         pub(super) fn of(pid: u32) -> Pidfd {
-            // SAFETY: no memory is involved, and nothing else owns the new descriptor.
+            // SAFETY: `pidfd_open` accesses no memory, and nothing else owns the new descriptor.
             unsafe {
                 let fd = syscall(SYS_PIDFD_OPEN, c_long::from(pid), 0 as c_long);
                 assert!(fd >= 0, "no such process: {pid}");
@@ -143,7 +143,7 @@ mod pidfd {
                 events: POLLIN,
                 revents: 0,
             };
-            // SAFETY: `fd` is live, and is one entry, as the count says.
+            // SAFETY: the pointer is to one live entry, and the count is 1.
             unsafe { poll(&mut fd, 1, bound.as_millis() as c_int) == 1 }
         }
     }

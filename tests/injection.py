@@ -3,10 +3,10 @@
 
     tests/injection.py BINARY
 
-BINARY is the integration tests' (`target/debug/deps/it-..`). Each cell runs a victim of it with ten
-services, deaf daemons included, under `strace -e inject`. A cell is bad when the victim takes longer
-than 20 s, or when a process of it is left 5 s after its end. Errors are fine: a call that the
-guarantee rests on fails the start. Four cells run at a time.
+BINARY is the binary of the integration tests (`target/debug/deps/it-..`). Each cell runs one of its
+victims with ten services, which include deaf daemons, under `strace -e inject`. A cell is bad if the
+victim takes longer than 20 s, or if one of its processes is left 5 s after its end. Errors are fine:
+if the guarantee needs a call that fails, the start fails. Four cells run at a time.
 """
 
 import concurrent.futures
@@ -27,7 +27,7 @@ BOUND = 20
 
 
 def processes(mark):
-    """Those whose environment or command line names the cell's directory, but for zombies."""
+    """The processes, except zombies, with the cell's directory in their environment or command line."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:

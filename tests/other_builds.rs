@@ -3,7 +3,7 @@
 //!
 //! This is a separate binary, because it runs cargo and must not run twice at a time.
 
-// Only on Linux is the supervisor made in the way that these tests check.
+// These tests check how the supervisor is forked on Linux.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -111,8 +111,8 @@ fn failures() {
 }
 "#;
 
-/// Builds the ten tests as a user does, or with these flags, and returns the program. With flags
-/// all dependencies are rebuilt, so the features that bring many are off.
+/// Builds the ten tests as a user does, or with these flags, and returns the program. Flags rebuild
+/// all dependencies, so the default features are off then.
 fn build(flags: Option<&str>) -> PathBuf {
     let (name, features) = match flags {
         Some(_) => ("ten-tests-with-flags", ", default-features = false"),

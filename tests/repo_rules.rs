@@ -296,7 +296,7 @@ fn no_import_of_the_core_runs_upward() {
     for (place, folder) in folders.iter().enumerate() {
         for file in rust_files(&src.join(folder)) {
             let path = file.strip_prefix(&src).expect("it is below");
-            // These files contain only tests.
+            // These files are compiled for tests only.
             if ["tests", "harness", "test_writer", "own_process"]
                 .iter()
                 .any(|name| path.file_stem().is_some_and(|stem| stem == *name))

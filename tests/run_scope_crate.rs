@@ -167,7 +167,7 @@ impl Run {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// Waits until the run has ended, and then until its services have. Returns whether it
+    /// Waits for the end of the run, and then for the end of its services. Returns whether the run
     /// succeeded, and the time between the two.
     fn end(&mut self) -> (bool, Duration) {
         let status = self.child.wait().expect("a child");

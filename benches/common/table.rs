@@ -41,7 +41,7 @@ pub(crate) fn print(rows: &[Vec<String>], align: Align) {
     }
 }
 
-/// Formats a number without digits that carry no information.
+/// Formats a number with two decimals, or with none from 100 on.
 pub(crate) fn number(value: f64) -> String {
     if value.abs() >= 100.0 {
         format!("{value:.0}")

@@ -36,7 +36,7 @@ def number(value):
 
 
 def draw(title, subtitle, groups):
-    """`groups` are pairs of a title and bars, which are pairs of who and milliseconds."""
+    """`groups` are pairs of a title and bars. Each bar is a pair of a tool and milliseconds."""
     values = [value for _, bars in groups for _, value in bars]
     # A negative or very small lag ends at the left edge; the number beside the bar tells its value.
     low = max(-2, math.floor(math.log10(min((v for v in values if v > 0), default=0.1))))

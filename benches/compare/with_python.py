@@ -1,9 +1,9 @@
-"""The part of the comparison that Python mirakuru plays: an installed package, used as its documentation says.
+"""Runs Python mirakuru in the comparison, as its documentation describes.
 
-Does what each line of the input says, and answers with a line of CLOCK_MONOTONIC in nanoseconds: begun, ready, stopped.
+Executes each line of the input, and answers with a line of CLOCK_MONOTONIC in nanoseconds: begun, ready, stopped.
 
     cycle PORT COMMAND...           one service
-    together COUNT DELAY HELPER     so many of the helper, on as many threads, all ready before the first is stopped
+    together COUNT DELAY HELPER     this many helpers, on as many threads, stopped when all are ready
 """
 
 import shlex

@@ -143,7 +143,8 @@ impl Drop for Scratch {
 }
 
 /// Whether the tests can find all processes of the helper with these flags. The portable back end
-/// finds only processes of the group. If one is not found, prints that the case is skipped.
+/// finds only processes of the group. If a process cannot be found, prints that the case is
+/// skipped.
 pub(crate) fn is_found(flags: &[&str]) -> bool {
     let leaves_the_group = flags
         .iter()

@@ -549,8 +549,8 @@ fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
 fn a_process_that_the_service_starts_at_its_end_may_finish() {
     let scratch = Scratch::new();
     let done = scratch.file("done");
-    // After the stop signal, the service starts a clean-up in a session of its own. It begins so
-    // late that the stop signal must not reach it.
+    // After the stop signal, the service starts a clean-up in a session of its own. The clean-up
+    // must not get the signal, although it still runs when other sessions get it.
     let script = "trap 'sleep 0.02; setsid sh -c \"sleep 0.3; touch $1\"; exit 0' TERM; echo up; \
                   while :; do sleep 0.005; done";
     let mut service = Executor::builder(["sh", "-c", script, "sh", &done])

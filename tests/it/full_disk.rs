@@ -66,7 +66,7 @@ fn can_mount() -> bool {
         skip_without_root();
         return false;
     }
-    // Not even root may do this in a chroot whose root is not a mount point.
+    // In a chroot whose root is not a mount point, not even root may mount.
     let unshare = Command::new("unshare").args(["-m", "true"]).output();
     let may = unshare.is_ok_and(|output| output.status.success());
     if !may {

@@ -90,7 +90,7 @@ fn a_command_that_wants_a_shell() {
         &report(glob.wait_for(Tcp::addr("127.0.0.1:{port}"))),
         "only a shell puts file names in place of `*.rs`: add `.shell(true)`",
     );
-    // This pattern may be meant for the program itself.
+    // Here the pattern may be meant for `ls` itself.
     let literal = Executor::builder("ls --ignore *.rs /none").wait_for(Banner::matching("never"));
     assert!(!report(literal).contains("shell"));
     // In a list, the user wants each word to be literal.

@@ -44,7 +44,8 @@ fn a_service_inherits_sockets_that_listen_already() {
 
 #[test]
 fn inherited_sockets_are_in_order_whatever_is_open() {
-    // With so many sockets, some have descriptors whose numbers others must get in the service.
+    // The service gets these sockets as descriptors 3 to 22. In the supervisor, other sockets of
+    // the list may have these numbers.
     let mut recipe = Executor::builder("sleep 60");
     for n in 0..20 {
         recipe = recipe.listen_as(format!("n{n}"), format!("127.0.0.1:{{port:n{n}}}"));

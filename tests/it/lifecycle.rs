@@ -180,7 +180,7 @@ fn kill_does_not_ask() {
     assert_gone(&scratch, &pids, Duration::ZERO);
     assert_eq!(common::stamped(&stamp, "signal"), None, "it got no stop signal");
     service.start().unwrap();
-    // Without this, the drop would wait for the service to stop by itself.
+    // Without this kill, the drop would wait for the service to stop by itself.
     service.kill().unwrap();
 }
 

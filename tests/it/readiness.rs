@@ -156,7 +156,7 @@ fn conditions_combine() {
 #[test]
 fn output_that_follows_another_condition_is_noticed_at_once() {
     let scratch = Scratch::new();
-    // Otherwise the progress report of a long start would also wake the waiting test.
+    // Without MIRAKURU_QUIET, the progress report of a long start would also wake the waiting test.
     let status = victim(test_name!(waits_for_output_after_something_else), scratch.path())
         .env("MIRAKURU_QUIET", "1")
         .status()
@@ -213,8 +213,8 @@ fn a_program_that_is_asked_dies_with_the_test() {
 #[ignore = "a victim"]
 fn asks_a_program() {
     let Some(dir) = victim_dir() else { return };
-    // The asked program has two children, one of them in its own session. The portable back end
-    // would not find the latter.
+    // The program of `Exec` has two children, one of them in its own session, where the portable
+    // back end would not find it.
     let setsid = if cfg!(mirakuru_portable) { "" } else { "setsid " };
     let script =
         format!("sleep 300 & echo $! >> pids; {setsid}sh -c 'echo $$ >> pids; exec sleep 300' & wait");
@@ -325,7 +325,8 @@ fn a_coloured_line_is_matched_as_it_is_shown() {
 #[test]
 fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
     let scratch = Scratch::new();
-    // Otherwise the progress report of a long start would also wake the waiting tests.
+    // Without MIRAKURU_QUIET, the progress report of a long start would also wake the waiting
+    // tests.
     let status = victim(test_name!(waits_for_notifications), scratch.path())
         .env("MIRAKURU_QUIET", "1")
         .status()

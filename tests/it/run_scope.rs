@@ -645,7 +645,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
             alive(service),
             "it outlives the process that started it, with nobody using it"
         );
-        // A service that ended for want of users would begin to end in this time.
+        // A service that ended without users would begin to end in this time.
         thread::sleep(Duration::from_millis(50));
         for _ in 0..3 {
             let next = run.test(&[]);
@@ -1277,7 +1277,7 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
     assert_nothing_left(&scratch, &[service]);
 }
 
-/// The services of all tests that are not killed. Fails if they are not the same one.
+/// The services of all tests that are not killed. Fails if these differ.
 fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) -> Vec<u32> {
     let mut pids = Vec::new();
     for test in tests {
@@ -1480,8 +1480,8 @@ fn orphans() {
     assert_eq!(left_in(scratch.path()), [""; 0]);
 }
 
-/// The starting process hangs, and its runner is killed. A waiting process must not wait for it any
-/// longer.
+/// The starting process hangs, and its runner is killed. A process that waits for the start must
+/// give up.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {

@@ -101,7 +101,7 @@ fn a_preset_of_a_user_is_set_up_once_for_a_key() {
     let begins_with = |names: Names<'_>| {
         let server = names.start().unwrap();
         assert!(server.0.dir().join("prepared").exists());
-        // The first start with a key starts the server twice. The names are from the second time.
+        // The first start with a key starts the server twice. These names are from the second time.
         server.0.captured("names").unwrap().to_owned()
     };
     let two = thread::scope(|scope| {

@@ -423,7 +423,8 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
     );
 }
 
-/// PostgreSQL logs each connection that opens no session. `Tcp` must not make any.
+/// PostgreSQL logs each connection that opens no session. The condition `Tcp` must make no
+/// connection.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -464,7 +465,7 @@ fn postgresql_sees_no_connection_of_a_probe() {
         recipe = recipe.uid(uid).gid(gid);
     }
     let mut postgres = recipe.wait_for(Tcp::addr("127.0.0.1:{port}")).start().unwrap();
-    // These polls run while the server is certainly up.
+    // The server is certainly up during these polls, which must not connect to it.
     for _ in 0..20 {
         postgres.wait_until(Tcp::addr("127.0.0.1:{port}"), LONG).unwrap();
     }

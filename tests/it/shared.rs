@@ -11,7 +11,7 @@ use mirakuru::{Error, Executor, ExecutorBuilder, NoWait, Recipe, Shared, SimpleE
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 static REDIS: TcpExecutor;
 
-/// A module with the name of the one in which users keep their statics, `tests/common/mod.rs`.
+/// Users keep their statics in a module `common` (`tests/common/mod.rs`).
 pub mod common {
     use mirakuru::SimpleExecutor;
 

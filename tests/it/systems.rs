@@ -67,8 +67,8 @@ fn a_service_starts_when_those_that_it_names_are_ready(
     second: &OutputExecutor,
     last: &OutputExecutor,
 ) {
-    // The second service did not wait for the slow one, otherwise neither would be ready. The last
-    // one did.
+    // The second service did not wait for the slow one, or neither would be ready. The last service
+    // waited for both.
     let _ = (slow, quick);
     assert_eq!(
         (needs(second), needs(last)),
@@ -404,7 +404,7 @@ fn a_parameter_that_no_service_uses(given: Marked<'_, u8>, inferred: &Marked<'st
     let _ = (given.by, given.of, inferred.by, inferred.of);
 }
 
-/// The attribute must not take a name in capitals for a static's.
+/// The attribute must not mistake a struct whose name is in capitals for a static.
 #[mirakuru::fixture]
 struct KV<K> {
     #[fixture(cmd = "sleep 60")]

@@ -258,7 +258,7 @@ impl Victim {
     /// Sends the victim the line that lets it end.
     fn say(&mut self, word: &str) {
         let input = self.child.stdin.as_mut().expect("its input");
-        // If the victim is already gone, other checks fail.
+        // If the victim is already gone, the write fails, and so do later checks.
         let _ = writeln!(input, "{word}");
     }
 
@@ -389,8 +389,8 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
     victim.leaves_nothing(scratch)?;
     let (service_dirs, logs) = (service_dirs(scratch.path()), kept_logs(scratch.path()));
-    // In these cases the service prints a line at the stop signal, so there is a log to keep. At a
-    // panic it has printed nothing yet.
+    // Except at a panic, the service has printed a line at the stop signal, so there is a log to
+    // keep.
     let killed = death.may_keep_the_log(kind) && death.status != Status::Code(101);
     if logs.is_empty() && killed && kind.name == PLAIN.name {
         return Err("the log is lost".to_owned());
@@ -402,7 +402,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
 }
 
-/// Runs one row of the table: all kinds of tree side by side, as often as asked.
+/// Runs one row of the table: all kinds of tree side by side, `MIRAKURU_MATRIX_REPEATS` times.
 fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
     let repeats = setting("MIRAKURU_MATRIX_REPEATS", 1);
     let kinds = kinds();
@@ -766,7 +766,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         thread::sleep(Duration::from_nanos(random() % moment));
         child.kill().unwrap();
         child.wait().unwrap();
-        // Every twenty rounds is often enough: no service ends by itself before the check.
+        // A check every twenty rounds is enough, because no service ends by itself before.
         if round % 20 == 19 || round + 1 == rounds {
             let after = format!("after round {round} ({})", kind.name);
             assert!(

@@ -159,7 +159,7 @@ thread_local! {
     static AT_END: Cell<Option<Tells>> = const { Cell::new(None) };
 }
 
-/// A time limit, whose call also makes the calling thread create the file `timed out` when it ends.
+/// Returns a time limit. The calling thread creates the file `timed out` when it ends.
 fn told_time() -> Duration {
     AT_END.set(Some(Tells("timed out")));
     Duration::from_millis(1500)

@@ -362,8 +362,8 @@ fn a_run_leaves_a_trace() {
         "waits for shared-service",
         "exited with status 3",
         "redis://user:***@host",
-        // Three processes are test processes. One is for the services, and one for the critical
-        // path.
+        // Besides the three test processes, the trace shows the services and the critical path as
+        // processes.
         "processes 5",
     ] {
         assert!(seen.contains(line), "no `{line}`:\n{seen}");

@@ -112,7 +112,7 @@ fn meets_its_end() {
         "forgotten" => std::mem::forget(services),
         "panic" => panic!("on purpose"),
         "abort" => std::process::abort(),
-        // Rust handles the first SIGSEGV, by removing its handler for stack overflows.
+        // Rust's handler for stack overflows gets the first SIGSEGV, and removes itself.
         "segv" => loop {
             send(std::process::id(), 11);
         },

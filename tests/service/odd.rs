@@ -2,8 +2,8 @@
 //! flag. The file is long because one program has all flags.
 //!
 //! Flags can be combined. Every process of the program ends by itself, so a failed test leaves
-//! nothing behind for long: a kernel timer sends it SIGKILL, even if it is stopped or ignores
-//! signals (`--lifetime`, at most 120 s; 20 s for `--keep-forking`).
+//! nothing behind for long. A kernel timer sends each process SIGKILL, even if it is stopped or
+//! ignores signals. The time is `--lifetime`, at most 120 s, or 20 s for `--keep-forking`.
 //!
 //! The program depends on the standard library alone. `sys` below declares the few system calls
 //! that it lacks.
@@ -384,8 +384,8 @@ fn fork_all(o: &Options) {
     let _ = reader.take(expected).read_to_end(&mut bytes);
 }
 
-/// Forks and exits as fast as possible. When a killer has seen a process, that process has already
-/// been replaced.
+/// Forks and exits as fast as possible. By the time a killer sees a process, another one has
+/// replaced it.
 ///
 /// The chain pauses only while its last ten links are zombies that no process has reaped. A proper
 /// supervisor reaps them, so it gets no pause. After a failed test, the pause keeps zombies from

@@ -10,7 +10,7 @@ fn a_page_that_is_not_there(shop: &HttpExecutor) {
     assert!(shop.logs().stdout().starts_with("open at 127.0.0.1:"));
 }
 
-/// The shop can use `redis`, the fixture above. It starts once Redis is ready.
+/// The shop can use `redis`, the fixture above, and starts once Redis is ready.
 #[mirakuru::fixture(presets::redis(), name = redis)]
 #[mirakuru::fixture(
     bin = "shop",
