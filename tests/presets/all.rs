@@ -1,4 +1,4 @@
-//! All presets at once, and the run killed in the middle of it: nothing is left.
+//! Starts all presets at once, and kills the run in the middle. Nothing may be left.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -14,16 +14,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::common::{alive, child, require, test_name};
 use mirakuru::{Executor, Recipe, presets};
 
-/// Gives the handle.
+/// Starts a preset, and returns its handle.
 type Start = fn() -> Box<dyn Any>;
 
-/// The program and the start of each preset.
+/// Each preset's program, and the function that starts the preset.
 const PRESETS: [(&str, Start); 9] = [
     ("redis-server", || Box::new(presets::redis().start().unwrap())),
     ("postgres", || {
         let schema = "CREATE TABLE t (x INT)";
         let server = presets::postgres().load_sql(schema).start().unwrap();
-        // The kill may also come in the middle of making and dropping.
+        // The kill may also come while a database is made or dropped.
         drop(server.database());
         let database = server.database();
         Box::new((database, server))
@@ -42,7 +42,7 @@ const PRESETS: [(&str, Start); 9] = [
 /// The time limit of each wait. RabbitMQ is slow.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Number of rounds, of which the first two are special.
+/// Number of rounds, each with one kill.
 fn rounds() -> u32 {
     let rounds = env::var("MIRAKURU_KILL_ROUNDS").ok();
     rounds.and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
@@ -63,8 +63,8 @@ fn killed_at_a_random_moment_nothing_is_left() {
         let begin = Instant::now();
         let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
         let earlier: BTreeSet<&str> = all.lines().map(segment_id).collect();
-        // In the first round all caches are empty. The second one lets them be filled, and kills
-        // when all servers are up.
+        // In round 0, all caches are empty. Round 1 kills only when all servers are up, so that the
+        // caches are filled.
         let is_time = || match round {
             1 => scratch.0.join("up").exists(),
             _ => begin.elapsed() >= moment,
@@ -102,7 +102,7 @@ fn killed_at_a_random_moment_nothing_is_left() {
             assert!(seen.len() > 3, "they were seen");
         }
 
-        // The next run removes left files: any process that starts something.
+        // Any process that starts a service later removes leftover files.
         let next = scratch
             .child(test_name!(the_next_run))
             .wait_with_output()
@@ -114,7 +114,7 @@ fn killed_at_a_random_moment_nothing_is_left() {
             "killed after {killed_after:?}; directories: {files:?}"
         );
         let mut segments = segments_of(&seen);
-        // Process ids are used again, so an older directory has another creator.
+        // Process ids are reused, so the creator of an older segment may have the same id.
         segments.retain(|segment| !earlier.contains(segment_id(segment)));
         assert!(
             segments.is_empty(),
@@ -148,7 +148,7 @@ fn presets_up() {
     drop(up);
     assert_eq!(are_up.iter().count(), installed().count());
     fs::write(Path::new(&scratch).join("up"), "").unwrap();
-    // Without the killer, the process ends by itself.
+    // If nothing kills the process, it ends by itself.
     thread::sleep(2 * LONG);
 }
 
@@ -169,7 +169,7 @@ impl Drop for Killed {
     }
 }
 
-/// A temp dir for the children, removed at the end, unless the test fails.
+/// A temporary directory for the children. It is removed at the end, unless the test fails.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -177,7 +177,7 @@ impl Scratch {
         let path = env::temp_dir().join(format!("mkt-all-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).unwrap();
-        // Services that run as another user pass through it.
+        // Services of another user must be able to pass through the directory.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         Scratch(path)
     }
@@ -199,7 +199,7 @@ impl Scratch {
     }
 
     /// Finds the run's living processes by their command line, environment or working directory.
-    /// (Some overwrite the first two.)
+    /// Some processes overwrite the first two.
     fn processes(&self) -> Vec<u32> {
         let path = self.0.to_str().unwrap();
         let mentions = |file: PathBuf| {
@@ -217,8 +217,8 @@ impl Scratch {
             .collect()
     }
 
-    /// The directories of services, except for those with only a kept log: the log of a service is
-    /// kept if its test was killed.
+    /// The directories of services, without those that have only a log. mirakuru keeps the log of a
+    /// service whose test was killed.
     fn private_dirs(&self) -> Vec<PathBuf> {
         let bases = fs::read_dir(&self.0)
             .unwrap()

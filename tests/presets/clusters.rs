@@ -1,4 +1,4 @@
-//! Presets of several servers: clusters, and replicas of one server.
+//! Tests presets that start several servers: clusters, and replicas of one server.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use mirakuru::presets::{self, Etcd, Nats, Postgres, Redis};
 use mirakuru::{Cluster, Recipe};
 use redis::Commands;
 
-/// Waits for something that must happen soon.
+/// Waits until the condition holds. Panics after 30 s.
 #[track_caller]
 fn soon(mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -22,7 +22,8 @@ fn soon(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The last line of the answer to a call of etcd's JSON interface. Keys and values are base64.
+/// Calls etcd's JSON interface, and returns the last line of the answer. Keys and values are
+/// base64.
 fn call(etcd: &Etcd, method: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(etcd.addr()).unwrap();
     let length = body.len();
@@ -43,7 +44,7 @@ fn members_of_an_etcd_go_on_without_one() {
     }
     let begun = Instant::now();
     let mut members: Cluster<Etcd> = presets::etcd().cluster(3).start().unwrap();
-    // No question to a member waits for one that is not launched yet.
+    // The start would take longer if a member waited for one that is not launched yet.
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert_eq!(members.len(), 3);
     call(&members[0], "kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#);
@@ -58,7 +59,7 @@ fn members_of_an_etcd_go_on_without_one() {
     soon(|| call(&members[0], "kv/range", r#"{"key":"Zm9v"}"#).contains("YmF6"));
 }
 
-/// Members that are told to end all at once take five seconds or more.
+/// If all members get SIGTERM at once, they take five seconds or more to end.
 #[test]
 fn members_of_an_etcd_are_gone_soon_after_their_test_was_killed() {
     if !require("etcd") {
@@ -111,7 +112,7 @@ fn connect(node: &Redis) -> redis::Connection {
     client.get_connection().unwrap()
 }
 
-/// A key of each master's slots, found by asking: a node refuses the keys of the others.
+/// Finds a key for each master by trial: a master refuses the keys of other masters.
 fn keys_of(nodes: &[Redis]) -> Vec<String> {
     let has = |node: &Redis, key: &String| connect(node).set::<_, _, ()>(key, 7).is_ok();
     let key = |node: &Redis| (0..1000).map(|n| format!("key{n}")).find(|key| has(node, key));
@@ -142,7 +143,7 @@ fn masters_of_redis_share_the_slots(mut nodes: Cluster<Redis>) {
         error.to_string().contains(&nodes[0].addr().to_string()),
         "{error}"
     );
-    // A node that starts again is ready when the cluster is.
+    // `start` waits until the whole cluster is ready again.
     nodes[0].kill().unwrap();
     nodes[0].start().unwrap();
     connect(&nodes[0]).set::<_, _, ()>(&keys[0], 8).unwrap();
@@ -156,12 +157,12 @@ fn a_replica_in_a_cluster_of_redis_takes_over(mut nodes: Cluster<Redis>) {
     assert_eq!(nodes.len(), 6);
     let key = keys_of(&nodes[..1]).remove(0);
     let mut master = connect(&nodes[0]);
-    // `WAIT` counts the acknowledged writes of its own connection.
+    // `WAIT` counts only the writes of its own connection.
     master.set::<_, _, ()>(&key, 7).unwrap();
     let acknowledged: u32 = redis::cmd("WAIT").arg(1).arg(10_000).query(&mut master).unwrap();
     assert_eq!(acknowledged, 1);
     nodes[0].kill().unwrap();
-    // The replica has the value of its master.
+    // The replica takes over with the value of its master.
     soon(|| {
         connect(&nodes[3])
             .incr::<_, _, u32>(&key, 1)
@@ -219,13 +220,13 @@ fn a_replica_of_postgres_has_the_databases_of_the_primary() {
         rows.iter().map(|row| row.get(0)).collect()
     };
     let replica_url = nodes[1].url();
-    // An application on the replica finds the data that is loaded from the start.
+    // A client of the replica finds the loaded data at once.
     assert_eq!(who(&mut connect(&replica_url).unwrap()), ["me"]);
     let error = nodes[1].try_database().unwrap_err().to_string();
     assert!(error.contains("use the primary, which is node 0"), "{error}");
     let database = nodes[0].database();
     let url = format!("{}/{}", replica_url.rsplit_once('/').unwrap().0, database.name());
-    // The database arrives a moment later.
+    // The replica gets the new database a moment later.
     soon(|| connect(&url).is_ok());
     let mut replica = connect(&url).unwrap();
     assert_eq!(who(&mut replica), ["me"]);

@@ -20,7 +20,7 @@ use mirakuru::{Error, Executor, Readiness};
 pub(crate) mod names;
 pub(crate) use names::test_name;
 
-/// Prints past the capture of the test harness, which hides the output of a passing test.
+/// Prints directly to stderr, because the test harness hides the output of a passing test.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -29,14 +29,14 @@ fn this_test() -> String {
     thread::current().name().unwrap_or("a test").to_owned()
 }
 
-/// Whether a program is installed. If it is not, prints that (the test then returns). With
-/// `CI=true` in the environment the test fails.
+/// Whether a program is installed. If it is not, prints a message, and the caller skips its test.
+/// With `CI=true`, panics instead.
 #[track_caller]
 #[must_use]
 pub(crate) fn require(program: &str) -> bool {
-    // Without `PATH`, programs are searched in the folders that every system has.
+    // Without `PATH`, search the directories that every system has.
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    // Debian keeps PostgreSQL off PATH.
+    // Debian does not put PostgreSQL's programs on `PATH`.
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut dirs = env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin")])
@@ -56,7 +56,7 @@ pub(crate) fn require(program: &str) -> bool {
 
 // ---- servers by URL -----------------------------------------------------------------------------
 
-/// The programs of the presets, and the variables that name a server in their place.
+/// Each preset's program, and the variable that names an external server.
 const BY_URL: [(&str, &str); 8] = [
     ("postgres", "MIRAKURU_POSTGRES_URL"),
     ("mariadbd", "MIRAKURU_MARIADB_URL"),
@@ -78,7 +78,7 @@ fn url_variable(program: &str) -> Option<&'static str> {
     url.is_some_and(|url| !url.is_empty()).then_some(variable)
 }
 
-/// Lets the presets of another process start servers of their own, whatever the variables say.
+/// Removes the variables from a command, so that its presets start their own servers.
 pub(crate) fn remove_urls(command: &mut Command) -> &mut Command {
     BY_URL
         .iter()
@@ -92,17 +92,16 @@ pub(crate) fn any_server(program: &str) -> bool {
     url_variable(program).is_some() || require(program)
 }
 
-/// Whether a test that configures, restarts or kills its server goes on in this process: such a
-/// test needs its own server. See [`without_url`].
+/// Like [`without_url`], but the program must also be installed. For tests that configure, restart
+/// or kill their server.
 #[track_caller]
 #[must_use]
 pub(crate) fn own_server(program: &str) -> bool {
     without_url(program) && require(program)
 }
 
-/// Whether the test goes on in this process, because no `MIRAKURU_*_URL` names a server for this
-/// program. If one does, prints that, runs the test in another process without the variable, and
-/// fails if the test fails there.
+/// Returns true if no `MIRAKURU_*_URL` names a server for this program. Otherwise runs the test in
+/// another process without the variable, and panics if the test fails there.
 #[track_caller]
 #[must_use]
 pub(crate) fn without_url(program: &str) -> bool {
@@ -126,7 +125,7 @@ pub(crate) fn without_url(program: &str) -> bool {
 
 // ---- help for tests -----------------------------------------------------------------------------
 
-/// A key for a seed that no other test and no other run has.
+/// A seed key that no other test and no other run has.
 #[must_use]
 pub(crate) fn new_key(text: &str) -> String {
     let now = std::time::SystemTime::UNIX_EPOCH
@@ -146,7 +145,7 @@ pub(crate) fn require_root() -> bool {
     root
 }
 
-/// Waits until the condition holds. Returns whether it did within the time limit.
+/// Waits until the condition holds or the time is over. Returns whether the condition holds.
 pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < limit {
@@ -164,7 +163,7 @@ pub(crate) fn alive(pid: u32) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    // The name may hold anything, so the rest begins after the last parenthesis.
+    // The process name may contain parentheses, so the state comes after the last one.
     let state = text
         .rsplit(')')
         .next()
@@ -172,7 +171,7 @@ pub(crate) fn alive(pid: u32) -> bool {
     !matches!(state, None | Some('Z' | 'X'))
 }
 
-/// Drops a handle, and fails unless its server and the private directory are gone then.
+/// Drops a handle, and panics if its server or private directory is still there.
 #[track_caller]
 pub(crate) fn assert_nothing_is_left<R: Readiness, H: Deref<Target = Executor<R>>>(handle: H) {
     let (pid, dir) = (handle.pid(), handle.dir());
@@ -182,8 +181,8 @@ pub(crate) fn assert_nothing_is_left<R: Readiness, H: Deref<Target = Executor<R>
     assert!(!dir.exists(), "{} is there still", dir.display());
 }
 
-/// Lets a server start on a port that this process has, and fails unless the error names this
-/// process. (The portable back end does not see that, but also reports the port.)
+/// Starts a server on a port that this process holds, and panics unless the error names this
+/// process. With the portable back end, the error names only the port.
 #[track_caller]
 pub(crate) fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Error>) {
     let ours = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -198,8 +197,8 @@ pub(crate) fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Resul
 
 const CHILD: &str = "MIRAKURU_TEST_CHILD";
 
-/// The `#[ignore]`d test of this name ([`test_name`]) of this binary as a process of its own, if
-/// wanted with a command such as `setpriv` before it. The process has no `MIRAKURU_*_URL`.
+/// A command that runs one `#[ignore]`d test of this binary ([`test_name`]) without any
+/// `MIRAKURU_*_URL`. A `wrapper`, such as `setpriv` with its arguments, comes before the binary.
 pub(crate) fn child(wrapper: &[&str], test: &str) -> Command {
     let binary = env::current_exe().expect("this binary");
     let line: Vec<&OsStr> = wrapper
@@ -215,7 +214,7 @@ pub(crate) fn child(wrapper: &[&str], test: &str) -> Command {
     command
 }
 
-/// Runs such a [`child`] with another environment.
+/// Runs a [`child`] with additional variables.
 #[must_use]
 pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
     let mut command = child(&[], test);
@@ -225,14 +224,15 @@ pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
         .expect("this binary runs")
 }
 
-/// Whether this process is such a child. An ignored test that is run by hand does nothing.
+/// Whether [`child`] started this process. If somebody runs an ignored test by hand, the test does
+/// nothing.
 #[must_use]
 pub(crate) fn is_child() -> bool {
     env::var_os(CHILD).is_some()
 }
 
-/// Runs the `#[ignore]`d test with empty directories on PATH, and fails unless its output names
-/// this package.
+/// Runs an `#[ignore]`d test without any program on `PATH`, and panics unless its output names this
+/// package.
 #[track_caller]
 pub(crate) fn assert_names_the_package(test: &str, package: &str) {
     let output = in_a_child(test, &[("PATH", "/nonexistent")]);
@@ -246,21 +246,21 @@ pub(crate) fn assert_names_the_package(test: &str, package: &str) {
 
 // ---- a disk that is full ------------------------------------------------------------------------
 
-/// A tiny file system, which is removed at the end.
+/// A tiny file system, which is unmounted on drop.
 pub(crate) struct TinyDisk(PathBuf);
 
 impl TinyDisk {
-    /// Mounts a disk of this size in KiB. `None`, with a message, if it cannot be mounted.
+    /// Mounts a disk of this size in KiB. If that fails, prints a message and returns `None`.
     #[must_use]
     pub(crate) fn mount(kib: u32) -> Option<TinyDisk> {
-        // Tests of several servers have one at a time.
+        // Several tests of this process may have a disk at the same time.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("mkt-disk-{}-{number}", process::id()));
-        // A process of this id may have left one when it was killed.
+        // A killed process with the same id may have left a directory.
         let _ = fs::remove_dir(&path);
         fs::create_dir(&path).expect("a directory");
-        // Services that run as another user pass through it.
+        // Services of another user must be able to pass through the directory.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={kib}k,mode=1777"), "tmpfs"])
@@ -277,7 +277,6 @@ impl TinyDisk {
         None
     }
 
-    /// Path of the disk.
     #[must_use]
     pub(crate) fn path(&self) -> &Path {
         &self.0

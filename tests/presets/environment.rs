@@ -15,15 +15,15 @@ use mirakuru::{Executor, Readiness, Recipe, presets};
 
 const SCHEMA: &str = "CREATE TABLE visits (who TEXT)";
 
-/// Whether this preset's server is installed and chosen: `MIRAKURU_TEST_ONLY` names the presets of
-/// a child.
+/// Whether the preset is chosen and its program is installed. In a child, `MIRAKURU_TEST_ONLY`
+/// chooses the presets.
 fn chosen(preset: &str, program: &str) -> bool {
     let only = env::var("MIRAKURU_TEST_ONLY").unwrap_or_default();
     let is_chosen = only.is_empty() || only.split(' ').any(|name| name == preset);
     is_chosen && require(program)
 }
 
-/// Starts each preset, uses it a little, and shows its process.
+/// Starts each chosen preset, passes its name and pid to `check`, and uses it a little.
 fn start_all(check: impl Fn(&str, u32)) {
     fn pid<R: Readiness, H: Deref<Target = Executor<R>>>(handle: &H) -> u32 {
         handle.pid()
@@ -86,7 +86,8 @@ impl Drop for Scratch {
     }
 }
 
-/// `all_presets` with these presets only, with a command such as `setpriv` before it.
+/// Runs `all_presets` in a child with only these presets. A `wrapper`, such as `setpriv` with its
+/// arguments, comes before the binary.
 fn child_under(wrapper: &[&str], only: &str, temp: &Path) -> Output {
     child(wrapper, test_name!(all_presets))
         .env("MIRAKURU_TEST_ONLY", only)
@@ -159,7 +160,7 @@ fn among_hostile_variables() {
             let hostile = format!("{name}={value}");
             assert!(!variables.contains(&hostile.as_str()), "{preset} sees {hostile}");
         }
-        // Some servers overwrite their environment with their title.
+        // If a server has overwritten its environment with its title, there is nothing to check.
         if variables.iter().any(|variable| variable.starts_with("PATH=")) {
             assert!(variables.contains(&"TZ=UTC"), "{preset}: {variables:?}");
         }
@@ -307,7 +308,7 @@ fn a_limit_that_a_server_cannot_live_with_is_named() {
         let option = format!("`ulimit {}`", &limit[..2]);
         assert_says(&refused, &[&option]);
     }
-    // memcached takes as many connections as it may open files.
+    // If memcached may open fewer files, it starts with fewer connections.
     let script = "ulimit -n 256; exec \"$@\"";
     assert_passes(&child_under(&["sh", "-c", script, "sh"], "memcached", &scratch.0));
 }
@@ -389,7 +390,7 @@ fn an_error_names_the_variable_that_names_the_program() {
         .split(' ')
         .map(|preset| format!("MIRAKURU_{preset}_PROGRAM"))
         .collect();
-    // These do not exist, cannot be executed, or are another program.
+    // A missing file, a file that is not executable, and another program.
     for program in ["/mk/no-such-program", "/etc/passwd", "/bin/true"] {
         let variables: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), program)).collect();
         assert_passes(&in_a_child(test_name!(a_wrong_program), &variables));

@@ -1,5 +1,5 @@
-//! `presets::etcd()`, spoken to in JSON by the crate `ureq`: the client of the ecosystem,
-//! `etcd-client`, needs `protoc` to be built.
+//! Tests `presets::etcd()` in JSON with the crate `ureq`. The usual client, `etcd-client`, needs
+//! `protoc` to build.
 
 use std::io::Read;
 

@@ -1,8 +1,8 @@
-//! External servers, by `MIRAKURU_*_URL`: presets use them, and leave them as they were. The file
-//! is long because each server has the same tests, which share its helpers.
+//! Tests external servers (`MIRAKURU_*_URL`): presets use them, and leave them as they were. This
+//! file is long because all servers have the same tests, which share helpers.
 //!
-//! Each test starts a server by hand, and a child of this binary uses it. The child's tests are
-//! `#[ignore]`d, so that they run only there.
+//! Each test starts a server by hand, and a child of this binary uses the server. The child's tests
+//! are `#[ignore]`d, so that only the child runs them.
 
 mod kinds;
 mod parts;
@@ -27,12 +27,12 @@ struct Subject<'a> {
     url: String,
     /// The whole content of the server, as a text.
     dump: &'a dyn Fn() -> String,
-    /// The test that makes things on it until it is killed.
+    /// Name of the test that makes objects on the server until it is killed.
     busy: &'static str,
 }
 
 impl Subject<'_> {
-    /// Runs a test in a child, and fails unless it passes and the server is as it was.
+    /// Runs a test in a child. Panics unless the test passes and leaves the server as it was.
     #[track_caller]
     fn passes(&self, test: &str) {
         self.passes_and_leaves(test, &(self.dump)());
@@ -50,7 +50,7 @@ impl Subject<'_> {
         assert_eq!((self.dump)(), before);
     }
 
-    /// Kills a child at random moments, and fails unless the server is as it was after each.
+    /// Kills a child at random moments. Panics unless the server is as it was after each kill.
     #[track_caller]
     fn is_as_it_was_after_kills(&self) {
         let rounds = env::var("MIRAKURU_KILL_ROUNDS")
@@ -61,7 +61,7 @@ impl Subject<'_> {
             let moment = Duration::from_millis(random() % 1_000);
             let mut child = Busy::start(self);
             thread::sleep(moment);
-            // After the last round only the next run can clean up.
+            // Without its supervisors, a child leaves the clean-up to the next run.
             match round % 4 {
                 3 => child.kill_with_supervisors(),
                 _ => child.kill(),
@@ -79,7 +79,7 @@ impl Subject<'_> {
     }
 }
 
-/// A child that makes things, and its process.
+/// The process of a child that makes objects on the server.
 struct Busy(Child);
 
 impl Busy {
@@ -101,7 +101,7 @@ impl Busy {
     /// Kills the child and its supervisors, all at once.
     fn kill_with_supervisors(&mut self) {
         let mut all = vec![self.0.id()];
-        // Stopped processes fork no more.
+        // A stopped process cannot fork, so the list of children is complete.
         let mut at = 0;
         while let Some(pid) = all.get(at).copied() {
             signal("STOP", pid);
@@ -139,7 +139,7 @@ fn random() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into()
 }
 
-/// Whether a child goes on making parts until it is killed.
+/// Whether this child makes objects until it is killed.
 fn goes_on() -> bool {
     env::var_os("MIRAKURU_TEST_BUSY").is_some()
 }
@@ -153,7 +153,7 @@ fn assert_is_not_ours<T>(result: Result<T, Error>, variable: &str) {
     );
 }
 
-/// Calls each verb that would change the server.
+/// Calls each method that would change the server. Panics unless it is an error.
 #[track_caller]
 fn assert_verbs_are_errors<R: Readiness + Clone>(server: &mut Executor<R>, variable: &str) {
     let same = |recipe: ExecutorBuilder<R>| recipe;
@@ -169,7 +169,7 @@ fn assert_verbs_are_errors<R: Readiness + Clone>(server: &mut Executor<R>, varia
     ] {
         assert_is_not_ours(result, variable);
     }
-    // The service's output cannot be seen, so no wait for a line ends.
+    // mirakuru cannot see the server's output, so a wait for a line fails at once.
     let (mark, begun) = (server.mark(), Instant::now());
     let limit = Duration::from_secs(60);
     assert_is_not_ours(server.wait_for_line(&mark, "ready", limit).map(drop), variable);
@@ -179,7 +179,8 @@ fn assert_verbs_are_errors<R: Readiness + Clone>(server: &mut Executor<R>, varia
     assert!(server.logs().to_string().contains(variable), "{}", server.logs());
 }
 
-/// Runs a test that prints an error, and fails unless it names the variable and no password.
+/// Runs a test that prints an error. Panics unless the error has `part` and the variable, but no
+/// password.
 #[track_caller]
 fn assert_says_why(test: &str, variable: &str, url: &str, part: &str) {
     let output = in_a_child(test, &[(variable, url)]);
@@ -190,10 +191,10 @@ fn assert_says_why(test: &str, variable: &str, url: &str, part: &str) {
     }
 }
 
-/// The output of a program that must succeed, once it does.
+/// Runs a program until it succeeds, for at most 10 s. Returns its output.
 fn output_of(command: &mut Command) -> String {
     let mut output = command.output().unwrap();
-    // An object that it reads may be dropped meanwhile.
+    // The program fails if a test drops an object that the program reads.
     within(Duration::from_secs(10), || {
         if !output.status.success() {
             output = command.output().unwrap();
@@ -218,7 +219,7 @@ fn client(url: &str) -> redis::Connection {
     redis::Client::open(url).unwrap().get_connection().unwrap()
 }
 
-/// All keys of all databases.
+/// All keys and values of all databases.
 fn redis_dump(url: &str) -> String {
     let dump = || -> redis::RedisResult<String> {
         let mut client = redis::Client::open(url)?.get_connection()?;
@@ -233,11 +234,11 @@ fn redis_dump(url: &str) -> String {
             }
             number += 1;
         }
-        // The error does not come from a lost connection.
+        // Fails if a lost connection, and not the last database, has ended the loop.
         redis::cmd("PING").query::<()>(&mut client)?;
         Ok(text)
     };
-    // The end of a lease disconnects clients that use its database.
+    // The end of a lease disconnects the clients of its database, so try again.
     let mut text = dump();
     within(Duration::from_secs(10), || {
         if text.is_err() {
@@ -266,7 +267,7 @@ fn a_redis_that_is_there_is_used_and_left_as_it_was() {
     subject.passes(test_name!(redis_gives_each_test_a_database));
     subject.passes(test_name!(redis_verbs_are_errors));
     subject.is_as_it_was_after_kills();
-    // Eleven numbers are free for two processes of eight leases each.
+    // Two processes lease eight databases each, but only eleven are free.
     thread::scope(|scope| {
         let runs = [(); 2].map(|()| {
             scope.spawn(|| {
@@ -404,7 +405,7 @@ fn a_redis_that_cannot_be_used_is_an_error_that_names_the_variable() {
 
 // ---- PostgreSQL ---------------------------------------------------------------------------------
 
-/// A server of the machine's users: it checks passwords in each way, by the user.
+/// Starts a server that checks the passwords of different users in different ways.
 fn postgres_by_hand() -> Postgres {
     let rules = "local all all trust\n\
                  host all by_md5 127.0.0.1/32 md5\n\
@@ -440,7 +441,7 @@ fn postgres_dump(server: &Postgres) -> String {
     };
     let names = output_of(client("psql").args(["-Atc", "SELECT datname FROM pg_database ORDER BY 1"]));
     let dump = output_of(&mut client("pg_dumpall"));
-    // Each dump has another key there.
+    // These lines have a random key in each dump.
     let lines = dump
         .lines()
         .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
@@ -498,7 +499,7 @@ fn postgres_gives_each_test_a_database() {
             });
         }
     });
-    // An application gets a database of the run, with the same content, and never the given one.
+    // `url()` is a database of the run, with the same content. It is not the given database.
     assert_eq!(
         POSTGRES.url().split_once("/mk").unwrap().0,
         given.rsplit_once('/').unwrap().0
@@ -550,7 +551,7 @@ fn a_seed_of_a_user_with_few_rights_bears_an_autovacuum_of_the_template() {
     }
     let server = postgres_by_hand();
     let mut client = postgres::Client::connect(&server.url(), postgres::NoTls).unwrap();
-    // An autovacuum comes within two seconds, and then takes some seconds.
+    // An autovacuum starts within two seconds, and then takes some seconds.
     for setting in [
         "naptime = '1s'",
         "vacuum_cost_delay = '100ms'",
@@ -572,7 +573,7 @@ fn a_seed_of_a_user_with_few_rights_bears_an_autovacuum_of_the_template() {
     assert!(output.status.success() && text.contains(" 1 passed"), "{text}");
 }
 
-/// Returns while the server cleans the database.
+/// Fills the database, and returns while an autovacuum of the database runs.
 fn fill_and_wait_for_autovacuum(url: &str) -> Result<(), postgres::Error> {
     let mut client = postgres::Client::connect(url, postgres::NoTls)?;
     client.batch_execute("INSERT INTO visits SELECT 'seeded' FROM generate_series(1, 5000)")?;
@@ -676,7 +677,8 @@ fn postgres_says_why() {
 
 // ---- MariaDB ------------------------------------------------------------------------------------
 
-/// A server with a user that may do the least.
+/// Starts a server with two users: `app` has only the rights that the preset needs, and `limited`
+/// has none.
 fn mariadb_by_hand() -> Mariadb {
     let server = presets::mariadb().start().unwrap();
     let mut client = mysql::Conn::new(server.url().as_str()).unwrap();
@@ -693,7 +695,7 @@ fn mariadb_by_hand() -> Mariadb {
     server
 }
 
-/// Everything on the server, users and rights included, as a text.
+/// Everything on the server, including users and rights, as a text.
 fn mariadb_dump(server: &Mariadb) -> String {
     let client = |program: &str| {
         let mut command = Command::new(program);
@@ -716,10 +718,10 @@ fn mariadb_dump(server: &Mariadb) -> String {
         "--events",
         "--skip-comments",
         "--skip-dump-date",
-        // These are numbers of the optimiser, which change by themselves.
+        // The optimiser changes these tables by itself.
         "--ignore-table=mysql.innodb_index_stats",
         "--ignore-table=mysql.innodb_table_stats",
-        // The manual.
+        // This table has the manual.
         "--ignore-table=mysql.help_topic",
     ]));
     names + &dump
@@ -734,7 +736,7 @@ fn a_mariadb_that_is_there_is_used_and_left_as_it_was() {
     let dump = || mariadb_dump(&server);
     let subject = |user: &str| Subject {
         variable: "MIRAKURU_MARIADB_URL",
-        // The driver of this test tries only one address of `localhost`, perhaps `::1`.
+        // With `localhost`, the crate `mysql` might try only `::1`.
         url: format!("mysql://{user}@127.0.0.1:{}/", server.port()),
         dump: &dump,
         busy: test_name!(mariadb_is_busy),
@@ -758,7 +760,7 @@ fn mariadb_gives_each_test_a_database() {
         return;
     }
     assert_eq!(MARIADB.host(), "127.0.0.1");
-    // An application gets a database of the run, with the same content, and never the given one.
+    // `url()` is a database of the run, with the same content. It is not the given database.
     let given = env::var("MIRAKURU_MARIADB_URL").unwrap();
     assert!(
         MARIADB.url().starts_with(&format!("{given}mk")),
@@ -845,7 +847,7 @@ fn mariadb_says_why() {
     }
 }
 
-/// Prints the error, also where a test may be skipped for a program that is missing.
+/// Prints the error. `optional()` must not skip the test.
 #[test]
 #[ignore = "a child of another test"]
 fn redis_says_why() {
@@ -857,7 +859,7 @@ fn redis_says_why() {
 
 // ---- servers that are too old -------------------------------------------------------------------
 
-/// A stand-in for a server: it greets each connection so, and gives this answer to each question.
+/// Starts a fake server. It sends `greeting` to each connection, and `answer` to each request.
 fn stand_in(greeting: Vec<u8>, answer: &'static [u8]) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -867,7 +869,7 @@ fn stand_in(greeting: Vec<u8>, answer: &'static [u8]) -> u16 {
             let mut question = [0; 4096];
             while stream.read(&mut question).is_ok_and(|length| length > 0) {
                 let _ = stream.write_all(answer);
-                // An answer of HTTP/1.0 ends with the connection.
+                // The end of the connection ends an HTTP/1.0 answer.
                 if answer.starts_with(b"HTTP") {
                     let _ = stream.shutdown(Shutdown::Write);
                 }

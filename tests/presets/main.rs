@@ -1,5 +1,5 @@
-//! The tests of the presets: one binary, because the clients take long to link, with one module for
-//! each server.
+//! Tests of the presets, with one module for each server. There is only one binary, because the
+//! clients take long to link.
 //!
 //! `cargo test -p mirakuru-preset-tests postgres::` runs one module.
 

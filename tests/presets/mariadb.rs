@@ -1,4 +1,4 @@
-//! `presets::mariadb()` and `presets::mysql()`, spoken to by the crate `mysql`.
+//! Tests `presets::mariadb()` and `presets::mysql()` with the crate `mysql`.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +48,7 @@ fn another_test_has_another() {
     counts_to_three();
 }
 
-/// An application: it tells how many visits its database has had.
+/// An application that prints the number of visits in its database.
 const APPLICATION: &str = r#"
 mariadb --no-defaults -NB -h$DB_HOST -P$DB_PORT -u$DB_USER -p$DB_PASSWORD ${DATABASE_URL##*/} \
     -e "SELECT CONCAT('visits: ', COUNT(*)) FROM visits"
@@ -74,7 +74,7 @@ fn an_application_finds_the_tables_at_the_url(mut db: Mariadb, mut app: OutputEx
     if !own_server("mariadbd") {
         return;
     }
-    // A restart keeps it.
+    // A restart keeps the row.
     db.restart().unwrap();
     app.restart().unwrap();
     assert_eq!(app.logs().stdout(), "visits: 0\nvisits: 1\n");
@@ -100,7 +100,7 @@ fn a_database_is_dropped_with_its_handle() {
     let name = one.name().to_owned();
     assert!(exists(&name));
     drop(one);
-    // A server that syncs its files may need longer than the handle waits.
+    // A server that syncs its files may drop the database after the handle has stopped waiting.
     assert!(within(Duration::from_secs(30), || !exists(&name)));
     assert!(exists(two.name()));
 }
@@ -139,7 +139,7 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     let mut client = connect(&server.url());
     let maximum: Option<u32> = client.query_first("SELECT @@max_connections").unwrap();
     assert_eq!(maximum, Some(23));
-    // More than a transaction log of the smallest size takes.
+    // The blob of 12 MiB is too large for the smallest transaction log.
     client.query_drop("CREATE TABLE x (y LONGBLOB)").unwrap();
     let blob = vec![7_u8; 12 << 20];
     client.exec_drop("INSERT INTO x VALUES (?)", (blob,)).unwrap();
@@ -148,7 +148,7 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
         .query_first("SELECT LENGTH(y) FROM x")
         .unwrap();
     assert_eq!(length, Some(12 << 20));
-    // The server ends by itself, with a good exit.
+    // `stop` lets the server shut down cleanly.
     server.stop().unwrap();
     assert!(
         server.logs().to_string().contains("Shutdown complete"),

@@ -1,4 +1,4 @@
-//! `presets::memcached()`, spoken to by the crate `memcache`.
+//! Tests `presets::memcached()` with the crate `memcache`.
 
 use crate::common::{
     any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child,

@@ -1,4 +1,4 @@
-//! An application's own migrations, with sqlx and refinery: they run once, on the template of all
+//! Tests an application's migrations with sqlx and refinery. They run once, on the template of all
 //! databases.
 
 use std::fs;
@@ -14,7 +14,7 @@ use sqlx::{Connection, PgConnection};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Migrates as the guide shows.
+/// Runs the migrations with sqlx, as the guide shows.
 fn migrate(url: &str, dir: &Path) -> Result<(), sqlx::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -47,16 +47,16 @@ fn text(url: &str, query: &str) -> String {
     })
 }
 
-/// A directory of migrations that is removed in the end.
+/// A directory of migrations, which is removed on drop.
 struct Migrations(PathBuf);
 
 impl Migrations {
-    /// Makes a directory with one migration, in a file of this name.
+    /// Makes a directory with one migration, in the file `first`.
     fn new(name: &str, first: &str) -> Migrations {
         let dir = std::env::temp_dir().join(new_key(name).replace(' ', "-"));
         fs::create_dir(&dir).unwrap();
         let migrations = Migrations(dir);
-        // No other run has this text, so that the cache cannot have its result.
+        // The text is unique, so that the cache cannot have a result for it.
         migrations.add(
             first,
             &format!("CREATE TABLE users (name TEXT); -- {}", new_key("")),
@@ -68,7 +68,7 @@ impl Migrations {
         fs::write(self.0.join(name), sql).unwrap();
     }
 
-    /// The recipe of an application, and a count of the runs of its migrations.
+    /// A recipe that runs these migrations as a seed, and counts the runs in `runs`.
     fn recipe<E: Into<Failure> + 'static>(
         &self,
         runs: &Arc<AtomicU32>,
@@ -116,7 +116,7 @@ fn migrations_of_sqlx_run_once_until_they_change() {
     let state = "SELECT count(*) || ' ' || max(installed_on) FROM _sqlx_migrations";
     let before = text(&database.url(), state);
     assert!(before.starts_with("1 "), "{before}");
-    // The application, at its start.
+    // The application migrates at its start as well, and finds nothing to do.
     migrate(&database.url(), &migrations.0).unwrap();
     assert_eq!(text(&database.url(), state), before, "nothing is left to migrate");
     let both = "SELECT concat((SELECT count(*) FROM loaded), ' ', (SELECT count(*) FROM users))";

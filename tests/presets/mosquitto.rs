@@ -1,4 +1,4 @@
-//! `presets::mosquitto()`, spoken to by the crate `rumqttc`.
+//! Tests `presets::mosquitto()` with the crate `rumqttc`.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn connect(server: &Mosquitto, id: &str) -> (Client, Connection) {
     Client::new(options, 10)
 }
 
-/// The next message.
+/// Waits for the next message.
 fn next(connection: &mut Connection) -> Publish {
     loop {
         let event = connection
@@ -30,7 +30,7 @@ fn next(connection: &mut Connection) -> Publish {
     }
 }
 
-/// Waits until the broker has a message: it says so.
+/// Waits until the broker acknowledges a message.
 fn acknowledged(connection: &mut Connection) {
     loop {
         let event = connection
@@ -128,7 +128,7 @@ fn a_missing_program_is_named_and_its_package() {
         .start()
         .unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
-    // Debian has the server in /usr/sbin, where it is found all the same.
+    // The preset also searches /usr/sbin, so it finds a server there without `PATH`.
     if !std::path::Path::new("/usr/sbin/mosquitto").exists() {
         assert_names_the_package(test_name!(the_program_is_not_on_path), "mosquitto");
     }

@@ -1,4 +1,4 @@
-//! `presets::nats()`, spoken to by the crate `async-nats`.
+//! Tests `presets::nats()` with the crate `async-nats`.
 
 use std::process;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 #[mirakuru::fixture(presets::nats().jetstream(true))]
 static NATS: Nats;
 
-/// Connects a client, which does not look for a user in the URL.
+/// Connects with a login, because the client ignores the user in the URL.
 async fn connect(user: &str, password: &str, url: &str) -> Result<Client, ConnectError> {
     let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
     options.connect(url).await
@@ -152,7 +152,7 @@ async fn accounts_are_leased_emptied_and_given_back() {
     assert!(error.contains("all 2 are leased"), "{error}");
     assert!(!format!("{second:?}{server:?}").contains(server.password()));
 
-    // A restart keeps the streams, and the accounts.
+    // A restart keeps the streams and the accounts.
     server.restart().unwrap();
     assert_eq!(streams(connect_to(&first).await).await.len(), 2);
     drop(first);
@@ -176,7 +176,7 @@ async fn a_test_that_is_killed_leaves_no_streams_to_the_next() {
     if !own_server("nats-server") {
         return;
     }
-    // The processes are of one run with this one, and so have the same server.
+    // With the same session id, both children belong to one run and share a server.
     let run = [("MIRAKURU_SESSION_ID", &*format!("nats-{}", process::id()))];
     let killed = in_a_child(test_name!(it_leaves_a_stream_and_aborts), &run);
     assert!(!killed.status.success());
@@ -254,7 +254,7 @@ async fn nodes_of_a_cluster_go_on_without_one() {
     }
     let mut nodes: Cluster<Nats> = presets::nats().accounts(2).cluster(3).start().unwrap();
     assert!(nodes.iter().all(|node| node.password() == nodes[0].password()));
-    // Each node leases from the same list.
+    // All nodes lease from the same list.
     let (one, other) = (nodes[0].account(), nodes[1].account());
     assert_ne!(one.user(), other.user());
     assert!(nodes[2].try_account().is_err());
@@ -271,7 +271,7 @@ async fn nodes_of_a_cluster_go_on_without_one() {
     assert_eq!(stored.await.unwrap().sequence, 1);
 
     nodes[0].kill().unwrap();
-    // A new leader takes a moment.
+    // The election of a new leader takes a moment.
     let again = async {
         loop {
             let stored = jetstream.publish("orders.new", "two".into()).await.unwrap();
@@ -338,7 +338,7 @@ fn a_missing_program_is_named_and_its_package() {
     }
     let error = presets::nats().program("/no/such/program").start().unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
-    // Debian has the server in /usr/sbin, where it is found all the same.
+    // The preset also searches /usr/sbin, so it finds a server there without `PATH`.
     if !std::path::Path::new("/usr/sbin/nats-server").exists() {
         assert_names_the_package(test_name!(the_program_is_not_on_path), "nats-server");
     }

@@ -1,4 +1,4 @@
-//! `presets::nginx(..)`, spoken to by the crate `ureq`.
+//! Tests `presets::nginx(..)` with the crate `ureq`.
 
 use std::env;
 use std::fs;
@@ -43,7 +43,7 @@ fn another_test_is_greeted() {
     says_hello();
 }
 
-/// A directory that only the user of the tests can read, as `tempfile` makes it, with a page in it.
+/// A directory with a page. Only the user of the tests can read the directory, as with `tempfile`.
 struct Site(PathBuf);
 
 impl Site {
@@ -166,6 +166,6 @@ fn what_it_says_of_a_broken_configuration_is_in_the_report() {
         error.contains("unknown directive \"no_such_directive\""),
         "{error}"
     );
-    // The line is counted in the recipe's text.
+    // The line number counts from the start of the recipe's text.
     assert!(error.contains("http.conf:3"), "{error}");
 }

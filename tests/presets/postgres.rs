@@ -1,4 +1,4 @@
-//! `presets::postgres()`, spoken to by the crate `postgres`.
+//! Tests `presets::postgres()` with the crate `postgres`.
 
 use std::collections::HashSet;
 use std::fs;
@@ -78,7 +78,7 @@ fn a_database_is_dropped_with_connections_open() {
     let name = one.name().to_owned();
     assert!(exists(&name));
     drop(one);
-    // A server that syncs its files may need longer than the handle waits.
+    // A server that syncs its files may drop the database after the handle has stopped waiting.
     assert!(within(Duration::from_secs(30), || !exists(&name)));
     assert!(exists(two.name()));
     assert!(client.batch_execute("COMMIT").is_err());
@@ -99,7 +99,7 @@ fn the_template_cannot_be_spoilt() {
     assert!(Client::connect(&url_of(&name), NoTls).is_err());
 }
 
-/// An application: it tells how many users its database has.
+/// An application that prints the number of users in its database.
 const APPLICATION: &str =
     r#"psql "$DATABASE_URL" -Atc "SELECT 'users: ' || count(*) FROM users"; exec sleep 60"#;
 
@@ -111,7 +111,7 @@ fn an_application_finds_the_tables_at_the_url(db: &Postgres, app: &OutputExecuto
     let (mut url, database) = (connect(&db.url()), db.database());
     url.batch_execute("INSERT INTO users (name) VALUES ('me')")
         .unwrap();
-    // Copies that come later begin with the loaded data alone.
+    // Neither an earlier nor a later copy has the new row.
     for database in [&database, &db.database()] {
         assert_eq!(
             count(&mut connect(&database.url()), "SELECT count(*) FROM users"),
@@ -155,7 +155,7 @@ fn a_restart_keeps_the_database_of_the_url(mut system: System) {
     assert_eq!(system.app.logs().stdout(), "users: 1\nusers: 2\n");
 }
 
-// Its SQL takes a superuser on an external server.
+// On an external server, the SQL of this test needs a superuser.
 #[test]
 fn the_database_of_the_url_has_the_settings_of_the_template() {
     if !own_server("postgres") {
@@ -166,7 +166,7 @@ fn the_database_of_the_url_has_the_settings_of_the_template() {
     let server = presets::postgres().load_sql(settings).start().unwrap();
     let row = connect(&server.url()).query_one("SHOW work_mem", &[]).unwrap();
     assert_eq!(row.get::<_, String>(0), "9MB");
-    // Without anything to load there is no further database.
+    // If the recipe loads nothing, the server has only its three standard databases.
     let empty = presets::postgres().start().unwrap();
     let databases = "SELECT count(*) FROM pg_database";
     assert_eq!(count(&mut connect(&empty.url()), databases), 3);
@@ -225,11 +225,11 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
         .batch_execute("CREATE TABLE x (y TEXT); INSERT INTO x VALUES ('z')")
         .unwrap();
     server.restart().unwrap();
-    // Crashed, it recovers.
+    // The server recovers from a crash.
     server.kill().unwrap();
     server.start().unwrap();
     assert_eq!(count(&mut connect(&server.url()), "SELECT count(*) FROM x"), 1);
-    // There is no template, because no SQL is loaded.
+    // There is no template to copy, because the recipe loads no SQL.
     let database = server.database();
     assert_eq!(
         count(
@@ -250,11 +250,11 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     assert_nothing_is_left(server);
 }
 
-/// The System V segments that a process has made, without the mark to go with their last user.
+/// Ids of a process's System V segments that are not marked for removal.
 fn segments_of(creator: u32) -> Vec<String> {
     let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    // key, number, mode (01000: to be destroyed), size, creator
+    // Columns: key, id, mode (01000: marked for removal), size, creator.
     all.lines()
         .skip(1)
         .map(fields)
@@ -512,7 +512,7 @@ fn what_it_costs() {
                 client
                     .execute("INSERT INTO t1 (a, b) VALUES ($1, 0)", &[&format!("of {n}")])
                     .unwrap();
-                // All have their databases now, and each sees only its own row.
+                // All threads have their databases now, and each sees only its own row.
                 barrier.wait();
                 assert_eq!(count(&mut client, "SELECT count(*) FROM t1 WHERE b = 0"), 1);
                 (took, database.name().to_owned())
@@ -626,7 +626,7 @@ fn each_database_has_the_owner_the_settings_and_the_grants_of_the_template() {
         let zone = "SELECT setconfig[1] FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
                     WHERE datname = current_database() AND setrole <> 0";
         assert_eq!(text(zone), "TimeZone=Europe/Warsaw");
-        // The grant counts as a use of the role.
+        // The copied grant counts as a use of the role, so the role cannot be dropped.
         let error = client.batch_execute("DROP ROLE reader").unwrap_err();
         let error = error.as_db_error().unwrap();
         assert!(
@@ -694,7 +694,7 @@ fn initdb_can_be_told_more() {
     assert_eq!(row.get::<_, String>(0), "LATIN1");
 }
 
-/// Migrates as an application does at its start, with a table of the past migrations.
+/// Migrates as an application does at its start. A table records the past migrations.
 fn migrate(url: &str) -> Result<bool, postgres::Error> {
     let mut client = Client::connect(url, NoTls)?;
     client.batch_execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")?;
@@ -721,7 +721,7 @@ fn a_seed_runs_once_for_a_key_over_servers_and_runs() {
         })
     };
     let key = new_key("once");
-    // Two at once make one seed.
+    // Two servers that start at once run the seed only once.
     let servers: Vec<Postgres> = thread::scope(|scope| {
         let starts = [0, 1].map(|_| scope.spawn(|| recipe(&key).start().unwrap()));
         starts.into_iter().map(|start| start.join().unwrap()).collect()

@@ -1,4 +1,4 @@
-//! `presets::rabbitmq()`, spoken to by the crate `lapin`.
+//! Tests `presets::rabbitmq()` with the crate `lapin`.
 
 use crate::common::{
     TinyDisk, any_server, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, own_server,
@@ -127,7 +127,7 @@ async fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     declare(&channel).await;
     publish(&channel, b"kept").await;
     connection.close(0, "".into()).await.unwrap();
-    // The machine's name service of Erlang is not involved.
+    // The server has not started `epmd`, Erlang's name service.
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let ours = processes.filter(|process| {
         let read = |file: &str| std::fs::read(process.path().join(file)).unwrap_or_default();
@@ -142,7 +142,7 @@ async fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     assert_eq!(declare(&channel).await, 1);
     assert_eq!(get(&channel).await.unwrap(), b"kept");
     assert_nothing_is_left(server);
-    // The server of the virtual host is gone.
+    // A virtual host may be dropped after its server.
     drop(vhost);
 }
 

@@ -1,4 +1,4 @@
-//! `presets::redis()`, spoken to by the crate `redis`.
+//! Tests `presets::redis()` with the crate `redis`.
 
 use std::process;
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ fn databases_are_leased_emptied_and_given_back() {
     assert_ne!(second.number(), number);
     let late = connect(&first.url());
     drop(first);
-    // The numbers rotate, and the two others come first.
+    // A number is leased again only after all others.
     let (third, again) = (server.database(), server.database());
     assert_ne!(third.number(), number);
     assert_eq!(again.number(), number);
@@ -149,9 +149,9 @@ fn a_password_is_taken_as_it_is() {
     assert_eq!(connect(&server.url()).ping::<String>().unwrap(), "PONG");
 }
 
-/// By default the bus of a cluster listens at the port plus ten thousand: not every port has such a
-/// neighbour. (The port is outside the system's range, and another one each time: connections of
-/// the run before may linger on it.)
+/// By default the cluster bus listens on the port plus 10000, which is no valid port here. The port
+/// is above the ephemeral ports. It differs between runs, because old connections may linger on a
+/// port.
 #[test]
 fn a_member_of_a_cluster_starts_at_any_port() {
     if !own_server("redis-server") {

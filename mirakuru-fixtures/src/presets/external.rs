@@ -73,7 +73,7 @@ const READY: &str = "ready";
 
 /// The operations of a preset on an external server.
 pub(super) struct Protocol {
-    /// URL schemes of the server.
+    /// URL schemes of the server, such as `redis`.
     pub(crate) schemes: &'static [&'static str],
     /// The default port.
     pub(crate) port: u16,

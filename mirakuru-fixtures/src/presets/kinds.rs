@@ -12,7 +12,7 @@ const SHOWN: usize = 40;
 
 /// Most servers reply to an HTTP request in a way of their own, or send a greeting first.
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// memcached does not answer an HTTP request, because it suspects an attack.
+/// memcached does not answer an HTTP request, because it suspects an attack, but answers this.
 const MEMCACHED: &[u8] = b"version\r\n";
 /// PostgreSQL's `SSLRequest`, which asks whether the server supports TLS.
 const TLS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];

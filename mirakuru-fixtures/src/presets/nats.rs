@@ -416,7 +416,7 @@ impl Nats {
             jetstream: self.jetstream,
             _lease: lease,
         };
-        // If the previous holder of the lease was killed, its streams are still there.
+        // If the previous holder of the lease was killed, its streams are still in the account.
         account
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;

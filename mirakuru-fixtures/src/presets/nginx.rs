@@ -228,7 +228,7 @@ impl Recipe for NginxRecipe {
 
 /// A running nginx, version 1.19.5 or later.
 ///
-/// Tests can share an nginx if they only read, because the preset has nothing to lease. nginx runs
+/// Tests can share an nginx only for reading, because the preset has nothing to lease. nginx runs
 /// as the user of the tests, even if that is root, so that it can read their files.
 ///
 /// mirakuru stops nginx with its fast shutdown, which does not wait for open requests. To change

@@ -1,4 +1,4 @@
-//! A URL that names a server of another kind.
+//! Tests URLs that lead to another kind of server.
 
 use std::env;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::common::{in_a_child, is_child, own_server, test_name};
 use mirakuru::{Executor, Recipe, Tcp, presets};
 
-/// The presets, and the beginnings of their URLs.
+/// Each preset, and a scheme of its URLs.
 const PRESETS: [(&str, &str); 8] = [
     ("POSTGRES", "postgresql"),
     ("MARIADB", "mysql"),
@@ -33,7 +33,7 @@ fn names_the_kind() {
     let kind = env::var(KIND).unwrap();
     let check = |preset: &str, error: &mirakuru::Error, took: Duration| {
         let said = match preset {
-            // The own errors of these say more.
+            // These presets report their own errors, which say more.
             "RABBITMQ" if kind == UNKNOWN => "its management plugin does not answer".to_owned(),
             "MEMCACHED" if kind == UNKNOWN => "it does not list its keys (220 mail)".to_owned(),
             _ => format!("another kind of server listens there: it answers {kind}"),
@@ -43,7 +43,7 @@ fn names_the_kind() {
             text.contains(&said) && text.contains(&variable),
             "{preset}: {text}"
         );
-        // This is half of the time after which the server would count as silent.
+        // A silent server would be reported only after 30 s.
         assert!(took < Duration::from_secs(15), "{preset}: {took:?}");
     };
     macro_rules! each {
@@ -71,7 +71,7 @@ fn names_the_kind() {
     }
 }
 
-/// Lets each preset use the server on this port, which is of the given kind.
+/// Lets each preset use the server on this port. Panics unless each error names the given kind.
 #[track_caller]
 fn assert_named(port: u16, kind: &str) {
     let variables = PRESETS.map(|(preset, scheme)| {

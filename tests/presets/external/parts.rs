@@ -1,4 +1,5 @@
-//! Servers on which each test has names of its own: etcd, memcached, Mosquitto, NATS, RabbitMQ.
+//! Tests external servers on which each test has its own names: etcd, memcached, Mosquitto, NATS,
+//! RabbitMQ.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +13,7 @@ use rumqttc::{Event, MqttOptions, Packet, QoS};
 
 use super::{Subject, goes_on};
 
-/// Every verb that would disturb the server is an error with the reason.
+/// Calls methods that would disturb the server. Panics unless each error gives the reason.
 #[track_caller]
 fn verbs_are_errors<R: Readiness>(server: &mut Executor<R>, variable: &str) {
     for error in [server.stop(), server.restart(), server.kill(), server.pause()] {
@@ -25,7 +26,8 @@ fn verbs_are_errors<R: Readiness>(server: &mut Executor<R>, variable: &str) {
     assert!(server.logs().to_string().contains(variable), "{}", server.logs());
 }
 
-/// The error of a child whose variable is wrong.
+/// Runs a child with a wrong URL. Panics unless its error has `part` and the variable, but no
+/// secret.
 #[track_caller]
 fn says(test: &str, variable: &str, url: &str, part: &str) {
     let output = in_a_child(test, &[(variable, url)]);
@@ -44,7 +46,7 @@ fn etcd_put(url: &str, key: &str) {
 fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = text.as_bytes().to_vec();
-    // The texts are our own: a longer key does no harm.
+    // Pads the text so that base64 needs no `=`. A longer key does no harm here.
     bytes.resize(bytes.len().next_multiple_of(3), b'-');
     let digits = bytes.chunks(3).flat_map(|chunk| {
         let bits = chunk
@@ -154,7 +156,7 @@ pub(super) fn etcd_says_why() {
 
 // ---- memcached ----------------------------------------------------------------------------------
 
-/// All keys. An error while the server tells them to another client.
+/// All keys. Fails while the server lists its keys for another client.
 fn try_memcached_dump(addr: SocketAddr) -> Result<String, String> {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -218,7 +220,7 @@ fn memcached_gives_each_test_its_keys() {
     client.set(&one.join("visits"), 1, 0).unwrap();
     client.set(&other.join("visits"), 2, 0).unwrap();
     assert_eq!(client.get::<u64>(&one.join("visits")).unwrap(), Some(1));
-    // The dump has `%3A` for `:`.
+    // The dump encodes `:` as `%3A`, so leave the separator out.
     assert!(memcached_dump(MEMCACHED.addr()).contains(one.trim_end_matches(':')));
     verbs_are_errors(
         &mut presets::memcached().start().unwrap(),
@@ -253,7 +255,7 @@ pub(super) fn memcached_says_why() {
 
 // ---- Mosquitto ----------------------------------------------------------------------------------
 
-/// Publishes these messages, retained, and returns when the broker has them.
+/// Publishes a retained message on each topic, and waits until the broker has all messages.
 fn publish(addr: SocketAddr, topics: &[String]) {
     let options = MqttOptions::new("", addr.ip().to_string(), addr.port());
     let (client, mut connection) = rumqttc::Client::new(options, 100);
@@ -269,7 +271,7 @@ fn publish(addr: SocketAddr, topics: &[String]) {
     }
 }
 
-/// All retained messages.
+/// The topics of all retained messages.
 fn mosquitto_dump(addr: SocketAddr) -> String {
     let options = MqttOptions::new("", addr.ip().to_string(), addr.port());
     let (client, mut connection) = rumqttc::Client::new(options, 100);
@@ -349,7 +351,7 @@ fn mosquitto_is_busy() {
 
 // ---- NATS ---------------------------------------------------------------------------------------
 
-/// Asks JetStream once, by hand: `async-nats` ignores the password of a URL.
+/// Sends one request to JetStream, without `async-nats`, which ignores the password of a URL.
 fn jetstream(url: &str, subject: &str, question: &str) -> String {
     let rest = url.strip_prefix("nats://").unwrap();
     let (login, addr) = rest.trim_end_matches('/').split_once('@').unwrap();

@@ -55,7 +55,7 @@ fn range(from: &str, to: &str) -> String {
 }
 
 fn check(external: &External) -> io::Result<()> {
-    // No key is in this range. The request fails if the user may not delete.
+    // Tests the user's right to delete. No key is in this range, so nothing is deleted.
     call(
         external,
         "kv/deleterange",

@@ -279,8 +279,8 @@ impl Recipe for MariadbRecipe {
             program: self.server().or_else(|| Some(first.into())),
             ..self.options.clone()
         };
-        // A server that does not know a `loose-` setting prints a warning and starts anyway.
         let port = options.port();
+        // A server that does not know a `loose-` setting prints a warning and starts anyway.
         let mut settings = vec![
             ("port", &*port),
             ("bind-address", "127.0.0.1"),
@@ -680,7 +680,7 @@ impl Access {
             .arg(result)
             .arg(database);
         run(&mut command, "mariadb-dump")?;
-        // The dump lacks the database's default character set and collation.
+        // Append the database's default character set and collation, which the dump lacks.
         let defaults = format!(
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
              default_collation_name, ';') FROM information_schema.schemata WHERE schema_name = '{database}'"

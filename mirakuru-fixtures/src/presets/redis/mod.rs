@@ -442,7 +442,7 @@ impl Redis {
             number: lease.number() + 1,
             lease: Leased::Here(lease),
         };
-        // If the previous holder of the lease was killed, its keys are still there.
+        // If the previous holder of the lease was killed, its keys are still in the database.
         database
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;
@@ -466,7 +466,7 @@ pub struct RedisDatabase {
 #[derive(Debug)]
 enum Leased {
     /// A lease that a file lock holds.
-    Here(#[allow(dead_code, reason = "its drop gives it back")] Lease),
+    Here(#[allow(dead_code, reason = "dropping the lease ends it")] Lease),
     /// A lease on an external server, with its token.
     OnServer(String),
 }
