@@ -114,7 +114,6 @@ fn ports_in(line: &str) -> Vec<u16> {
     ports.collect()
 }
 
-/// Finds the hint for a line of output.
 fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     let lower = line.to_ascii_lowercase();
     let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
@@ -229,7 +228,6 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     None
 }
 
-/// Finds the hint for the exit status alone.
 fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     const SIGKILL: i32 = 9;
     const SIGILL: i32 = 4;

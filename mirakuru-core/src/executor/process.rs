@@ -98,7 +98,6 @@ pub(super) struct Own {
     pub(super) paused: bool,
     /// Whether the service has been ready once, so that clients know its ports.
     pub(super) was_ready: bool,
-    /// The start in progress.
     pub(super) starting: Option<Starting>,
     /// The failed start of a service that has not ended yet.
     pub(super) failing: Option<Failing>,
@@ -480,8 +479,7 @@ impl Core {
         live::follow(name, &dir.log(), &dir.index(), all);
     }
 
-    /// Removes the secrets from an error. Every public method returns its errors through this
-    /// function.
+    /// Removes the secrets from the error of a public method.
     pub(super) fn masked<T>(&self, done: Result<T, Unmasked>) -> Result<T, Error> {
         done.map_err(|error| self.values.mask_error(error))
     }

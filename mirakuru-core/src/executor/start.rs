@@ -531,7 +531,6 @@ enum OtherTry {
     NewPorts,
 }
 
-/// A start in progress.
 pub(super) struct Starting {
     /// Number of tries left with other ports.
     retries: u32,

@@ -253,7 +253,7 @@ impl Core {
         )
     }
 
-    /// The evidence about the service for an error.
+    /// Collects the evidence about the service for an error, and keeps the log.
     pub(super) fn evidence(&self, process: &dyn Observed, last_probe: Option<String>) -> Box<Evidence> {
         process.sync_output();
         let exit = process.exit();

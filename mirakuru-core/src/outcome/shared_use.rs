@@ -85,8 +85,8 @@ impl SharedServices {
                 MAKING.set(self.0.take());
             }
         }
-        // If this fixture needs another one, each of them has its own list.
         let began = sys::clock_ns();
+        // If this fixture needs another one, each of them has its own list.
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();

@@ -112,7 +112,6 @@ pub(crate) struct Spec {
     pub(crate) fail_on: Vec<String>,
     /// The limit of the log's size, in bytes.
     pub(crate) log_limit: u64,
-    /// Files that the service logs to.
     pub(crate) log_files: Vec<PathBuf>,
     /// Files in the private directory, with their content.
     pub(crate) files: Vec<(PathBuf, String)>,

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::recipe::placeholder::ExpandError;
 use crate::util::hash;
 
-/// Fills in the placeholders of a word.
+/// A function that fills in the placeholders of a word.
 pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, ExpandError>;
 
 /// The command of [`Executor::builder`](crate::executor::Executor::builder): one string, or a list
@@ -340,7 +340,7 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
     open
 }
 
-/// Describes a place in a text, for a person.
+/// The line and the character at a byte position, for a message.
 fn position(text: &str, at: usize) -> String {
     let before = &text[..at];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);

@@ -60,7 +60,7 @@ fn no_port(source: io::Error) -> Error {
     Error::system("reserve a free port", source)
 }
 
-/// Appends the value of a placeholder.
+/// A function that appends the value of a placeholder.
 pub(crate) type PushValue<'a> = &'a mut dyn FnMut(&Placeholder<'_>, &mut Vec<u8>) -> Result<(), ExpandError>;
 
 /// Replaces each placeholder of a text by the bytes that `push_value` appends for it.

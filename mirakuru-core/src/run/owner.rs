@@ -17,7 +17,7 @@ use crate::sys;
 /// The text has at most 41 characters, all of them lower-case letters and digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Hash of the machine's boot and of the namespace of process ids.
+    /// Hash of the machine's boot id and the pid namespace.
     host: u32,
     pid: u32,
     /// Start time of the process, in ticks since boot.

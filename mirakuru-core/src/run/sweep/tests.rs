@@ -77,7 +77,7 @@ fn kept_logs_are_bounded_in_size() {
     let log_of = |size: u64, age: u64| {
         let service_dir = temp.service_dir();
         let log = service_dir.log();
-        // A file with a hole takes no space.
+        // A sparse file takes no space on the disk.
         File::create(&log).unwrap().set_len(size).unwrap();
         service_dir.keep();
         drop(service_dir);
