@@ -190,7 +190,7 @@ pub struct Etcd {
 handle!(Etcd, external);
 
 impl Etcd {
-    /// The URL for clients: `http://127.0.0.1:PORT`, or the one in `MIRAKURU_ETCD_URL`.
+    /// The URL for clients: `http://127.0.0.1:PORT`, or the URL in `MIRAKURU_ETCD_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {

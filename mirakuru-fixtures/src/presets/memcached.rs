@@ -102,7 +102,7 @@ pub struct Memcached {
 handle!(Memcached, external);
 
 impl Memcached {
-    /// The URL: `memcache://127.0.0.1:PORT`, or the one in `MIRAKURU_MEMCACHED_URL`.
+    /// The URL: `memcache://127.0.0.1:PORT`, or the URL in `MIRAKURU_MEMCACHED_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {

@@ -131,7 +131,7 @@ pub struct Mosquitto {
 handle!(Mosquitto, external);
 
 impl Mosquitto {
-    /// The URL: `mqtt://127.0.0.1:PORT`, or the one in `MIRAKURU_MOSQUITTO_URL`.
+    /// The URL: `mqtt://127.0.0.1:PORT`, or the URL in `MIRAKURU_MOSQUITTO_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {

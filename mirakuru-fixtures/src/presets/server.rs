@@ -479,7 +479,7 @@ macro_rules! options {
                 self
             }
 
-            /// Adds an argument to the server's command, after those of the preset.
+            /// Adds an argument to the server's command, after the preset's arguments.
             pub fn arg(mut self, arg: impl Into<String>) -> Self {
                 self.options.args.push(arg.into());
                 self
@@ -542,7 +542,7 @@ macro_rules! handle {
     };
     ($handle:ident, $host:expr) => {
         impl $handle {
-            /// The host of the server: `127.0.0.1`, or the one in the preset's `MIRAKURU_*_URL`.
+            /// The host of the server: `127.0.0.1`, or the host in the preset's `MIRAKURU_*_URL`.
             #[must_use]
             pub fn host(&self) -> &str {
                 let external: fn(&$handle) -> Option<&str> = $host;

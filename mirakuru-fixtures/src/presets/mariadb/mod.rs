@@ -534,8 +534,8 @@ impl Mariadb {
     /// all users of this server share it. Data that an application adds survives a restart, and
     /// stays until the server ends.
     ///
-    /// For a server at `MIRAKURU_MARIADB_URL`, mirakuru makes a new database and does not use the
-    /// one in the variable.
+    /// For a server at `MIRAKURU_MARIADB_URL`, mirakuru makes a new database, and does not use the
+    /// database in the variable.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(&self.common)
@@ -587,8 +587,8 @@ impl Mariadb {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::System`] if the server does not answer or refuses the SQL of the recipe, or
-    /// if the command line client (`mariadb` or `mysql`) is missing.
+    /// Returns [`Error::System`] if the server does not answer or refuses the recipe's SQL, or if
+    /// the command line client is missing (`mariadb` or `mysql`).
     pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
         let name = match &self.external {
             Some(external) => external.unique_name(&self.executor.dir())?,

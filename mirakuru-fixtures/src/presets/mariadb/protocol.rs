@@ -1,4 +1,4 @@
-//! The part of MariaDB's and MySQL's protocol for running statements.
+//! The subset of MariaDB's and MySQL's protocol that runs statements.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

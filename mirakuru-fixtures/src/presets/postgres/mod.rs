@@ -1,6 +1,7 @@
 //! PostgreSQL, a relational database.
 //!
-//! Three layers make the databases fast enough for a test. Each is a copy of the one before:
+//! Three layers make the databases fast enough for a test. Each layer is a copy of the layer
+//! before:
 //!
 //! ```text
 //! initdb, once for each machine ──▶ the cluster in `{dir}/data` ──▶ a template with the recipe's SQL
@@ -670,8 +671,8 @@ impl Postgres {
     /// the template. Data that an application adds survives a restart, and stays until the server
     /// ends.
     ///
-    /// For a server at `MIRAKURU_POSTGRES_URL`, mirakuru makes a new database and does not use the
-    /// one in the variable.
+    /// For a server at `MIRAKURU_POSTGRES_URL`, mirakuru makes a new database, and does not use the
+    /// database in the variable.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(

@@ -1,4 +1,4 @@
-//! The part of PostgreSQL's protocol, version 3, for running statements.
+//! The subset of PostgreSQL's protocol (version 3) that runs statements.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
