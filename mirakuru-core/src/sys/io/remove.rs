@@ -206,8 +206,8 @@ enum Entry {
     Left,
 }
 
-/// Removes the entries of a directory, except for the spared ones. Returns whether all others are
-/// gone.
+/// Removes all entries of a directory, except where `is_spared` returns `true`. Returns whether all
+/// others are gone.
 unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
     let mut names = Names(0);
     loop {

@@ -48,7 +48,7 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
         unsafe { libc::poll(polled.as_mut_ptr(), count, millis) }
     };
     if result <= 0 {
-        // After an error these fields are not valid.
+        // After an error, `revents` is not valid in any entry.
         polled.clear();
     }
     polled

@@ -228,12 +228,12 @@ fn children_among(parents: &[(u32, u32)], parent: u32) -> Vec<u32> {
     of_parent.map(|(pid, _)| *pid).collect()
 }
 
-/// A process and its ancestors, nearest first. Each is read when it is needed.
+/// A process and its ancestors, nearest first. Each call of `next` reads one process.
 pub(crate) struct Ancestors {
-    /// The next process, if it is known already.
+    /// The `Stat` of the next process, if it is known already.
     known: Option<Stat>,
     pid: u32,
-    /// The length is limited, because a chain that changes during the read could form a loop.
+    /// Number of processes left to read. A chain that changes during the read could form a loop.
     left: u32,
 }
 

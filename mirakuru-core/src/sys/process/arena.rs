@@ -316,7 +316,7 @@ impl Mapping {
 }
 
 impl Drop for Mapping {
-    /// Since the fork, the supervisor has its own copy.
+    /// Unmaps the memory of this process. The supervisor keeps its own copy.
     fn drop(&mut self) {
         // SAFETY: `new` has mapped the memory, and nothing else in this process points into it.
         unsafe { libc::munmap(self.base.cast(), self.len) };

@@ -55,7 +55,7 @@ calls! {
     Nonblock = "fcntl(O_NONBLOCK)", "read the service's output without waiting for it";
     Duplicate = "fcntl(F_DUPFD)", "hand descriptors down";
     Dup2 = "dup2", "give the service its standard streams";
-    Close = "close_range", "keep descriptors from the service";
+    Close = "close_range", "close descriptors that the service must not inherit";
     Memory = "mmap", "give the supervisor its memory";
     Flock = "flock", "mark a file as in use";
     Fifo = "mkfifo", "end dependent services in the right order";

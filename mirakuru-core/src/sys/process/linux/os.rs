@@ -184,7 +184,7 @@ pub(in crate::sys::process) const UNPROVED: i32 = 2;
 /// Lets `waitpid` return children without an exit signal, which it skips by default.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
-/// A pidfd with which a supervisor notices the end of this process, besides the socket.
+/// A pidfd of this process, so that a supervisor notices the process's end even without the socket.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     handle::of_this_process()
 }
