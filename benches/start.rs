@@ -1,9 +1,11 @@
-//! The cost of a start beyond the bare spawn of the same program, and the cost of a whole life.
+//! Measures how much longer a start takes than a bare spawn of the same program, and how long a
+//! start and a stop take together.
 //!
-//! - `spawn`: until the program is executed. `executor` is `Executor::builder("sleep 60").start()`,
-//!   with its supervisor; `command` is `std::process::Command::spawn` of the same program. Each
-//!   runs in a test process of 10 and of 200 MB, because a fork would take longer in a larger one.
-//!   The target is a difference of at most 1.5 and 3 ms.
+//! - `spawn`: the time until the program is executed. `executor` is
+//!   `Executor::builder("sleep 60").start()`, with its supervisor; `command` is
+//!   `std::process::Command::spawn` of the same program. Each runs in a test process of 10 and of
+//!   200 MB, because a fork would take longer in a larger one. The target is a difference of at
+//!   most 1.5 and 3 ms.
 //! - `life`: start *and* stop of the same program, with SIGTERM. By hand: spawn, `kill`, `waitpid`.
 //! - `ready`: start and stop of the helper, which is ready at once, with each readiness condition.
 //!   By hand: a poll every 50 µs, and `waitpid`.

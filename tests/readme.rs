@@ -87,8 +87,8 @@ fn the_first_test_of_the_readme_passes_in_a_fresh_crate() {
     assert!(!text(&output).contains("LEAK"), "{}", text(&output));
 }
 
-/// The Rust blocks of a page that are compiled. Each is the words after the fence, and the code
-/// with the lines that rustdoc hides.
+/// The Rust blocks of a page that are compiled. Each entry has the words after the fence, and the
+/// code, including lines that rustdoc hides.
 fn rust_blocks(page: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = page.lines();

@@ -485,8 +485,8 @@ fn killed_at_any_moment_no_record_stays() {
     }
 }
 
-/// Kills the test process, after the worker of its service if `worker_first` is set. Returns
-/// whether the supervisors have ended in time.
+/// Kills the test process. If `worker_first` is set, kills the worker of its service before.
+/// Returns whether the supervisors have ended in time.
 fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));

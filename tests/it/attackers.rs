@@ -150,7 +150,7 @@ fn a_service_that_kills_the_group_of_its_worker_ends_with_all_its_descendants() 
         .start()
         .unwrap();
     let worker = supervisors(service.pid())[0];
-    // This kill stands for one that the service itself sends.
+    // The service itself could send this signal.
     let killed = Command::new("kill")
         .args(["-9", "--", &format!("-{worker}")])
         .status();

@@ -513,7 +513,7 @@ fn a_start_that_fails_is_not_the_panic_that_should_be() {
         unreachable!();
     }
 
-    test(); // This returns. A test runner would report that the expected panic is missing.
+    test(); // `test` returns, so a test runner reports that the expected panic is missing.
 }
 
 /// A readiness condition of the user's own.

@@ -79,7 +79,7 @@ fn has_two_executors() {
 #[test]
 #[ignore = "a victim"]
 fn has_stacked_attributes(database: TcpExecutor, application: TcpExecutor) {
-    // Like parameters, these are dropped in the reverse order.
+    // These variables are dropped in reverse order, like parameters.
     let (_database, _application) = (database, application);
     end((), || {});
 }

@@ -468,8 +468,8 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn another_server_on_the_port_is_refused_whatever_it_does_there() {
-    // `--bind-only` alone is not here. Such a socket disturbs only services without SO_REUSEADDR,
-    // and mirakuru cannot know what a service will set.
+    // `--bind-only` with SO_REUSEADDR is not tested. Such a socket disturbs only services without
+    // SO_REUSEADDR, and mirakuru cannot know what a service will set.
     let ways: [&[&str]; 4] = [
         &["--listen"],
         &["--no-reuseaddr", "--listen"],

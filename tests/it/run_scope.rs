@@ -1338,7 +1338,7 @@ fn sixty_four_race_and_sixty_are_killed() {
         let mut run = Run::begin(&scratch);
         let envs = [("USE", "EVENTFUL"), ("AFTER", "go"), ("UNTIL", "end")];
         let tests: Vec<Test> = (0..64).map(|_| run.test(&envs)).collect();
-        // The kills spread over about the time of a start, and over longer times.
+        // The rounds spread their kills over the time of a start, or over a longer time.
         let span = [30_000, 100_000, 400_000][round as usize % 3];
         let mut kills: Vec<(Duration, &Test)> = tests[..60]
             .iter()
@@ -1686,7 +1686,7 @@ fn stale_directories_are_swept_by_the_next_run() {
     let used = "run-4194305-78-0123456789abcdef";
     make(dead);
     make(&reused);
-    // The lock is held by a process whose runner does not exist here, as in another container.
+    // The lock is held by a process whose runner is not visible here, as in another container.
     make(used);
     let lock = base.join(used).join("0123.lock");
     let mut holder = Command::new("flock")

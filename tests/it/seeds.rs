@@ -101,7 +101,8 @@ fn a_preset_of_a_user_is_set_up_once_for_a_key() {
     let begins_with = |names: Names<'_>| {
         let server = names.start().unwrap();
         assert!(server.0.dir().join("prepared").exists());
-        // The first start with a key starts the server twice. These names are from the second time.
+        // The first start with a key starts the server twice. These are the names that the second
+        // start printed.
         server.0.captured("names").unwrap().to_owned()
     };
     let two = thread::scope(|scope| {
@@ -132,7 +133,6 @@ fn a_preset_of_a_user_is_set_up_once_for_a_key() {
     }
 }
 
-/// Each service of a system has its own seed, and can be stopped and restarted.
 #[test]
 fn a_service_that_began_with_a_seed_can_be_restarted() {
     let key = new_key("restart");

@@ -411,7 +411,8 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
         first_line()
     );
 
-    // The file exists before PostgreSQL accepts sessions, so the test waits for these separately.
+    // PostgreSQL creates the file before it accepts sessions, so the test also waits for
+    // `pg_isready`.
     let isready = cluster.bin.join("pg_isready");
     let ready = format!("{} -q -h 127.0.0.1 -p {{port}}", isready.display());
     postgres.wait_until(Exec::succeeds(ready), LONG).unwrap();

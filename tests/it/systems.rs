@@ -311,7 +311,7 @@ fn a_generic_system(given: &Farm<7, Now>, inferred: Farm<8, Now>) {
     assert_eq!(needs(&inferred.worker), "8");
 }
 
-/// The macro that is imported has the same name as the attribute of the fields.
+/// The imported macro has the same name as the attribute of the fields.
 mod conditions {
     use mirakuru::fixture;
 

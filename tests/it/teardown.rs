@@ -8,7 +8,7 @@
 //!
 //! `MIRAKURU_MATRIX_REPEATS` sets the number of runs of each cell (default 1), and
 //! `MIRAKURU_KILL_ROUNDS` the number of interrupted starts (default 100). `tests/run --long` raises
-//! both tenfold.
+//! both.
 //!
 //! The file is long because the table and its exceptions share one set of victims.
 #![cfg(target_os = "linux")]
@@ -636,8 +636,8 @@ fn both_supervisors_of_a_static_killed() {
 /// If both supervisors and the test process are killed, the next run finds the service's processes
 /// by their mark, ends them, and removes the files.
 ///
-/// Two cases are not covered: descendants that have cleared their environment, and that there is no
-/// next run.
+/// Two cases are not covered: a descendant that has cleared its environment, and the lack of a next
+/// run.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -671,8 +671,8 @@ fn both_supervisors_and_the_test_process_killed() {
 /// A stopped supervisor (SIGSTOP) delays nothing. The guard continues the worker, and the test
 /// process and the worker continue the guard.
 ///
-/// One case is not covered: if both are stopped *and* the test process is killed, the service stays
-/// until one of them is continued.
+/// One case is not covered: if both supervisors are stopped *and* the test process is killed, the
+/// service stays until one supervisor is continued.
 #[test]
 #[cfg_attr(
     mirakuru_portable,

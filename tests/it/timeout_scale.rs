@@ -22,7 +22,8 @@ fn times_out_by_scale() {
         )
     );
     println!("\nwaited {}", begin.elapsed().as_millis());
-    // The grace is stretched as well. Without that, this service would be killed before it ends.
+    // The grace is stretched as well. Without the factor, this service would be killed before it
+    // ends.
     let mut service = odd([
         "--ready-line",
         "up",

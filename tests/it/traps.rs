@@ -131,7 +131,7 @@ fn meets_its_end() {
 /// A test process that dies in the middle of a start, before the guard exists, must leave nothing.
 #[test]
 fn nothing_survives_a_death_in_the_middle_of_a_start() {
-    // After a change to the order of a start, run more rounds.
+    // After a change to the order of a start, set MIRAKURU_ROUNDS to run more rounds.
     let rounds = std::env::var("MIRAKURU_ROUNDS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -596,8 +596,8 @@ fn when_stop_and_kill_return_it_is_over() {
     }
 }
 
-/// The test's own `waitpid(-1)` must not take the exits of services, and mirakuru must not take
-/// those of the test's children.
+/// The test's own `waitpid(-1)` must not take the exits of services, and mirakuru must not take the
+/// exits of the test's children.
 #[test]
 fn reaping_does_not_race() {
     let scratch = Scratch::new();

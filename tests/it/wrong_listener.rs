@@ -232,7 +232,7 @@ fn the_bind_fails_because_of_another_server() {
 }
 
 /// Another server may take the port between mirakuru's check and the service's bind. The report is
-/// correct at whatever moment it comes.
+/// correct in each case.
 #[test]
 #[cfg_attr(
     mirakuru_portable,

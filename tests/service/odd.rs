@@ -388,8 +388,8 @@ fn fork_all(o: &Options) {
 /// replaced it.
 ///
 /// The chain pauses only while its last ten links are zombies that no process has reaped. A proper
-/// supervisor reaps them, so it gets no pause. After a failed test, the pause keeps zombies from
-/// filling the process table.
+/// supervisor reaps them, so the chain does not pause. After a failed test, the pause keeps zombies
+/// from filling the process table.
 fn chain(end: Duration) -> ! {
     let mut links = [0; MAX_UNREAPED];
     for turn in 0.. {

@@ -1,1 +1,1 @@
-//! The second package of the workspace. It consists of its tests.
+//! The second package of the workspace, which has only tests.
