@@ -77,7 +77,7 @@ pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     let _ = *THREAD;
 }
 
-/// Shows the output that is not shown yet. Called after the service has ended.
+/// Shows the output that has not been shown yet. Called after the service has ended.
 pub(crate) fn catch_up(log: &Path) {
     show(|service| service.log == log);
 }

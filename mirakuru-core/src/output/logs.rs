@@ -10,7 +10,7 @@ use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
-/// Maximum size of a snapshot in bytes. If the log is longer, the snapshot has its end.
+/// Maximum size of a snapshot in bytes. A snapshot of a longer log has only the end of the log.
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
 /// Number of bytes that [`tail`](OutputReader::tail) reads from the end of the log.
 const TAIL: u64 = 64 * 1024;
@@ -209,13 +209,13 @@ impl<'a> TextLines<'a> {
 }
 
 impl OutputReader {
-    /// Makes a snapshot of the output so far, or of its last 16 MiB.
+    /// Makes a snapshot of the output so far, at most the last 16 MiB.
     #[cfg(test)]
     pub(crate) fn snapshot(&self) -> Logs {
         self.snapshot_since(Cursor::START)
     }
 
-    /// Makes a snapshot of the output since the cursor, or of its last 16 MiB.
+    /// Makes a snapshot of the output since the cursor, at most the last 16 MiB.
     pub(crate) fn snapshot_since(&self, since: Cursor) -> Logs {
         self.collect(since, SNAPSHOT)
     }

@@ -1,4 +1,4 @@
-//! [`Mark`]: a place in the logs of a service.
+//! [`Mark`]: a position in the logs of a service.
 
 use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;

@@ -36,7 +36,7 @@ struct Part {
 pub(super) struct View {
     /// Each part, with the position at which it ends.
     parts: Vec<(Arc<Part>, Place)>,
-    /// The length of the log, measured before the length of the index.
+    /// The length of the log, measured before the index was read.
     earlier_length: u64,
 }
 
@@ -98,7 +98,7 @@ impl View {
                 log: part.begin.log + record.time,
             };
             let dir = self.parts[0].0.paths[0].parent().unwrap_or(Path::new("."));
-            // If a part is gone, at most two come after it.
+            // The next part may have been removed already. Take the oldest later part that is left.
             let found = [1, 2, 3].into_iter().filter_map(|name| Part::open(dir, name));
             let found = found.filter(|part| part.number >= next);
             let Some(found) = found.min_by_key(|part| part.number) else {
@@ -110,7 +110,7 @@ impl View {
                 self.parts.truncate(1);
             }
             self.parts.push((Arc::new(found), Place::default()));
-            // The supervisor keeps the same number of parts.
+            // Keep at most three parts, as the supervisor does.
             if self.parts.len() > 3 {
                 self.parts.remove(1);
             }

@@ -49,7 +49,7 @@ pub(crate) enum Piece<'a> {
 pub(crate) struct Cursor {
     /// Offset in the index up to which records have been read.
     index: u64,
-    /// Offset in the log up to which these records reach.
+    /// Offset in the log at which the output of the read records ends.
     covered: u64,
     /// Offset in the log up to which bytes were returned. If it is greater than `covered`, the
     /// bytes between have no record.
@@ -61,9 +61,9 @@ pub(crate) struct Cursor {
 /// Bytes that may never get a record.
 #[derive(Clone, Copy, Debug)]
 struct Orphans {
-    /// The cursor's `index` when the bytes were seen.
+    /// The cursor's `index` when the orphans were seen.
     index: u64,
-    /// Offset in the log at which the bytes end. Bytes that come later wait anew for their record.
+    /// Offset in the log at which the orphans end. Later bytes have a waiting time of their own.
     end: u64,
     since: Instant,
 }
@@ -193,8 +193,8 @@ impl OutputReader {
         until: Option<Cursor>,
         each: &mut dyn FnMut(Piece<'_>, u64),
     ) -> io::Result<()> {
-        // If the time were taken after the index is read, bytes whose record came in between would
-        // count as orphans.
+        // Take the time before the index is read. Otherwise a record could arrive unseen, and its
+        // bytes would count as orphans.
         let now = Instant::now();
         let view = self.parts.view()?;
         let stop = match until {
@@ -429,7 +429,7 @@ impl Record {
         }
     }
 
-    /// The piece for a record. For output, its bytes are still empty.
+    /// Converts a record to a piece. A piece of output does not have its bytes yet.
     fn piece(self) -> Option<Piece<'static>> {
         if !self.is_output() {
             return self.is_start().then_some(Piece::Start);

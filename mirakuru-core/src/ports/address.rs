@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 pub(crate) const ZERO: &str =
-    "with port 0 the service chooses a port that no client knows; let one be chosen for it with `{port}`";
+    "with port 0 the service chooses a port that no client knows; use `{port}` for a free port";
 
 /// Resolves `host:port` to addresses. The error text names the mistake and a correction.
 pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
@@ -12,8 +12,8 @@ pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
         let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
         let host = if host.is_empty() { "localhost:{port}" } else { host };
         return Err(match scheme {
-            "http" => format!("it is a URL; use `Http` for one, or give an address as `host:port`, `{host}`"),
-            _ => format!("it is a URL; give an address as `host:port`, `{host}`"),
+            "http" => format!("it is a URL; use `Http` for it, or give an address such as `{host}`"),
+            _ => format!("it is a URL; give an address such as `{host}`"),
         });
     }
     let host = text.rsplit_once(':').map_or(text, |(host, _)| host);

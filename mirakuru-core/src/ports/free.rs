@@ -23,7 +23,7 @@ use crate::util::backoff::Pauses;
 /// Displays as `port 6379 is already in use by redis-server (pid 812)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Busy {
-    /// For example `port 6379` or `socket /run/x.sock`.
+    /// Name of the endpoint, for example `port 6379` or `socket /run/x.sock`.
     pub(crate) endpoint: String,
     /// The process that uses the endpoint, if it is visible.
     pub(crate) holder: Option<Holder>,
@@ -70,11 +70,9 @@ impl fmt::Display for Busy {
     }
 }
 
-/// Time to wait for a busy port that may be free soon. There are three such cases:
-///
-/// - A fork of this process has copies of its descriptors until it executes a program.
-/// - A holder that is not visible may have closed the port already.
-/// - A socket of this user that no process has belongs to a process that is ending.
+/// Time to wait for a busy port, which may be free soon. A fork of this process closes its copies
+/// of descriptors when it executes a program. A holder that is not visible may have closed the port
+/// already, or may be a process that is ending.
 fn patience_with(holder: Option<&Holder>) -> Duration {
     let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
     match holder.map(|holder| (holder.pid, holder)) {
@@ -346,7 +344,7 @@ mod tests {
                 .unwrap()
                 .ends_with(&format!(" (pid {})", std::process::id()))
         );
-        assert!(evidence.about.unwrap().contains("this very test process"));
+        assert!(evidence.about.unwrap().contains("this test process"));
         assert!(evidence.hint.unwrap().starts_with("drop the value that has it"));
     }
 
@@ -418,7 +416,7 @@ mod tests {
         for made in [Made::Datagram, Made::SeqPacket, Made::Stream] {
             let path = dir.0.join(format!("{made:?}"));
             let _held = unix(&path, made, 0);
-            // Fill the backlog of the kinds that have connections.
+            // Fill the backlog of the kinds of sockets that have connections.
             for _ in 0..3 {
                 let _ = sockets::try_connect_unix(&path, UnixKind::Stream);
             }

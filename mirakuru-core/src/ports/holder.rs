@@ -17,8 +17,8 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 /// The environment variable that marks every process that mirakuru starts.
 const MARK: &[u8] = b"MIRAKURU_ID=";
 
-/// The full names (`comm`) of a supervisor's two processes. A prefix would also match test programs
-/// of mirakuru.
+/// The full names (`comm`) of a supervisor's two processes. Comparing a prefix would also match
+/// test programs of mirakuru.
 const SUPERVISOR: [&str; 2] = ["mirakuru-guard", "mirakuru-worker"];
 
 fn is_supervisor(comm: &str) -> bool {
@@ -47,8 +47,8 @@ pub(crate) struct Holder {
     pub(crate) ourselves: bool,
     /// Whether the current user may send a signal to the process.
     pub(crate) may_be_signalled: bool,
-    /// Whether the process must not be ended: it is init, a kernel thread, or an ancestor of this
-    /// test.
+    /// Whether a remedy must not end the process, because it is init, a kernel thread or an
+    /// ancestor of this test.
     pub(crate) essential: bool,
     /// The systemd unit that would restart the process.
     pub(crate) unit: Option<Box<str>>,
@@ -66,8 +66,8 @@ impl Holder {
             program: stat.as_ref().map(|stat| program(pid, &stat.comm)),
             user: uid.map(user_name),
             age: stat.as_ref().and_then(procfs::Stat::age),
-            // The environment of another user's process is not readable, so a supervisor is proof
-            // enough.
+            // The environment of another user's process is not readable, so a supervisor counts as
+            // a mark.
             marked: supervisor.is_some() || is_marked(pid),
             supervised: supervisor.is_some(),
             queues_apart: supervisor.is_some_and(|(pid, _)| procfs::user(pid) != Some(sockets::user())),
@@ -100,7 +100,7 @@ impl Holder {
             (None, None) => {}
         }
         if self.ourselves {
-            parts.push("which is this very test process".to_owned());
+            parts.push("which is this test process".to_owned());
         } else if self.marked && self.supervised {
             parts.push("the service of another test that is running".to_owned());
         } else if self.marked {
@@ -262,7 +262,7 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     })
 }
 
-/// Whether the process is a kernel thread, which means a child of process 2.
+/// Whether the process is a kernel thread. All kernel threads are children of process 2.
 fn is_the_kernels(pid: u32) -> bool {
     const KTHREADD: u32 = 2;
     let is_there = procfs::stat(KTHREADD).is_some_and(|stat| stat.comm == "kthreadd");

@@ -104,8 +104,8 @@ impl Identity {
         Ok(dir)
     }
 
-    /// Takes the directory for the service that is being built. Creates it now if nobody has used
-    /// it. `owner` is the user and the group of the service.
+    /// Takes the directory for the service that is being built. Creates the directory now if it was
+    /// not used before. `owner` is the user and the group of the service.
     pub(crate) fn take_dir(&self, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut inner = self.inner();
         let Some(service_dir) = inner.service_dir.take() else {

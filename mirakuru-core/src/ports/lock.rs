@@ -10,10 +10,10 @@
 //! # Holder and end of a lock
 //!
 //! A `flock` belongs to the open file description, which the supervisor inherits from the test
-//! process. The test process then closes its own descriptor ([`EndpointLock::hand_over`]). From now
-//! on, the endpoint is free when the supervisor and the service's processes are gone. A SIGKILL of
-//! any process does not change that. The descriptors are close-on-exec, so the service does not
-//! inherit them.
+//! process. The test process then closes its own descriptor ([`EndpointLock::hand_over`]). From
+//! then on, the endpoint is free when the supervisor and the service's processes are gone. A
+//! SIGKILL of any process does not change that. The descriptors are close-on-exec, so the service
+//! does not inherit them.
 //!
 //! # No deadlock between processes
 //!
@@ -31,6 +31,8 @@
 //! never reused in a process. If an executor moves to another thread, its lock still counts for the
 //! first thread. That thread then gets an error, even if it could have waited.
 //!
+//! A service in a `static` lives as long as the process and belongs to no thread
+//! ([`EndpointLock::for_process`]). A wait for it would never end, so every thread gets the error.
 //! If a service lives as long as the test run ([`EndpointLock::for_run`]), a note in the lock file
 //! tells the other processes of the run.
 //!
@@ -39,7 +41,7 @@
 //! Lock files are never removed. Otherwise one process could lock a removed file while another
 //! locks a new file of the same name. The files are small, and there is one for each endpoint.
 //! Programs that clean `/tmp` may still remove a file. After locking a file, a process therefore
-//! checks that it still has its name.
+//! checks that the file still has its name.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -189,8 +191,8 @@ impl EndpointLock {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
-                            "a service that this whole run of tests shares has {endpoint}, and a wait for \
-                             it would never end"
+                            "{endpoint} belongs to a service that this whole run of tests shares, so a wait \
+                             for it would never end"
                         ),
                     ));
                 }
@@ -319,7 +321,7 @@ fn starter(path: &Path) -> Option<String> {
     Some(match (&held.thread_name, has_ended) {
         (Some(name), false) => format!(", started by `{name}`"),
         (Some(name), true) => {
-            format!(", started by `{name}`, which is over; a thread of it still has the service")
+            format!(", started by `{name}`, which has ended; one of its threads still has the service")
         }
         (None, _) => {
             ", started by a thread without a name, perhaps of a test that `#[timeout]` has ended".to_owned()
@@ -327,7 +329,7 @@ fn starter(path: &Path) -> Option<String> {
     })
 }
 
-/// Length of every note. Notes of the same length overwrite each other. If the file were truncated
+/// Length of every note. A new note overwrites the old one in place. If the file were truncated
 /// instead, some file systems would write to the disk at once.
 const NOTE_LENGTH: usize = 512;
 
@@ -404,7 +406,7 @@ struct Held {
     /// The thread that took the lock; `None` if the lock belongs to the whole process.
     thread: Option<ThreadId>,
     thread_name: Option<String>,
-    /// Dead once the thread that took the lock has ended.
+    /// A weak reference that is dead once the thread that took the lock has ended.
     life: Weak<()>,
     endpoint_lock: u64,
 }
@@ -631,8 +633,8 @@ mod tests {
         in_time(|| {
             let holder = holder_in(&temp.0, &endpoint(1)).unwrap();
             holder.ends_with(
-                "started by `shop::opens`, which is over; a thread of it still has the \
-                service",
+                "started by `shop::opens`, which has ended; one of its threads still has \
+                the service",
             )
         });
         let _of_body = take(2, None);

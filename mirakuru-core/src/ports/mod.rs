@@ -1,4 +1,4 @@
-//! A port or a socket path belongs to one service alone.
+//! Reserves ports, locks endpoints, and finds the processes that use them.
 
 pub(crate) mod activation;
 pub(crate) mod address;

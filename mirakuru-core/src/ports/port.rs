@@ -72,7 +72,8 @@ impl Port {
         self.into_sockets().0
     }
 
-    /// Makes a TCP listener and a UDP socket on the port, for a server that uses both, such as DNS.
+    /// Makes a TCP listener and a UDP socket on the port, for a server that uses both, such as a
+    /// DNS server.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn a_port_that_a_udp_socket_has_is_not_taken() {
         // The kernel chooses TCP and UDP ports alike. Without the UDP check, many reservations
-        // would get one of these ports.
+        // would get the port of one of these sockets.
         let sockets: Vec<_> = (0..300)
             .map(|n| std::net::UdpSocket::bind((["127.0.0.1", "0.0.0.0"][n % 2], 0)).unwrap())
             .collect();

@@ -57,10 +57,10 @@ use crate::util::text::{distance_within, printable};
 /// # The service chooses its port
 ///
 /// If the service chooses its port itself, a named group `port` gives the executor its
-/// [address](crate::executor::Executor::addr). No other process can take the port in between. A
-/// group `host` gives the host; without it, the host is 127.0.0.1. A group `addr` may hold both,
-/// such as `10.0.0.1:8080`. If the service prints a wildcard address (`0.0.0.0`, `[::]`, `*`), the
-/// executor's address is loopback.
+/// [address](crate::executor::Executor::addr). The service has the port before it prints the
+/// number, so no other process can take the port. A group `host` gives the host; without it, the
+/// host is 127.0.0.1. A group `addr` may hold both, such as `10.0.0.1:8080`. If the service prints
+/// a wildcard address (`0.0.0.0`, `[::]`, `*`), the executor's address is loopback.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

@@ -218,7 +218,7 @@ impl Probe<'_> {
         self.remaining
     }
 
-    /// The service's output since its start, or the last 16 MiB of it.
+    /// The service's output since its start, at most the last 16 MiB.
     #[must_use]
     pub fn logs(&self) -> Logs {
         Logs::since(self.output, self.log_files, self.since)

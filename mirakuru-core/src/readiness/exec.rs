@@ -27,10 +27,10 @@ use crate::util::text::printable;
 
 /// Time limit of the first run. If a run exceeds its limit, the next run has twice the time.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// The pause after a slow run is as long as the run, without the time that any program takes. It is
-/// at most the time already waited, divided by this number.
+/// The pause after a slow run is as long as the run, less [`UNAVOIDABLE`]. It is at most the time
+/// already waited, divided by this number.
 const LONG_PAUSE_PART: u32 = 10;
-/// Time that any program takes.
+/// Time that even the shortest run takes.
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 const SHELL: &str = "/bin/sh";
 /// Number of bytes kept from the end of a run's output.

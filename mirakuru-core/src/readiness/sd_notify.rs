@@ -158,7 +158,7 @@ impl Readiness for SdNotify {
         let Some(socket) = self.socket.clone() else {
             return Ok(self.ready);
         };
-        // A message is usually smaller than a page. This call does not ask for descriptors, so the
+        // A message is usually smaller than a page. `recv` does not ask for descriptors, so the
         // kernel closes those in a message. That completes a barrier (`BARRIER=1`).
         let mut buffer = [0; 8192];
         // Limit the number of messages, because a service may send them all the time.

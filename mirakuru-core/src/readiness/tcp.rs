@@ -308,7 +308,7 @@ mod tests {
                 ":6379",
                 "there is no host before the port; write `localhost:6379`",
             ),
-            ("localhost:0", "let one be chosen for it with `{port}`"),
+            ("localhost:0", "use `{port}` for a free port"),
             ("localhost:65536", "`65536` is not a port"),
             ("localhost:+80", "`+80` is not a port"),
             ("localhost:redis", "`redis` is not a port"),
@@ -319,11 +319,11 @@ mod tests {
             ("[localhost]:80", "`localhost` is not an IPv6 address"),
             (
                 "http://localhost:80/path",
-                "use `Http` for one, or give an address as `host:port`, `localhost:80`",
+                "use `Http` for it, or give an address such as `localhost:80`",
             ),
             (
                 "redis://user:secret@localhost:6379/0",
-                "as `host:port`, `localhost:6379`",
+                "give an address such as `localhost:6379`",
             ),
             ("local host:80", "`local host` is not a host"),
             ("a:1,b:2", "not a host"),

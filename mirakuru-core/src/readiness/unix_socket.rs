@@ -201,7 +201,7 @@ fn check(path: &Path) -> Result<(), String> {
     }
     let (what, length) = match sockets::abstract_name(path) {
         Some(_) if !cfg!(target_os = "linux") => {
-            return Err("abstract names are Linux's own; use a path, such as `{dir}/server.sock`".to_owned());
+            return Err("only Linux has abstract names; use a path, such as `{dir}/server.sock`".to_owned());
         }
         Some([]) => return Err("there is no name after the `@`; write one, such as `@server`".to_owned()),
         Some(name) => ("name", name.len()),
@@ -233,8 +233,8 @@ fn explain(path: &Path, error: io::Error) -> io::Error {
         return io::Error::new(
             io::ErrorKind::InvalidInput,
             format!(
-                "{shown} is a datagram socket, which accepts no connections; use `Check`, or `PidFile` for \
-                    its mere existence"
+                "{shown} is a datagram socket, which accepts no connections; use `Check`, or `PidFile` to \
+                    wait for the file"
             ),
         );
     }

@@ -13,8 +13,8 @@ use crate::util::text::printable;
 
 /// Maximum length of the head of an answer, in bytes.
 const HEAD: usize = 256 * 1024;
-/// Limits for reading the body of an answer. If it were not read, the connection would be closed
-/// while the server still sends a short body.
+/// Limits for reading the body of an answer. If the body were not read, the connection would be
+/// closed while the server still sends a short body.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -25,7 +25,7 @@ impl Http {
     }
 
     pub(super) fn ask(&mut self, target: &Target, cx: &Probe<'_>) -> io::Result<bool> {
-        // The last request before the end of the wait needs some time to succeed.
+        // Leave the last request before the end of the wait some time to succeed.
         let limit = self.limit.min(cx.remaining()).max(Duration::from_millis(1));
         let answer = send(&self.method, target, limit);
         let request = self.request(target);
@@ -182,7 +182,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     *request.headers_mut() = target.headers.clone();
     let needs_body = matches!(method, "POST" | "PUT" | "PATCH");
     let mut response = match &target.body {
-        // ureq sends a body with every method.
+        // If a request has a body, ureq sends it with any method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
         // Send an empty body. Without one, ureq sends an empty chunked body, which some servers
         // refuse.

@@ -139,7 +139,9 @@ impl Wanted {
             WantedKind::Success => Ok(Accepts::Success),
             WantedKind::Code(code) => match u16::try_from(*code) {
                 Ok(code) if (100..=999).contains(&code) => Ok(Accepts::Code(code)),
-                _ => Err(format!("{code} is not an HTTP status; they have three digits")),
+                _ => Err(format!(
+                    "{code} is not an HTTP status; use a number with three digits"
+                )),
             },
             WantedKind::Pattern(pattern) => {
                 // Compile the pattern without the anchors first, so that an error shows it as it
@@ -350,8 +352,8 @@ impl Readiness for Http {
                 let listens = *self.listens.get_or_insert(cx.elapsed());
                 let is_cut_short = cx.remaining() < self.limit;
                 let answer = self.ask(&target, cx);
-                // The pauses grow from the moment when the service listened. Even after a long
-                // start, a good answer is near by then.
+                // The pause depends on the time since the service began to listen, because a good
+                // answer usually follows soon.
                 let now = cx.elapsed() + begun.elapsed();
                 // A server that answers may log each request, so send fewer requests.
                 self.next = now

@@ -148,7 +148,7 @@ impl<'a> Parts<'a> {
             ));
         }
         let Some((scheme, rest)) = url.split_once("://") else {
-            return Err("the scheme is missing; it begins with `http://`".to_owned());
+            return Err("the scheme is missing; a URL begins with `http://`".to_owned());
         };
         let tls = match scheme.to_ascii_lowercase().as_str() {
             "http" => false,
@@ -179,8 +179,12 @@ impl<'a> Parts<'a> {
         let port = match port {
             None if tls => 443,
             None => 80,
-            Some(port) => address::port_number(port)
-                .ok_or_else(|| format!("`{}` is not a port; they go from 1 to 65535", printable(port, 80)))?,
+            Some(port) => address::port_number(port).ok_or_else(|| {
+                format!(
+                    "`{}` is not a port; give a number from 1 to 65535",
+                    printable(port, 80)
+                )
+            })?,
         };
         // A fragment is never sent to the server.
         let path = path.split('#').next().unwrap_or_default();
