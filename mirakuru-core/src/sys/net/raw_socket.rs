@@ -144,13 +144,13 @@ pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
 }
 
 pub(in crate::sys) fn bind(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
-    // SAFETY: an `Address` says how many of its bytes are set.
+    // SAFETY: `length` bytes of the `Address` are set.
     check(unsafe { libc::bind(fd.as_raw_fd(), addr.pointer(), addr.length) })?;
     Ok(())
 }
 
 pub(in crate::sys) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
-    // SAFETY: an `Address` says how many of its bytes are set.
+    // SAFETY: `length` bytes of the `Address` are set.
     check(unsafe { libc::connect(fd.as_raw_fd(), addr.pointer(), addr.length) })?;
     Ok(())
 }
@@ -213,7 +213,7 @@ impl Address {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let skip = usize::from(is_abstract);
-        // SAFETY: `sockaddr_un` is an address.
+        // SAFETY: `sockaddr_un` is a `sockaddr_*` type.
         Ok(unsafe {
             Address::of(|addr: &mut libc::sockaddr_un| {
                 addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
@@ -235,7 +235,7 @@ impl From<SocketAddr> for Address {
         let family = family(&addr) as libc::sa_family_t;
         let port = addr.port().to_be();
         match addr {
-            // SAFETY: `sockaddr_in` is an address.
+            // SAFETY: `sockaddr_in` is a `sockaddr_*` type.
             SocketAddr::V4(v4) => unsafe {
                 Address::of(|addr: &mut libc::sockaddr_in| {
                     addr.sin_family = family;
@@ -244,7 +244,7 @@ impl From<SocketAddr> for Address {
                     size_of::<libc::sockaddr_in>()
                 })
             },
-            // SAFETY: `sockaddr_in6` is an address.
+            // SAFETY: `sockaddr_in6` is a `sockaddr_*` type.
             SocketAddr::V6(v6) => unsafe {
                 Address::of(|addr: &mut libc::sockaddr_in6| {
                     addr.sin6_family = family;

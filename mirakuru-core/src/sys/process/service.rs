@@ -129,7 +129,7 @@ impl Service {
             .filter_map(|launch| launch.as_mut().ok())
             .map(|launch| &mut launch.mapping)
             .collect();
-        // No handler of the test may run in the supervisor.
+        // Blocks all signals, so that no signal handler of the test runs in the supervisor.
         let mut before = SigSet::empty();
         let guards =
             nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))

@@ -101,7 +101,7 @@ pub(super) fn note_need(reason: &'static str) {
 
 fn has_sanitizer() -> bool {
     let names = [c"__asan_init", c"__tsan_init", c"__msan_init", c"__hwasan_init"];
-    // SAFETY: the function looks for a name, and calls nothing.
+    // SAFETY: `dlsym` only looks up the name, which ends in a zero byte.
     let is_there = |name: &CStr| unsafe { !libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).is_null() };
     names.into_iter().any(is_there)
 }

@@ -235,7 +235,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let whole = memory::needs_all();
     let waiting = RefCell::new(Vec::new());
     let take = || {
-        // SAFETY: a listed batch stays until its thread has had the lock. This thread has it now.
+        // SAFETY: a listed batch stays until its thread has had the lock, which is held here.
         unsafe {
             let is_done = !(*mine).forked.is_empty();
             let mut next = match is_done {
@@ -257,7 +257,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     };
     memory::with_memory(whole.is_none(), take, |_| {
         let waiting = waiting.borrow();
-        // SAFETY: a listed batch stays until its thread has had the lock. This thread has it now.
+        // SAFETY: a listed batch stays until its thread has had the lock, which is held here.
         let mut batches = waiting.iter().map(|batch| unsafe { &mut **batch });
         let batch = batches.find(|batch| batch.forked.len() < batch.mappings.len());
         let Some(batch) = batch else { return };

@@ -48,7 +48,7 @@ pub(crate) fn pidfds_are_missing() -> bool {
     false
 }
 
-/// Does nothing: POSIX has no signal at a parent's death.
+/// Does nothing: POSIX cannot signal a process when its parent dies.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
 /// Only the supervisor calls this. The supervisor has one thread, so no fork can happen between
@@ -201,7 +201,7 @@ fn last_fd(known: RawFd) -> i32 {
     if open.contains(&known) {
         return open.iter().copied().max().unwrap_or(0);
     }
-    // SAFETY: all bytes are valid in a limit, which the call fills in.
+    // SAFETY: zeros are a valid `rlimit`, which the call fills in.
     let limit = unsafe {
         let mut limit: libc::rlimit = mem::zeroed();
         match libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) {

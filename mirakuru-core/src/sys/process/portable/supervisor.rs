@@ -52,7 +52,7 @@ const ZOMBIES_MS: i64 = 1000;
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn child_has_changed(_: c_int) {
-    // SAFETY: the call writes one byte; a full pipe holds one already.
+    // SAFETY: the call writes one byte from an array. A full pipe holds a byte already.
     unsafe { libc::write(WAKE.load(Ordering::SeqCst), [0_u8].as_ptr().cast(), 1) };
 }
 
@@ -174,7 +174,7 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
 
 /// Installs a handler of SIGCHLD that writes to this end of a pipe.
 unsafe fn watch_children(wake: i32) -> bool {
-    // SAFETY: the handler does only the things that a handler may do.
+    // SAFETY: the handler calls only `write`, which a signal handler may call.
     unsafe {
         libc::fcntl(wake, libc::F_SETFL, libc::O_NONBLOCK);
         WAKE.store(wake, Ordering::SeqCst);
