@@ -331,7 +331,7 @@ pub(crate) struct Excerpt {
 }
 
 impl Excerpt {
-    /// Returns the excerpt in the form for a report, with the path of the whole log.
+    /// Converts the excerpt to the form for a report, with the path of the whole log.
     pub(crate) fn printed<'a>(&'a self, log: &'a Path) -> Printed<'a> {
         Printed {
             head: &self.head,

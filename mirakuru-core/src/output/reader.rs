@@ -49,7 +49,7 @@ pub(crate) enum Piece<'a> {
 pub(crate) struct Cursor {
     /// Offset in the index up to which records have been read.
     index: u64,
-    /// Offset in the log at which the output of the read records ends.
+    /// Length of the log that is covered by the records read so far.
     covered: u64,
     /// Offset in the log up to which bytes were returned. If it is greater than `covered`, the
     /// bytes between have no record.

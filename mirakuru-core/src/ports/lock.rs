@@ -32,9 +32,9 @@
 //! first thread. That thread then gets an error, even if it could have waited.
 //!
 //! A service in a `static` lives as long as the process and belongs to no thread
-//! ([`EndpointLock::for_process`]). A wait for it would never end, so every thread gets the error.
-//! If a service lives as long as the test run ([`EndpointLock::for_run`]), a note in the lock file
-//! tells the other processes of the run.
+//! ([`EndpointLock::for_process`]). A wait for the service would never end, so every thread gets
+//! the error. If a service lives as long as the test run ([`EndpointLock::for_run`]), a note in the
+//! lock file informs the other processes of the run.
 //!
 //! # The files stay
 //!

@@ -66,7 +66,6 @@ impl Values {
         }
     }
 
-    /// Whether other services know the ports.
     pub(crate) fn are_known(&self) -> bool {
         self.are_known
     }

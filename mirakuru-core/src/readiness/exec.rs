@@ -121,7 +121,7 @@ impl Exec {
         let candidates = program::c_strings(&candidates, &shown).map_err(invalid)?;
         let argv = program::c_strings(&self.words, &shown).map_err(invalid)?;
         let envp = program::c_environment(&environment, &shown).map_err(invalid)?;
-        // Only the command has the write end, so that the pipe ends with the command.
+        // Only the command keeps the write end, so the pipe reaches its end when the command ends.
         let (output, write) = sys::pipe()?;
         let null = || {
             fs::OpenOptions::new()
@@ -465,7 +465,7 @@ mod tests {
         }
     }
 
-    /// Waits until the process is gone or a zombie.
+    /// Waits up to ten seconds until the process is gone or a zombie.
     fn gone(pid: &str) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
@@ -536,7 +536,7 @@ mod tests {
     fn one_that_succeeds_leaves_nothing_behind() {
         let harness = Harness::new();
         let pids = harness.dir().join("pids");
-        // The portable back end does not find processes that leave the process group.
+        // The portable back end does not find processes that leave their process group.
         let setsid = if cfg!(mirakuru_portable) { "" } else { "setsid " };
         let mut exec = prepared(
             &harness,

@@ -329,14 +329,14 @@ mod tests {
         // The length stays the same, and so may the times.
         fs::write(&path, "4194306\n").unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // A file that was touched counts.
+        // A touched file counts as new.
         let (mut readiness, _) = prepare(&path).unwrap();
         assert!(probe(&mut readiness).is_err());
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_modified(SystemTime::now() + Duration::from_secs(5))
             .unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // A file that was replaced counts.
+        // A replaced file counts as new.
         let (mut readiness, _) = prepare(&path).unwrap();
         let other = dir.path().join("other");
         fs::write(&other, "4194306\n").unwrap();
@@ -353,7 +353,7 @@ mod tests {
         std::thread::sleep(TICK * 3);
         // `elapsed` is zero, so the service has started after the file was written.
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).is_err());
-        // A file that names the service counts even if its times are too old.
+        // A file that names the service counts as the service's, even if its times are too old.
         fs::write(&path, std::process::id().to_string()).unwrap();
         std::thread::sleep(TICK * 3);
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());

@@ -1,7 +1,7 @@
 //! [`Http`]: the service answers an HTTP request with the right status.
 //!
-//! `target.rs` turns the URL and the settings into a request, `exchange.rs` sends it and reads the
-//! answer.
+//! `target.rs` turns the URL and the settings into a request. `exchange.rs` sends the request and
+//! reads the answer.
 
 mod exchange;
 mod target;

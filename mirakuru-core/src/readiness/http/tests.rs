@@ -59,7 +59,7 @@ impl Server {
     }
 }
 
-/// The head of a request, and as much of the body as the head announces.
+/// Reads the head of a request, and the body that the head announces.
 fn read_request(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let mut buffer = [0; 1024];
