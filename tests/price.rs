@@ -1,4 +1,4 @@
-//! What this crate costs its users: the number of packages in the Cargo.lock of a crate that
+//! Limits what this crate costs its users: the number of packages in the Cargo.lock of a crate that
 //! depends only on this one. Everything counts, including this crate itself and the dependencies of
 //! build scripts.
 //!

@@ -91,7 +91,7 @@ struct Workspace {
 }
 
 impl Workspace {
-    /// Creates a workspace with these tests, of which nothing is built yet.
+    /// Creates a workspace with these tests. Nothing in it is built yet.
     fn new(name: &'static str, tests: &str) -> Workspace {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("fresh")

@@ -741,8 +741,7 @@ fn code_that_is_not_run_says_why() {
     }
 }
 
-/// The reasons for which tests are ignored on the portable back end, each with the files of these
-/// tests.
+/// The reasons why tests are ignored on the portable back end, each with the files of these tests.
 fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     let mut left_out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for folder in [

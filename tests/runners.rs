@@ -1,8 +1,8 @@
 //! `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread, and twice at
 //! a time. However they end the test processes, nothing of the services is left.
 //!
-//! They run the tests of a user's crate (`runners/`, see `common/fresh.rs`). If nextest is not
-//! installed, each test prints what it leaves out.
+//! The runners run the tests of a user's crate (`runners/`, see `common/fresh.rs`). If nextest is
+//! not installed, each test prints what it leaves out.
 //!
 //! This is a separate binary, because it runs cargo and looks for its services among all processes.
 #![cfg(target_os = "linux")]

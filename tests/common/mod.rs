@@ -254,8 +254,8 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     pids
 }
 
-/// Waits until two kinds of processes are gone, and fails after `bound`: those that recorded their
-/// pids in `pids`, and those with the scratch directory's path in their command line.
+/// Waits until all processes are gone that recorded their pids in `pids`, or that have the scratch
+/// directory's path in their command line. Fails after `bound`.
 #[track_caller]
 pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     let recorded = numbers(pids);
@@ -279,8 +279,8 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     }
 }
 
-/// All living descendants of a process, found by parent pid, without daemons. Some servers give
-/// their child processes other command lines.
+/// All living descendants of a process, found by parent pid, without daemons. Unlike
+/// [`processes_with`], this also finds children that have other command lines.
 pub(crate) fn descendants(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = all_pids()
         .into_iter()
@@ -367,7 +367,7 @@ pub(crate) fn entries(path: &str) -> usize {
 /// The environment variable with a victim's directory. It tells a process that it is a victim.
 pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
 
-/// Fails, and shows what the process printed, unless it ended with status 0.
+/// Fails, and shows the output of the process, unless its status is 0.
 #[track_caller]
 pub(crate) fn assert_success(output: &Output) {
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));

@@ -315,7 +315,7 @@ fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
         .stop_timeout(Duration::from_millis(300))
 }
 
-/// The names for which the command at the end has run, once for each run.
+/// The names that the command at the end has cleaned up, once for each run.
 fn cleaned(dir: &Path) -> Vec<String> {
     let calls = fs::read_to_string(dir.join("calls")).unwrap_or_default();
     calls.lines().map(str::to_owned).collect()

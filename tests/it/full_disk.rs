@@ -1,4 +1,4 @@
-//! What happens to a service's log when the disk is full.
+//! The log of a service when the disk is full.
 
 use std::process::{Command, Output};
 

@@ -319,7 +319,7 @@ impl Cluster {
         recipe
     }
 
-    /// What `psql` answers to a query, or its error message.
+    /// The answer of `psql` to a query, or its error message.
     fn query(&self, port: u16, sql: &str) -> Result<String, String> {
         let output = Command::new(self.bin.join("psql"))
             .args([

@@ -135,7 +135,7 @@ fn kinds() -> Vec<&'static Kind> {
 /// A victim whose service is up.
 struct Victim {
     child: Child,
-    /// Not read any more, but kept open so that the harness can still print.
+    /// Kept open without being read, so that the harness can still print.
     _output: BufReader<ChildStdout>,
     lifeline: Lifeline,
     /// The earliest time at which the tree would end by itself.
@@ -736,7 +736,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
     let lifeline = Lifeline::new(&fifo);
     let port = fixed_port();
     let address = match fixed {
-        // A fixed port has a lock, for which the next start waits.
+        // The next start waits for the lock of the fixed port.
         true => format!("127.0.0.1:{port}"),
         false => "127.0.0.1:{port}".to_owned(),
     };

@@ -309,7 +309,7 @@ for e in events:
 assert not opened, opened
 for track, slices in tracks.items():
     assert track in names and (track[0], None) in names, track
-    # Within each other, or side by side, else Perfetto drops them. It counts in nanoseconds, which older versions cut off.
+    # Perfetto drops slices of a track that overlap without nesting. It counts in nanoseconds, and older versions cut off fractions.
     for whole in (int, round):
         ends = []
         for e in sorted(slices, key=lambda e: (e["ts"], -e["dur"])):

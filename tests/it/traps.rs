@@ -203,7 +203,7 @@ fn output_before_readiness_does_not_hang_the_start() {
     }
 }
 
-/// Here the condition itself must read past the flood.
+/// The banner comes after the flood, so the condition must read all of the output.
 #[test]
 fn a_banner_after_a_flood_is_seen() {
     let mut service = odd(["--flood-before", "3000000", "--ready-line", "at last"])

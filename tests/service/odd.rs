@@ -722,7 +722,7 @@ fn options() -> Options {
             }
         }
     }
-    // These limits, with those of the chains, keep the processes below 100.
+    // These limits keep the processes below 100, without the links of the chains.
     o.fork = o.fork.min(20);
     o.stopped = o.stopped.min(20);
     o.deaf_daemons = o.deaf_daemons.min(20);

@@ -4,7 +4,7 @@
 //! expected output is that of the version in CI.
 //!
 //! This test is a separate package, because trybuild rebuilds all dependencies of its package with
-//! the test's features. Here these are the default features, without TLS.
+//! the test's features. This package has the default features, without TLS.
 
 #[test]
 fn each_mistake_is_one_error() {
