@@ -61,7 +61,7 @@ impl LogWriter {
         self.index.write_all(&record).expect("the index is writable");
     }
 
-    /// Writes a record but no bytes.
+    /// Writes a record of output, without its bytes.
     pub(crate) fn output(&mut self, stream: Stream, length: usize) {
         let length = u32::try_from(length).expect("a short record");
         self.record(|time| Record::output(stream as usize, length, time));

@@ -123,8 +123,8 @@ pub trait Readiness: Send + Sync + 'static {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool>;
 
     /// Whether only new output of the service can change the result of [`probe`](Readiness::probe).
-    /// If so, the wait sleeps until there is output. The default is `false`. Called after each
-    /// poll, because the value may change.
+    /// If so, the wait sleeps until there is output. The default is `false`. Called repeatedly,
+    /// because the value may change.
     fn waits_for_output(&self) -> bool {
         false
     }
