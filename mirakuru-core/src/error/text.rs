@@ -14,11 +14,13 @@ use crate::error::secrets::mask_urls;
 pub(super) fn one_line(command: &str) -> String {
     const LONGEST: usize = 200;
     let line = if command.contains(char::is_control) {
-        let lines = command
-            .split(char::is_control)
-            .map(str::trim)
-            .filter(|line| !line.is_empty());
-        lines.collect::<Vec<_>>().join(" ⏎ ")
+        let mut lines = Vec::new();
+        for line in command.split(char::is_control) {
+            if !line.trim().is_empty() {
+                lines.push(line.trim());
+            }
+        }
+        lines.join(" ⏎ ")
     } else {
         command.to_owned()
     };

@@ -101,17 +101,16 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
 
 /// The numbers in a line that may be ports: those after a colon, or after the word "port".
 fn ports_in(line: &str) -> Vec<u16> {
-    let starts = line.match_indices([':', ' ']).map(|(at, _)| (at, at + 1));
-    let ports = starts.filter_map(|(at, from)| {
-        let digits: String = line[from..].chars().take_while(char::is_ascii_digit).collect();
+    let mut ports = Vec::new();
+    for (at, separator) in line.match_indices([':', ' ']) {
+        let digits: String = line[at + 1..].chars().take_while(char::is_ascii_digit).collect();
         let after_word = line[..at].to_ascii_lowercase().ends_with("port");
-        let is_address = line[at..].starts_with(':');
-        digits
-            .parse()
-            .ok()
-            .filter(|port| (is_address || after_word) && *port != 0)
-    });
-    ports.collect()
+        match digits.parse() {
+            Ok(port) if port != 0 && (separator == ":" || after_word) => ports.push(port),
+            _ => {}
+        }
+    }
+    ports
 }
 
 fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {

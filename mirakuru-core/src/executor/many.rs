@@ -125,11 +125,13 @@ impl<R: Readiness> Startable for Executor<R> {
 /// The first error of [`Executor::stop`], after all services have been stopped.
 #[doc(hidden)]
 pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
-    let dirs: Vec<&Path> = services.iter().map(|service| service.private_dir()).collect();
+    let (mut dirs, mut results) = (Vec::new(), Vec::new());
+    for service in services.iter() {
+        dirs.push(service.private_dir());
+        results.push(None);
+    }
     let dependents = needs::dependents_among(&dirs);
     let mut limits: Vec<Option<Deadline>> = vec![None; services.len()];
-    let mut results: Vec<Option<Result<(), Error>>> = Vec::new();
-    results.resize_with(services.len(), || None);
     while results.iter().any(Option::is_none) {
         for at in 0..services.len() {
             if limits[at].is_none() && dependents[at].iter().all(|&other| results[other].is_some()) {

@@ -289,8 +289,7 @@ impl Owned<'_> {
         if !may_be_about_port {
             return None;
         }
-        let chosen: Vec<SocketAddr> = self.chosen().collect();
-        if free::check_free(&chosen).is_err() {
+        if free::check_free(&self.chosen()).is_err() {
             // These ports never change: clients know the ports of a service that has been ready,
             // and the nodes of a cluster know each other's ports.
             let are_known = self.own.was_ready || self.core.values.are_known();
@@ -303,9 +302,12 @@ impl Owned<'_> {
     }
 
     /// The addresses of the chosen ports.
-    fn chosen(&self) -> impl Iterator<Item = SocketAddr> {
-        let ports = self.core.values.ports();
-        ports.map(|(_, port)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    fn chosen(&self) -> Vec<SocketAddr> {
+        let mut addrs = Vec::new();
+        for (_, port) in self.core.values.ports() {
+            addrs.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        }
+        addrs
     }
 
     /// Removes closed connections that block ports, and checks that the ports are free. Needed for
@@ -326,7 +328,7 @@ impl Owned<'_> {
             let is_it = |addr: &SocketAddr| *endpoint == format!("port {}", addr.port());
             if let Some(hint) = addrs.iter().copied().filter(is_it).find_map(time_wait::hint) {
                 evidence.hint = Some(hint);
-            } else if self.chosen().any(|addr| is_it(&addr)) {
+            } else if self.chosen().iter().any(is_it) {
                 evidence.hint =
                     Some("end that process: a restart keeps the port, because clients know it".to_owned());
             }

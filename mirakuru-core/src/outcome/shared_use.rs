@@ -205,8 +205,8 @@ pub(crate) fn started(
 pub(crate) fn published(log: &Path, how_it_ended: HowItEnded, ends_with_users: bool) {
     let _ = MAKING.try_with(|making| {
         let mut making = making.borrow_mut();
-        let mut services = making.iter_mut().flatten();
-        if let Some(service) = services.find(|service| service.output.path == log) {
+        let Some(services) = making.as_mut() else { return };
+        if let Some(service) = services.iter_mut().find(|service| service.output.path == log) {
             service.how_it_ended = Mutex::new(how_it_ended);
             service.stays_until = match ends_with_users {
                 true => "its last user ends",
@@ -226,15 +226,12 @@ pub(crate) fn test_has_failed() {
             return;
         };
         for (services, since) in &mut *used {
-            texts.extend(
-                services
-                    .0
-                    .services
-                    .iter()
-                    .filter_map(|service| service.tail(*since)),
-            );
-            let running = services.0.services.iter().filter(|service| !service.has_died());
-            descriptions.extend(running.filter_map(Service::description));
+            for service in &services.0.services {
+                texts.extend(service.tail(*since));
+                if !service.has_died() {
+                    descriptions.extend(service.description());
+                }
+            }
             // The test may catch this panic and fail again. The next report then begins here.
             *since = now;
         }

@@ -268,7 +268,10 @@ impl OutputReader {
             true => (self.count_lines(since, end), fold(&self.beginning(since, end))),
         };
         head.truncate(first);
-        let shown: u64 = head.iter().chain(&tail).map(|(_, count)| count).sum();
+        let mut shown = 0;
+        for (_, count) in head.iter().chain(&tail) {
+            shown += count;
+        }
         Excerpt {
             left_out: total.saturating_sub(shown),
             dropped: logs.dropped,
@@ -373,16 +376,19 @@ fn fold(logs: &Logs) -> Vec<(String, u64)> {
 
 /// Removes digits from times, dates and process ids, so that repeated messages compare equal.
 fn without_time(line: &str) -> String {
-    let words = line.split_whitespace().map(|word| {
+    let mut words = Vec::new();
+    for word in line.split_whitespace() {
         let count = |c| word.matches(c).count();
         let number = word.trim_matches(['[', ']', '(', ')', ':', ',']);
         let is_id = number.len() < word.len() && number.bytes().all(|byte| byte.is_ascii_digit());
-        match is_id || count(':') >= 2 || count('-') >= 2 || count('/') >= 2 {
-            true => word.chars().filter(|c| !c.is_ascii_digit()).collect(),
-            false => word.to_owned(),
-        }
-    });
-    words.collect::<Vec<_>>().join(" ")
+        words.push(
+            match is_id || count(':') >= 2 || count('-') >= 2 || count('/') >= 2 {
+                true => word.chars().filter(|c| !c.is_ascii_digit()).collect(),
+                false => word.to_owned(),
+            },
+        );
+    }
+    words.join(" ")
 }
 
 /// The line that replaces left-out output.

@@ -197,11 +197,8 @@ fn program(pid: u32, comm: &str) -> String {
 }
 
 fn is_marked(pid: u32) -> bool {
-    procfs::environment(pid).is_some_and(|environ| {
-        environ
-            .split(|byte| *byte == 0)
-            .any(|entry| entry.starts_with(MARK))
-    })
+    procfs::environment(pid)
+        .is_some_and(|environ| procfs::entries(&environ).any(|entry| entry.starts_with(MARK)))
 }
 
 /// Finds the systemd unit in the text of `/proc/PID/cgroup`.

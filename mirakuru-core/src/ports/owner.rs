@@ -197,11 +197,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
     }
     let search = procfs::search_tree(root, inodes, closely);
     *pids = search.found.iter().map(|(_, pid)| *pid).collect();
-    let strange: Vec<u64> = inodes
-        .iter()
-        .copied()
-        .filter(|inode| !search.has(*inode))
-        .collect();
+    let mut strange = inodes.to_vec();
+    strange.retain(|inode| !search.has(*inode));
     let Some(&first) = strange.first() else {
         return Ownership::Tree;
     };
@@ -217,11 +214,12 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
     let mut everybody = procfs::search(&procfs::pids(), &strange, Closely::Process).found;
     // The search downwards from `root` can miss a daemon between its two forks. The search upwards
     // from the process finds it.
-    let ours: Vec<u64> = everybody
-        .iter()
-        .filter(|(_, pid)| procfs::descends(*pid, root))
-        .map(|(inode, _)| *inode)
-        .collect();
+    let mut ours = Vec::new();
+    for (inode, pid) in &everybody {
+        if procfs::descends(*pid, root) {
+            ours.push(*inode);
+        }
+    }
     // After a denied search, ignore the test process: it may have made the socket that the service
     // inherits.
     let counts = |pid: u32| !search.denied || pid != std::process::id();
@@ -336,11 +334,7 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
     if first.at.elapsed() < CHECK_TAKES && pids.into_iter().any(procfs::is_between_calls) {
         return false;
     }
-    answering(Protocol::Tcp, canonical(addr)).is_some_and(|now| {
-        now.iter()
-            .map(|socket| socket.inode)
-            .eq(first.inodes.iter().copied())
-    })
+    answering(Protocol::Tcp, canonical(addr)).is_some_and(|now| table::inodes(&now) == first.inodes)
 }
 
 /// The addresses on which the tree below `root` listens, in no particular order. For the error

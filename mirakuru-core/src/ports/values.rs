@@ -152,7 +152,11 @@ impl Values {
 
     /// All ports with owned names.
     pub(crate) fn owned_ports(&self) -> Vec<(String, u16)> {
-        self.ports().map(|(name, port)| (name.to_owned(), port)).collect()
+        let mut ports = Vec::new();
+        for (name, port) in self.ports() {
+            ports.push((name.to_owned(), port));
+        }
+        ports
     }
 
     /// The value of `{dir}`.

@@ -54,15 +54,21 @@ pub(crate) fn environment(
     id: &str,
 ) -> BTreeMap<OsString, OsString> {
     for (key, value) in changes {
-        match (value, key.as_bytes().strip_suffix(b"*")) {
-            (Some(value), _) => {
-                environment.insert(key.clone(), value.clone());
-            }
-            (None, Some(prefix)) => environment.retain(|name, _| !name.as_bytes().starts_with(prefix)),
-            (None, None) => {
-                environment.remove(key);
+        if let Some(value) = value {
+            environment.insert(key.clone(), value.clone());
+            continue;
+        }
+        let mut kept = BTreeMap::new();
+        for (name, value) in environment {
+            let is_removed = match key.as_bytes().strip_suffix(b"*") {
+                Some(prefix) => name.as_bytes().starts_with(prefix),
+                None => name == *key,
+            };
+            if !is_removed {
+                kept.insert(name, value);
             }
         }
+        environment = kept;
     }
     environment.insert("MIRAKURU_ID".into(), id.into());
     environment

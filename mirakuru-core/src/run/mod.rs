@@ -45,10 +45,13 @@ impl Run {
     #[must_use]
     pub fn current() -> Option<&'static Run> {
         static RUN: Lazy<Option<Run>> = Lazy::new(|| {
-            let variables: Vec<(&str, String)> = [SESSION, NEXTEST]
-                .into_iter()
-                .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
-                .collect();
+            let mut variables = Vec::new();
+            for name in [SESSION, NEXTEST] {
+                match std::env::var(name) {
+                    Ok(value) if !value.is_empty() => variables.push((name, value)),
+                    _ => {}
+                }
+            }
             let chain = &mut procfs::own_ancestors();
             let run = Run::find(&variables, chain, sys::origin::is_orphan(), &carries)?;
             // Without pidfds, a supervisor cannot learn of the runner's end.
@@ -298,7 +301,7 @@ pub(crate) fn this_process() -> String {
 /// Whether a process started with this value of the variable. `None` if its environment is hidden.
 fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
     let environ = sys::procfs::environment(pid)?;
-    Some(environ.split(|b| *b == 0).any(|e| e == entry))
+    Some(sys::procfs::entries(&environ).any(|e| e == entry))
 }
 
 /// A hash that is the same in every build, unlike the standard library's.

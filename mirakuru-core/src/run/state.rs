@@ -58,7 +58,7 @@ impl State {
 
     fn parse(bytes: &[u8]) -> State {
         let mut state = State::default();
-        for entry in bytes.split(|byte| *byte == 0) {
+        for entry in sys::procfs::entries(bytes) {
             let Some(at) = entry.iter().position(|byte| *byte == b'=') else {
                 continue;
             };

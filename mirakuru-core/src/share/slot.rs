@@ -47,17 +47,13 @@ impl Run {
     fn slot_of(&self, key: &str, grace: Duration) -> Result<RunSlot, Error> {
         // A service that ends with its last user has its own directory, which is removed with the
         // service.
-        let (dir, names) = match self.with_users {
-            true => (with_suffix(&self.dir, key), ["state", "lock"].map(str::to_owned)),
-            false => (
-                self.dir.clone(),
-                ["state", "lock"].map(|kind| format!("{key}.{kind}")),
-            ),
+        let (dir, prefix) = match self.with_users {
+            true => (with_suffix(&self.dir, key), String::new()),
+            false => (self.dir.clone(), format!("{key}.")),
         };
-        let [published, lock] = names.map(|name| dir.join(name));
         let slot = RunSlot {
-            published,
-            lock,
+            published: dir.join(format!("{prefix}state")),
+            lock: dir.join(format!("{prefix}lock")),
             users: self.with_users.then(|| dir.join("users")),
             dir,
             runner: self.runner,

@@ -433,7 +433,7 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let of_runner = runner().and_then(|(pid, _)| procfs::environment(pid));
     let environment = match of_runner.filter(|text| !text.is_empty()) {
-        Some(text) => variables(&text).collect(),
+        Some(text) => variables(&text),
         None => std::env::vars_os().collect::<Vec<_>>(),
     };
     cargo.env_clear().envs(environment.iter().cloned());
@@ -460,12 +460,16 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
 }
 
 /// Parses the environment of a process.
-fn variables(environment: &[u8]) -> impl Iterator<Item = (OsString, OsString)> {
-    environment.split(|byte| *byte == 0).filter_map(|entry| {
-        let equals = entry.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;
-        let text = |bytes| OsStr::from_bytes(bytes).to_owned();
-        Some((text(&entry[..equals]), text(&entry[equals + 1..])))
-    })
+fn variables(environment: &[u8]) -> Vec<(OsString, OsString)> {
+    let text = |bytes| OsStr::from_bytes(bytes).to_owned();
+    let mut variables = Vec::new();
+    for entry in procfs::entries(environment) {
+        match entry.iter().position(|byte| *byte == b'=') {
+            None | Some(0) => {}
+            Some(at) => variables.push((text(&entry[..at]), text(&entry[at + 1..]))),
+        }
+    }
+    variables
 }
 
 struct Said {

@@ -155,14 +155,13 @@ impl Bin {
         }
         let is_own = self.package.is_none() || self.package == std::env::var("CARGO_PKG_NAME").ok();
         let variable = |prefix: &str| std::env::var_os(format!("{prefix}_BIN_EXE_{}", self.name));
-        let at_run_time = ["NEXTEST", "CARGO"]
-            .into_iter()
-            .filter_map(variable)
-            .filter(|_| is_own);
-        let known = at_run_time
-            .map(PathBuf::from)
-            .chain(self.known.map(PathBuf::from));
-        known.into_iter().find(|path| path.is_file())
+        for prefix in ["NEXTEST", "CARGO"] {
+            match variable(prefix).map(PathBuf::from) {
+                Some(path) if is_own && path.is_file() => return Some(path),
+                _ => {}
+            }
+        }
+        self.known.map(PathBuf::from).filter(|path| path.is_file())
     }
 
     /// The name in the attribute.

@@ -78,8 +78,9 @@ mod linux {
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
     use std::os::unix::ffi::OsStrExt;
     use std::path::Path;
-
     use std::sync::{Mutex, PoisonError};
+
+    use crate::sys::proc::entries;
 
     /// File systems on which another machine can make a file that inotify does not report.
     const REMOTE: [u32; 12] = [
@@ -203,10 +204,7 @@ mod linux {
                     let number =
                         |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
                     let (name, tail) = tail.split_at((number(12) as usize).min(tail.len()));
-                    each(
-                        number(4),
-                        name.split(|byte| *byte == 0).next().unwrap_or_default(),
-                    );
+                    each(number(4), entries(name).next().unwrap_or_default());
                     rest = tail;
                 }
             }

@@ -166,9 +166,13 @@ fn numbers(dir: &str) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
     };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect()
+    let mut numbers = Vec::new();
+    for entry in entries.flatten() {
+        if let Some(Ok(number)) = entry.file_name().to_str().map(str::parse) {
+            numbers.push(number);
+        }
+    }
+    numbers
 }
 
 /// A process and its descendants, as far as they live and are visible.
@@ -211,7 +215,9 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     for task in numbers(&tasks) {
         let list = fs::read_to_string(format!("{tasks}/{task}/children")).unwrap_or_default();
         for child in list.split_ascii_whitespace() {
-            children.extend(child.parse::<u32>());
+            if let Ok(child) = child.parse() {
+                children.push(child);
+            }
         }
     }
     children
@@ -307,7 +313,16 @@ pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
 /// The words of a process's command line. Empty if we may not read them.
 pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     let line = read(&format!("{pid}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+    let mut words = Vec::new();
+    for word in entries(&line) {
+        words.push(word.to_vec());
+    }
+    words
+}
+
+/// The entries of a list in which a zero byte ends each entry.
+pub(crate) fn entries(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|byte| *byte == 0)
 }
 
 /// Checks whether this process, which runs as root, may run a service as this user and group. If

@@ -169,27 +169,19 @@ impl Mapping {
     fn fill(bump: &mut Bump, plan: &Plan, title: &CString, args: &Range<usize>) -> *mut Arena {
         let program = bump.words(&plan.program);
         let on_end = plan.on_end.as_ref().map(|command| bump.words(command));
-        let on_end_hint = plan.on_end_hint.as_ref();
-        let on_end_hint = on_end_hint.map_or(ptr::null(), |hint| bump.string(hint));
+        let on_end_hint = bump.optional(plan.on_end_hint.as_ref());
         let envp = bump.strings(&plan.envp);
-        let current_dir = plan
-            .current_dir
-            .as_ref()
-            .map_or(ptr::null(), |dir| bump.string(dir));
-        let private_dir = plan
-            .private_dir
-            .as_ref()
-            .map_or(ptr::null(), |dir| bump.string(dir));
-        let needed = plan.private_dir.as_ref().map_or(ptr::null(), |dir| {
+        let current_dir = bump.optional(plan.current_dir.as_ref());
+        let private_dir = bump.optional(plan.private_dir.as_ref());
+        let needed = plan.private_dir.as_ref().map(|dir| {
             let path = [dir.as_bytes(), b"/", NEEDED.as_bytes()].concat();
-            bump.string(&CString::new(path).unwrap_or_default())
+            CString::new(path).unwrap_or_default()
         });
+        let needed = bump.optional(needed.as_ref());
         let run = plan.run.as_ref();
-        let run_paths = [
-            run.map(|run| bump.string(&run.staged)),
-            run.map(|run| bump.string(&run.published)),
-            run.map(|run| bump.string(&run.dir)),
-        ];
+        let staged = bump.optional(run.map(|run| &run.staged));
+        let published = bump.optional(run.map(|run| &run.published));
+        let run_dir = bump.optional(run.map(|run| &run.dir));
         let groups = bump.slice(plan.groups.as_deref().unwrap_or_default());
         let title_text = bump.string(title).cast();
         let arena = bump.place::<Arena>(1);
@@ -215,7 +207,9 @@ impl Mapping {
             a.private_dir = private_dir;
             a.needed = needed;
             a.needs = needs;
-            [a.staged, a.published, a.run_dir] = run_paths.map(|path| path.unwrap_or(ptr::null()));
+            a.staged = staged;
+            a.published = published;
+            a.run_dir = run_dir;
             a.ends_with_users = run.is_some_and(|run| run.ends_with_users);
             a.groups = groups;
             a.group_count = plan.groups.as_ref().map_or(-1, |groups| groups.len() as i64);
@@ -395,6 +389,10 @@ impl Bump {
 
     fn string(&mut self, text: &CString) -> *const c_char {
         self.slice(text.as_bytes_with_nul()).cast()
+    }
+
+    fn optional(&mut self, text: Option<&CString>) -> *const c_char {
+        text.map_or(ptr::null(), |text| self.string(text))
     }
 
     fn words(&mut self, command: &CommandPlan) -> Words {

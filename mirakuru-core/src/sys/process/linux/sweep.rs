@@ -33,7 +33,7 @@ pub(crate) fn kill_marked(ids: &[&str]) {
 
 fn carries(pid: u32, ids: &[&str]) -> bool {
     let environment = proc::environment(pid).unwrap_or_default();
-    for entry in environment.split(|byte| *byte == 0) {
+    for entry in proc::entries(&environment) {
         if let Some(id) = entry.strip_prefix(b"MIRAKURU_ID=") {
             if ids.iter().any(|wanted| wanted.as_bytes() == id) {
                 return true;
