@@ -418,17 +418,17 @@ macro_rules! evidence {
 
 impl Error {
     /// Applies `shown` to the error's own texts. The service's output stays as it is.
-    pub(crate) fn map_texts(mut self, shown: impl Fn(&str) -> String) -> Error {
+    pub(crate) fn map_texts(mut self, shown: &dyn Fn(&str) -> String) -> Error {
         let texts: Vec<&mut String> = match &mut self {
             Error::Spawn {
                 command,
                 attempt,
                 hint,
                 ..
-            } => [Some(command), Some(attempt), hint.as_mut()]
-                .into_iter()
-                .flatten()
-                .collect(),
+            } => match hint {
+                Some(hint) => vec![command, attempt, hint],
+                None => vec![command, attempt],
+            },
             Error::AlreadyRunning {
                 command, endpoint, ..
             } => vec![command, endpoint],
@@ -470,8 +470,8 @@ impl Error {
             system: _,
         }) = self.evidence_mut()
         {
-            for text in [last_probe, hint].into_iter().flatten() {
-                *text = shown(text);
+            for text in [last_probe, hint] {
+                *text = text.as_deref().map(shown);
             }
         }
         self
@@ -791,7 +791,7 @@ redis-server --port 6379: exited with status 1 after 12 ms, before it accepted c
                 ..Evidence::default()
             }),
         };
-        let text = error.map_texts(|text| text.replace('x', "***")).to_string();
+        let text = error.map_texts(&|text| text.replace('x', "***")).to_string();
         assert_eq!(
             text,
             "a ***: timed out after 1 s, before it ***\n  last probe: *** failed\n  output:     1 line\n    \

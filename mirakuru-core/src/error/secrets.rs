@@ -150,7 +150,7 @@ impl Secrets {
 
     /// Masks the texts of an error, but not the service's output.
     pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
-        error.0.map_texts(|text| self.mask(text))
+        error.0.map_texts(&|text| self.mask(text))
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     static THREAD: Lazy<bool> = Lazy::new(|| {
         let read = || loop {
             sleep(INTERVAL);
-            show(|_| true);
+            show(&|_| true);
         };
         thread::spawn("mirakuru-live", Box::new(read)).is_ok()
     });
@@ -79,7 +79,7 @@ pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
 
 /// Shows the output that has not been shown yet. Called after the service has ended.
 pub(crate) fn catch_up(log: &Path) {
-    show(|service| service.log == log);
+    show(&|service| service.log == log);
 }
 
 /// Shows the rest of a service's output, and stops following its log. Called before the log is
@@ -96,7 +96,7 @@ pub(crate) fn forget(log: &Path) {
     followed.retain(|service| service.log != log);
 }
 
-fn show(which: impl Fn(&Followed) -> bool) {
+fn show(which: &dyn Fn(&Followed) -> bool) {
     let mut followed = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut text = String::new();
     for service in followed.iter_mut().filter(|service| which(service)) {

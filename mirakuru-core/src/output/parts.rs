@@ -45,11 +45,7 @@ pub(super) struct View {
 pub(super) struct Parts(Mutex<View>);
 
 impl Parts {
-    pub(super) fn open(
-        log: &Path,
-        index: &Path,
-        open: impl Fn(&Path) -> io::Result<File>,
-    ) -> io::Result<Parts> {
+    pub(super) fn open(log: &Path, index: &Path, open: fn(&Path) -> io::Result<File>) -> io::Result<Parts> {
         let first = Part {
             number: 0,
             log: open(log)?,
@@ -130,10 +126,7 @@ impl View {
 
     /// The log and the index of the last part, the number of the part, and its beginning. For the
     /// first part, copies the open descriptors, which costs less than `open`.
-    pub(super) fn last(
-        &self,
-        open: impl Fn(&Path) -> io::Result<File>,
-    ) -> io::Result<([File; 2], u32, Place)> {
+    pub(super) fn last(&self, open: fn(&Path) -> io::Result<File>) -> io::Result<([File; 2], u32, Place)> {
         let (part, _) = self.parts.last().ok_or(io::ErrorKind::NotFound)?;
         let files = match part.number {
             0 => [part.log.try_clone()?, part.index.try_clone()?],

@@ -99,7 +99,7 @@ impl OutputReader {
     pub(crate) fn open_with(
         log: &Path,
         index: &Path,
-        open: impl Fn(&Path) -> io::Result<File>,
+        open: fn(&Path) -> io::Result<File>,
     ) -> io::Result<OutputReader> {
         Ok(OutputReader {
             path: log.to_owned(),
@@ -163,7 +163,7 @@ impl OutputReader {
     /// [`open_with`](OutputReader::open_with).
     pub(crate) fn newest_part(
         &self,
-        open: impl Fn(&Path) -> io::Result<File>,
+        open: fn(&Path) -> io::Result<File>,
     ) -> io::Result<([File; 2], LogPart)> {
         let view = self.parts.view()?;
         let (files, number, begin) = view.last(open)?;
@@ -272,7 +272,7 @@ impl OutputReader {
     /// Number of bytes since the cursor that could not be written to the log.
     pub(crate) fn lost(&self, since: Cursor) -> u64 {
         let mut lost = 0;
-        let _ = self.find_record(since, |record| {
+        let _ = self.find_record(since, &mut |record| {
             lost += if record.is_lost() {
                 u64::from(record.length)
             } else {
@@ -290,7 +290,7 @@ impl OutputReader {
     }
 
     /// Finds the first record after the cursor for which `found` returns true.
-    fn find_record(&self, since: Cursor, mut found: impl FnMut(&Record) -> bool) -> Option<Record> {
+    fn find_record(&self, since: Cursor, found: &mut dyn FnMut(&Record) -> bool) -> Option<Record> {
         let view = self.parts.view().ok()?;
         let mut at = since.index;
         let mut block = Vec::new();
@@ -300,7 +300,7 @@ impl OutputReader {
             if records.is_empty() {
                 return None;
             }
-            if let Some(record) = decoded(records).find(&mut found) {
+            if let Some(record) = decoded(records).find(|record| found(record)) {
                 return Some(record);
             }
             at += records.len() as u64;
@@ -344,7 +344,7 @@ impl OutputReader {
 
     /// The time of the first output since the cursor, in nanoseconds of the monotonic clock.
     pub(crate) fn first_output(&self, since: Cursor) -> Option<u64> {
-        let first = self.find_record(since, |record| record.length > 0 && record.is_output());
+        let first = self.find_record(since, &mut |record| record.length > 0 && record.is_output());
         first.map(|record| record.time)
     }
 

@@ -30,7 +30,7 @@ pub(crate) struct Busy {
 }
 
 impl Busy {
-    pub(crate) fn into_error(self, command: impl Into<String>) -> Error {
+    pub(crate) fn into_error(self, command: &str) -> Error {
         let is_port = self.endpoint.starts_with("port ") || self.endpoint.starts_with("UDP port ");
         let remedy = self.holder.as_ref().and_then(Holder::remedy);
         let is_pid_file = self.endpoint.starts_with("pid file ");

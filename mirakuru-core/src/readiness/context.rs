@@ -79,9 +79,13 @@ impl Prepare<'_> {
     /// its remedy.
     #[must_use]
     pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
+        self.refusal(&readiness.into(), &reason.into())
+    }
+
+    fn refusal(&self, readiness: &str, reason: &str) -> Error {
         Error::InvalidReadiness {
-            readiness: self.values.mask(&readiness.into()),
-            reason: self.values.mask(&reason.into()),
+            readiness: self.values.mask(readiness),
+            reason: self.values.mask(reason),
             system: Vec::new(),
         }
     }

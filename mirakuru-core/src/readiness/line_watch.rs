@@ -113,7 +113,7 @@ impl LineWatch {
         &mut self,
         reader: &OutputReader,
         since: Cursor,
-        mut found: impl FnMut(&Found<'_>),
+        found: &mut dyn FnMut(&Found<'_>),
     ) -> io::Result<()> {
         let LineWatch {
             pattern,
@@ -121,7 +121,6 @@ impl LineWatch {
             cursor,
             open,
         } = self;
-        let found: &mut dyn FnMut(&Found<'_>) = &mut found;
         let result = reader.read_pieces(cursor.get_or_insert(since), |piece, _| match piece {
             Piece::Output(stream, bytes) => {
                 if wanted.is_none_or(|wanted| wanted == stream) {
@@ -141,16 +140,16 @@ impl LineWatch {
     /// The first line that [`scan`](LineWatch::scan) would report, safe to print.
     pub(crate) fn first(&mut self, reader: &OutputReader, since: Cursor) -> io::Result<Option<String>> {
         let mut first = None;
-        self.scan(reader, since, |found| {
+        self.scan(reader, since, &mut |found| {
             first.get_or_insert_with(|| found.line());
         })?;
         Ok(first)
     }
 
     /// Searches the next bytes of a log file. A log file counts as one stream.
-    pub(crate) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&Found<'_>)) {
-        self.open[0].feed(&self.pattern, bytes, &mut found);
-        self.open[0].match_unfinished(&self.pattern, &mut found);
+    pub(crate) fn feed(&mut self, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+        self.open[0].feed(&self.pattern, bytes, found);
+        self.open[0].match_unfinished(&self.pattern, found);
     }
 
     /// If a finished line matches, passes it to `found` and returns true.
@@ -165,10 +164,10 @@ impl LineWatch {
     }
 
     /// Treats the unfinished lines that match as finished.
-    pub(crate) fn settle(&mut self, mut found: impl FnMut(&Found<'_>)) {
+    pub(crate) fn settle(&mut self, found: &mut dyn FnMut(&Found<'_>)) {
         for line in self.open.iter_mut().filter(|line| line.undecided) {
             line.undecided = false;
-            line.found = self.pattern.tell(&line.bytes, usize::from(line.cut), &mut found);
+            line.found = self.pattern.tell(&line.bytes, usize::from(line.cut), found);
         }
     }
 
@@ -344,7 +343,7 @@ mod tests {
     fn lines(watch: &mut LineWatch, reader: &OutputReader) -> Vec<String> {
         let mut lines = Vec::new();
         watch
-            .scan(reader, Cursor::START, |found| lines.push(found.line()))
+            .scan(reader, Cursor::START, &mut |found| lines.push(found.line()))
             .unwrap();
         lines
     }
@@ -401,8 +400,8 @@ mod tests {
         let mut ports = Vec::new();
         for piece in ["on 1.2.3.4:54", "32", "\n", "on [::1]:1 "] {
             log.stderr(piece);
-            let found = |found: &Found<'_>| ports.push(found.group("port").unwrap().to_owned());
-            watch.scan(&reader, Cursor::START, found).unwrap();
+            let mut found = |found: &Found<'_>| ports.push(found.group("port").unwrap().to_owned());
+            watch.scan(&reader, Cursor::START, &mut found).unwrap();
         }
         assert_eq!(ports, ["5432", "1"]);
     }

@@ -130,7 +130,7 @@ mod linux {
         /// Renews the watches of the path and of its directory. Returns whether they report the
         /// file from now on.
         pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
-            self.drain(|mask, name| {
+            self.drain(&mut |mask, name| {
                 if Some(name) == path.file_name().map(OsStr::as_bytes) {
                     *complete = mask & libc::IN_CREATE == 0;
                 }
@@ -188,7 +188,7 @@ mod linux {
 
         /// Reads the events. Calls `each` with the kind of an event and the name in the directory.
         /// The name is empty if the event is about the file itself.
-        fn drain(&self, mut each: impl FnMut(u32, &[u8])) {
+        fn drain(&self, each: &mut dyn FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
             // The limit is for a directory in which a program makes files without end.
             for _ in 0..64 {
@@ -219,7 +219,7 @@ mod linux {
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
             // Otherwise the events of this wait would wake up the next wait.
-            self.drain(|_, _| {});
+            self.drain(&mut |_, _| {});
             if let Some(inotify) = self.inotify.take() {
                 IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(inotify);
             }
