@@ -24,8 +24,8 @@
 //! | [Limits](limits) | honestly |
 //! | [What others can do](attackers) | another user, a service, a service of another user |
 
-/// The chapters are read on a code forge as well, where links go to files and to docs.rs. If a link
-/// has two definitions, the first one counts: these definitions come first, and lead to the items.
+/// One module for each chapter. On a code forge, the links of a chapter go to files and to docs.rs.
+/// The definitions here come first and override them, so that the links go to the items.
 /// `tests/repo_rules.rs` checks that none is missing.
 macro_rules! chapters {
     ($($name:ident)*) => {$(

@@ -15,8 +15,8 @@
 //! # // A doctest is no test build: shown here, run in `tests/`.
 //! ```
 //!
-//! When the body begins, the server accepts connections. When the test ends, however it ends, the
-//! server is gone, with everything that it ever forked. A start takes about 1 ms longer than a bare
+//! When the body begins, the server accepts connections. However the test ends, the server is gone
+//! afterwards, with every process that it forked. A start takes about 1 ms longer than a bare
 //! [`Command::spawn`](std::process::Command::spawn).
 //!
 //! # Choosing
@@ -30,13 +30,12 @@
 //! | a program that is no test, or full control | [`Executor::builder`], below |
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
 //!
-//! The [guide] has a page for each topic: a [first test](guide::first_test),
-//! [choosing a readiness](guide::readiness), [programs of the workspace](guide::programs),
-//! [systems](guide::systems), [sharing](guide::sharing), [nextest](guide::nextest),
-//! [async](guide::async_tests), [containers](guide::containers), [CI](guide::ci), [resistance
-//! tests](guide::resistance), [presets of your own](guide::writing_a_preset), and [what to do when
-//! a start hangs](guide::debugging); coming [from Python mirakuru](guide::from_python) or [from
-//! Testcontainers](guide::from_testcontainers); and the [limits](guide::limits).
+//! The [guide] has a page for each topic. Begin with [a first test](guide::first_test) and
+//! [choosing a readiness](guide::readiness). Then come, for example, [systems](guide::systems),
+//! [sharing](guide::sharing), [nextest](guide::nextest), [async](guide::async_tests) and
+//! [CI](guide::ci). If a start hangs, see [debugging](guide::debugging). Two pages are for users
+//! [of Python mirakuru](guide::from_python) and [of Testcontainers](guide::from_testcontainers).
+//! The [limits](guide::limits) have a page as well.
 //!
 //! # Executors
 //!
@@ -79,37 +78,39 @@
 //! | `Executor<Check>` | a closure says so |
 //! | `Executor<R>` | your own type says so: implement [`Readiness`] |
 //!
-//! Conditions combine, and commands, paths and addresses may hold placeholders such as `{port}` (a
-//! free port): see [`ExecutorBuilder`].
+//! Conditions can be combined. Commands, paths and addresses can contain placeholders such as
+//! `{port}`, a free port: see [`ExecutorBuilder`].
 //!
 //! # The guarantee
 //!
 //! However the test process ends (the end of a test, a panic, [`std::process::exit`], Ctrl-C, an
 //! abort, a crash, `SIGKILL`), nothing of the service survives: no child, no grandchild, no daemon.
-//! Each service has a tiny supervising process that outlives the test process just long enough to
-//! end it.
+//! Each service has a tiny supervising process, which outlives the test process just long enough to
+//! end the service.
 //!
 //! # Limits
 //!
-//! - The guarantee holds on Linux. Other Unixes have a back end of POSIX calls alone, which was
-//!   tested on Linux and never run on a real macOS or BSD. It ends the service's process group; it
-//!   does not find processes that leave the group, as daemons do. If its supervisor is killed, the
-//!   service ends only if the test process still lives. It does not check the owners of listening
-//!   sockets. A shared service belongs to its test process, not to the run.
-//! - A test never stops a shared service: that takes `&mut`, and sharing hands out `&`.
-//! - `#[should_panic]` tests never take a failed start for the panic that they expect; the report
-//!   is then in the test's output.
+//! - The guarantee holds on Linux. Other Unixes have a portable back end, which uses only POSIX
+//!   calls. It was tested on Linux, and never run on a real macOS or BSD.
+//! - The portable back end ends the service's process group. It does not find processes that leave
+//!   the group, as daemons do. If the supervisor is killed, the service ends only if the test
+//!   process still lives.
+//! - With the portable back end, a shared service belongs to its test process, not to the run. The
+//!   owners of listening sockets are not checked.
+//! - A test cannot stop a shared service: stopping takes `&mut`, and a shared fixture gives `&`.
+//! - A `#[should_panic]` test never takes a failed start for the expected panic. The report is then
+//!   in the test's output.
 //!
 //! # When something goes wrong
 //!
-//! An [`Error`] is a report: its first line is the whole message. The evidence follows (the last
-//! probe's own error, a timeline, the end of the log and its file, the process on the port), and,
-//! if the cause is known, the remedy. Values of the environment and passwords in URLs are never in
-//! it; only the service's own output is shown as it is.
+//! An [`Error`] prints a report. Its first line is the whole message. The evidence follows: the
+//! last probe's own error, a timeline, the end of the log and its file, the process on the port. If
+//! the cause is known, the report names a remedy. It never contains values of the environment or
+//! passwords in URLs. Only the service's own output is shown unchanged.
 //!
 //! When a test fails, its output has the end of its services' logs. The log of a shared service
-//! begins at the test's first use. (This holds for a panic. A test that returns `Err` needs the
-//! attribute. A task on another thread shows the services that it has used when that task panics.)
+//! begins at the test's first use. This holds for a panic; a test that returns `Err` needs the
+//! attribute. If a task on another thread panics, it shows the services that the task has used.
 //!
 //! | environment variable | |
 //! | --- | --- |
@@ -124,15 +125,15 @@
 //! # Where the time goes
 //!
 //! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows where the run's time went.
-//! For each service it shows, over all processes of the run, when it was started, ready and
-//! stopped, and which tests used it. It also shows which chain of these made the run as long as it
-//! was. If the name ends in `.json`, the file is a trace in Chrome's format, which
-//! <https://ui.perfetto.dev> opens. A relative path counts from the directory in which the runner
-//! was started. It works with `cargo nextest run` as well. The file is always complete, and may be
-//! opened while the run goes on.
+//! For each service, over all processes of the run, it shows the start, the stop, and the tests
+//! that used the service. It also shows the critical path: the chain of starts and tests that made
+//! the run last so long. If the file's name ends in `.json`, the file is a trace in Chrome's
+//! format, which <https://ui.perfetto.dev> opens. A relative path counts from the directory in
+//! which the runner was started. The variable also works with `cargo nextest run`. The file is
+//! always complete, and may be opened while the run goes on.
 //!
 //! A test begins with its first use of a service, and ends with its thread. A service of the whole
-//! run ends with the runner, when no test is left to record that, so the page draws it up to the
+//! run ends after the last test, which cannot record that. So the page draws the service up to the
 //! end. If a process is killed and no other process of the run follows, its events of the last
 //! second are missing.
 //!
@@ -141,9 +142,9 @@
 //! | feature | default | |
 //! | --- | --- | --- |
 //! | `http` | yes | [`Http`](struct@Http) readiness |
-//! | `presets` | yes | [ready-made servers](presets), without a dependency more |
+//! | `presets` | yes | [ready-made servers](presets), without further dependencies |
 //! | `rstest` | yes | the attribute on fixture functions, and the re-export `mirakuru::rstest` |
-//! | `tls` | no | `https://` for `Http`, with rustls: some thirty crates more |
+//! | `tls` | no | `https://` for `Http`, with rustls: about thirty more crates |
 //! | `tracing` | no | spans and events for your own `tracing` subscriber |
 //!
 //! The spans and events of `tracing` have the target `mirakuru`:
@@ -158,12 +159,12 @@
 //! | event `ready`, info | the start is over | `pid`, `elapsed_ms` |
 //! | event `other port`, info | a chosen port was taken, and the start is tried again | `error` |
 //! | event `failed`, warn | the start has failed | `error`, its first line |
-//! | event `owner unseen`, warn | who listens could not be told; it was taken for the service | `addr` |
-//! | event `stopped`, debug | nothing is left of it | `status` |
+//! | event `owner unseen`, warn | the owner of the listening socket is not visible, and is taken for the service | `addr` |
+//! | event `stopped`, debug | no process of the service is left | `status` |
 
 // docs.rs shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// The examples show tests, which a doctest compiles and does not run. They are run in `tests/`.
+// The examples contain tests, which a doctest compiles but does not run. `tests/` runs them.
 #![allow(clippy::test_attr_in_doctest)]
 
 pub use mirakuru_core::{
@@ -183,7 +184,8 @@ pub use mirakuru_fixtures::{
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.
 ///
-/// The item below the attribute decides its meaning. Put it **on top** of all other attributes.
+/// The meaning of the attribute depends on the item below it. Put the attribute **on top** of all
+/// other attributes.
 ///
 /// # On a test
 ///
@@ -211,28 +213,29 @@ pub use mirakuru_fixtures::{
 /// - The test attribute below may be `#[test]`, `#[rstest]` with its cases, or one for async tests,
 ///   such as `#[tokio::test]`. The test may return a `Result`, and carry `#[should_panic]` or
 ///   `#[ignore]`.
-/// - Attributes stack. Each binds the first parameter that is still free and has no attribute of
-///   its own. `name = parameter` selects one instead, and `name = _` selects none. The other
-///   parameters are rstest's.
-/// - A fixture is in scope in the attributes below it, as `&T`, by the name of its parameter or by
+/// - A test may have several such attributes. Each binds the first free parameter that has no
+///   attribute of its own. `name = parameter` selects another parameter, and `name = _` selects
+///   none. rstest fills the other parameters.
+/// - The attributes below a fixture can use it as `&T`, by the name of its parameter or by
 ///   `name = ident`: `env = ("DATABASE_URL", db.url())`.
-/// - Services start together, so a start takes as long as the slowest of them. A service that names
-///   others starts when these are ready. The service of the last attribute ends first. Services
-///   that want the same fixed port, in this test binary or in another, wait for each other.
+/// - Services start together, so a start takes as long as the slowest service. A service that uses
+///   others starts when they are ready. The service of the last attribute ends first.
+/// - Services that need the same fixed port wait for each other, also across test binaries.
 /// - The name of a `static` with the attribute may stand in place of a recipe:
 ///   `#[mirakuru::fixture(SHOP)]` gives `&'static T`.
-/// - Below `#[test]` it works only without parameters: the compiler checks the signature first.
+/// - If the attribute stands below `#[test]`, the test may have no parameters, because the compiler
+///   checks the signature first.
 ///
 /// # On a static
 ///
-/// The service is shared: its first use starts it, once, while other users wait. The static is a
+/// The service is shared. Its first use starts it, while other users wait. The static is a
 /// [`Shared<T>`](Shared), which dereferences to `T`.
 ///
 /// The whole run shares the service: all processes of a `cargo nextest run`, and all test binaries
-/// of a `cargo test`, until the run ends. So **tests must not rely on its being empty**: others
-/// have used it, and use it at the same time. Give each test a database, a key prefix or a topic of
-/// its own. With `scope = "users"` it ends with the last process that uses it. With `scope =
-/// "process"` each process has its own service.
+/// of a `cargo test`, until the run ends. So **tests must not expect it to be empty**: other tests
+/// have used it before, and use it at the same time. Give each test a database, a key prefix or a
+/// topic of its own. With `scope = "users"`, the service ends with the last process that uses it.
+/// With `scope = "process"`, each process has its own service.
 ///
 /// ```
 /// # use mirakuru::TcpExecutor;
@@ -275,9 +278,9 @@ pub use mirakuru_fixtures::{
 /// # }
 /// ```
 ///
-/// - A field is in scope in the attributes below it, by its name, as `&T`. A service starts as soon
-///   as those that it names are ready. They end in the reverse order. (So the macro reverses the
-///   order of the fields, because a struct drops its first field first.)
+/// - The attributes below a field can use it by its name, as `&T`. A service starts as soon as the
+///   services that it uses are ready. The services end in the reverse order. (A struct drops its
+///   first field first, so the macro reverses the order of the fields.)
 /// - Name the recipe of a generic struct with its parameters if they cannot be inferred:
 ///   `#[mirakuru::fixture(Farm::<3>)]`. Outside the attribute it is `Farm::<3>()`.
 /// - `#[cfg(..)]` and `#[cfg_attr(..)]` on a field hold for its service, too. A field of the type
@@ -324,11 +327,11 @@ pub use mirakuru_fixtures::{
 /// # }
 /// ```
 ///
-/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`. With `#[timeout]`, or if rstest
-/// parses a case, write `use mirakuru::rstest::{self, rstest};`. (If another crate of your
-/// workspace uses rstest with its default features, `#[rstest]` must come from your own manifest:
-/// its feature `crate-name` looks there.) An `async fn` is an async fixture. A fixture hides a
-/// crate of its name, so prefer `redis_server` to `redis`.
+/// Take `#[rstest]` from your own dependency, or from mirakuru: `use mirakuru::rstest::rstest;`.
+/// With `#[timeout]`, or if rstest parses a case, write `use mirakuru::rstest::{self, rstest};`.
+/// (If another crate of your workspace uses rstest with its default features, `#[rstest]` must come
+/// from your own manifest, because rstest's feature `crate-name` looks there.) An `async fn` is an
+/// async fixture. A fixture hides a crate of the same name, so prefer `redis_server` to `redis`.
 ///
 /// # Keys
 ///
@@ -348,9 +351,9 @@ pub use mirakuru_fixtures::{
 /// | `name = parameter` | the parameter that it is given to |
 /// | `scope` | for what is shared: `"run"` (the default: one service for a `cargo test` or `cargo nextest run`) or `"process"` |
 ///
-/// One of `cmd`, `bin` and `example` is needed. At most one readiness key is allowed; without one,
-/// a service is ready once it is executed. Every other `key = value` is the method of
-/// [`ExecutorBuilder`] of that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env =
+/// One of `cmd`, `bin` and `example` is needed. At most one readiness key is allowed. Without one,
+/// a service is ready once it is executed. Every other `key = value` calls the method of
+/// [`ExecutorBuilder`] with that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env =
 /// ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`,
 /// `env`, `env_remove` and `fail_on` may be repeated.
 ///
@@ -372,7 +375,7 @@ pub use mirakuru_fixtures::{
 /// ```
 pub use mirakuru_macros::fixture;
 
-/// The rstest for fixture functions, for crates that do not have it in their own manifest: `use
+/// Re-export of rstest, for crates that do not have it in their own manifest: `use
 /// mirakuru::rstest::rstest;`.
 #[cfg(feature = "rstest")]
 pub use mirakuru_fixtures::rstest;

@@ -5,21 +5,21 @@
 //!
 //! # Map
 //!
-//! Each folder is one sentence of the design, and imports only from the folders above it in this
-//! list. So a folder can be read without the rest, and `sys/` can be replaced for another system. A
-//! test (`tests/repo_rules.rs`) reads the order here.
+//! Each folder has one task, and imports only from the folders above it in this list. So a folder
+//! can be read without the rest, and `sys/` can be replaced for another system.
+//! `tests/repo_rules.rs` reads this list and checks the imports.
 //!
 //! - `sys/` talks to the operating system, and has all the `unsafe`.
-//! - `util/` holds small things that many need: one back-off, one hash, one edit distance.
-//! - `error/` lets a failure explain itself: errors, their layout, secrets.
+//! - `util/` holds small helpers for many folders: one back-off, one hash, one edit distance.
+//! - `error/` has the errors, lays out their reports, and masks secrets.
 //! - `recipe/` says how to start a service, as plain data.
 //! - `service_dir/` makes the private directory of a service, and removes it.
 //! - `run/` knows which run of tests this is, and keeps the state of its services.
-//! - `observe/` shows a start while it goes on: progress, traces.
-//! - `ports/` makes a port or socket path ours alone: reservation, locks, who listens there.
+//! - `observe/` reports a start in progress: lines for the user, traces.
+//! - `ports/` reserves and locks ports and socket paths, and finds the process that listens there.
 //! - `output/` keeps and reads what a service prints.
 //! - `readiness/` decides when a service is ready, one condition a file.
-//! - `timeline/` records where the time of a run goes, and draws the page that shows it.
+//! - `timeline/` records how a run spends its time, and draws a page from that.
 //! - `outcome/` says whether the test on this thread has failed.
 //! - `executor/` is what a test holds: start, wait, stop, attach, hints.
 //! - `share/` lets many processes use one service.

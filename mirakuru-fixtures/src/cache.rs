@@ -1,6 +1,6 @@
 //! A cache of directories that are slow to make and the same each time, such as the data directory
-//! of a database. Each is made once for each machine, version and user, and then copied. Presets
-//! use it. Users' recipes can, too: by [`prepare_once`], and by
+//! of a database. Each directory is made once for each machine, version and user, and then copied.
+//! Presets use the cache. Users' recipes use it by [`prepare_once`] and by
 //! [`Recipe::seed_key`](crate::Recipe::seed_key).
 //!
 //! ```text
@@ -12,7 +12,7 @@
 //!
 //! A directory that is older than a few days is not used: programs that clean temporary directories
 //! (usually after ten days) may have removed half of it. A directory from before the last boot of
-//! the machine is not used either, because nothing flushed it to the disk.
+//! the machine is not used either, because it may not have been flushed to the disk.
 
 use std::any::type_name;
 use std::error::Error as StdError;
@@ -27,31 +27,32 @@ use mirakuru_core::{Error, Executor, Readiness};
 
 use crate::recipe::Recipe;
 
-/// Time that a directory may be used, in seconds.
+/// Length of a period in seconds. A directory is used only in the period in which it was made.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
-/// Time to wait for another process that makes the same directory, and may run a user's migrations.
-/// If that process ends, its lock is free.
+/// Time to wait while another process makes the same directory, which may include a user's
+/// migrations. If that process is killed, its lock is released at once.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Limits of the number of directories and of their bytes. Those that were used last stay.
+/// Limits for the number of directories and for their total size in bytes. The least recently used
+/// directories are removed.
 const MOST: usize = 24;
 const MOST_BYTES: u64 = 2 << 30;
-/// Time since the last use within which a directory stays in any case: a process may be copying it.
+/// A directory that was used within this time is never removed: a process may be copying it.
 const IN_USE: Duration = Duration::from_secs(600);
 
 /// Fills the private directory of a service with data that is slow to make and the same each time.
-/// `make` runs once for a key, and the result is kept over runs. Call it in [`Recipe::prepare`], as
-/// PostgreSQL's preset does for `initdb`. (For data that the service itself must take in, see
-/// [`Recipe::seed_key`].)
+/// `make` runs once for a key, and the result is kept over runs. Call `prepare_once` in
+/// [`Recipe::prepare`], as PostgreSQL's preset does for `initdb`. For data that must be loaded into
+/// the running service, see [`Recipe::seed_key`].
 ///
-/// `make` gets an empty directory of mode 0700. Its content is then copied into [`Executor::dir`],
-/// over files of the same names. Use another key if `make` would do something else: put the version
-/// of a program into it, or a hash of the files that it reads (`presets::hash_of_dir`). Each user
-/// of the machine has a cache of their own. If two processes need the same directory, one makes it
-/// and the other waits, for at most 15 minutes.
+/// `make` gets an empty directory of mode 0700. The directory's content is then copied into
+/// [`Executor::dir`], over files of the same names. If the result of `make` would change, use
+/// another key: put the version of a program into it, or a hash of the files that `make` reads
+/// (`presets::hash_of_dir`). Each user of the machine has a cache of their own. If two processes
+/// need the same directory, one makes it and the other waits, for at most 15 minutes.
 ///
-/// The cache is `mirakuru-UID/cache` in the temporary directory. The 24 directories and 2 GiB that
-/// were used last stay in it. A directory is made anew after four to eight days, and after each
-/// start of the machine.
+/// The cache is `mirakuru-UID/cache` in the temporary directory. It keeps the most recently used
+/// directories: at most 24, with at most 2 GiB. A directory is made anew every four days, and after
+/// each start of the machine.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -85,7 +86,8 @@ const IN_USE: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 ///
-/// The error of `make`, with the key (then no data is kept), or an error of the file system.
+/// An error of `make`, with the key, or an error of the file system. If `make` fails, no data is
+/// kept.
 pub fn prepare_once<R: Readiness, E>(
     executor: &Executor<R>,
     key: &str,
@@ -114,7 +116,8 @@ pub(crate) fn seed<R: Recipe>(
         recipe
             .set_up(executor)
             .map_err(|source| Error::other(format!("run the seed `{key}`"), source))?;
-        // No process writes to the directory while it is copied.
+        // The service is stopped first, because no process may write to the directory during the
+        // copy.
         executor.stop()?;
         is_made = true;
         copy_tree(&executor.dir(), kept)
@@ -126,8 +129,8 @@ pub(crate) fn seed<R: Recipe>(
     executor.__prepare(|executor| copy(&kept, &executor.dir()))
 }
 
-/// Fills the private directory of a service with the content that `make` makes now, or made before.
-/// The key must contain all data that `make` depends on, above all versions.
+/// Fills the private directory of a service from the cache. If the cache lacks the key, `make` runs
+/// first. The key must contain all data that `make` depends on, above all versions.
 pub(crate) fn fill(
     dir: &Path,
     key: &str,
@@ -136,8 +139,8 @@ pub(crate) fn fill(
     copy(&cached(dir, key, make)?, dir)
 }
 
-/// The directory that `make` fills now, or filled before. `service` is the private directory of the
-/// service that needs it.
+/// Returns the cached directory for a key, and makes it if necessary. `service` is the private
+/// directory of the service that needs it.
 fn cached(
     service: &Path,
     key: &str,
@@ -150,7 +153,7 @@ type Make<'a> = Box<dyn FnOnce(&Path) -> Result<(), Error> + 'a>;
 
 fn cached_by(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
     let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
-    // The path is `<base>/<id>/d`. The base is known to be private to this user.
+    // `service` is `<base>/<id>/d`, and only this user can access `<base>`.
     let base = service
         .ancestors()
         .nth(2)
@@ -174,7 +177,7 @@ fn cached_by(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error
         note_use(&ready);
         return Ok(ready);
     }
-    // A process that was killed during its work left this directory.
+    // If this directory exists, a process was killed while it made the directory.
     let unfinished = cache.join(format!("{name}.new"));
     let _ = fs::remove_dir_all(&unfinished);
     private_dir(&unfinished).map_err(failed)?;
@@ -210,11 +213,11 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     copy_files(from, to, limit("Max file size").unwrap_or(u64::MAX))
 }
 
-/// The hard limit of this process with this name, as `ulimit` sets it. `None` means no limit.
+/// Hard resource limit of this process, by its name in `/proc/self/limits`. `None` means no limit.
 pub(crate) fn limit(name: &str) -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
-    // The words are the soft limit, then the hard one.
+    // The line has the soft limit first, then the hard limit.
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
@@ -241,7 +244,7 @@ fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
                 name.display()
             )));
         } else {
-            // This shares the blocks where the file system can.
+            // On some file systems, `fs::copy` shares the blocks instead of copying them.
             fs::copy(entry.path(), &target)?;
         }
     }
@@ -265,20 +268,20 @@ fn lock(path: &Path) -> io::Result<Lease> {
     })
 }
 
-/// The time at which a directory was made.
+/// The boot and the period in which a directory was made.
 struct Age {
     boot: String,
     period: u64,
 }
 
-/// A text that identifies the present boot of the machine, if it is known.
+/// Identifies the current boot of the machine. Empty if it is unknown.
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
 }
 
-/// Removes the directories that were made before the previous period, and the locks that no process
-/// has taken since then.
+/// Removes the directories of earlier boots, and those from before the previous period. Also
+/// removes locks that no process has taken for two periods.
 fn remove_old(cache: &Path, now: &Age) {
     for path in paths(cache) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -293,8 +296,7 @@ fn remove_old(cache: &Path, now: &Age) {
         if path.extension().is_some_and(|end| end == "lock")
             && taken().is_ok_and(|taken| taken.elapsed().is_ok_and(|idle| idle.as_secs() > 2 * PERIOD))
         {
-            // A process that has already opened the file notices the removal, and makes another
-            // file.
+            // A process that has already opened the lock notices the removal, and makes a new lock.
             if let Ok(Some(_held)) = Lease::take(&path, 1) {
                 let _ = fs::remove_dir_all(&path);
             }
@@ -302,12 +304,12 @@ fn remove_old(cache: &Path, now: &Age) {
     }
 }
 
-/// Records a use of a directory: its time of change is the time of its last use.
+/// Records a use of a directory in its modification time.
 fn note_use(dir: &Path) {
     let _ = fs::File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
 }
 
-/// Removes the directories with the oldest last use, until the rest is within the bounds.
+/// Removes the least recently used directories, until the others are within the limits.
 fn bound(cache: &Path) {
     let (mut count, mut bytes) = (0, 0);
     let mut idle: Vec<(Duration, u64, PathBuf)> = Vec::new();
@@ -350,7 +352,7 @@ fn paths(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Sum of the sizes of all files below a directory.
+/// Total size of all files below a directory.
 fn size(dir: &Path) -> u64 {
     let mut sum = 0;
     for path in paths(dir) {
@@ -420,7 +422,7 @@ mod tests {
             .arg(from.join("pipe"))
             .status();
         assert!(pipe.unwrap().success());
-        // The copy runs twice: files and links may exist.
+        // The second copy finds existing files and links.
         for _ in 0..2 {
             copy_tree(&from, &to).unwrap();
         }
@@ -484,11 +486,11 @@ mod tests {
         let name = |number: u32| cache.join(format!("k{number}.{boot}.99999999"));
         for number in 0..MOST as u32 + 5 {
             fs::create_dir_all(name(number)).unwrap();
-            // The first directories have the latest use.
+            // A lower number means a more recent use.
             let used = now - IN_USE - Duration::from_secs(60 * u64::from(number + 1));
             fs::File::open(name(number)).unwrap().set_modified(used).unwrap();
         }
-        // This directory was unused for long, and is in use now.
+        // Directory 28 has the oldest last use, until this line uses it again.
         note_use(&name(28));
         bound(&cache);
         let left: Vec<u32> = (0..MOST as u32 + 5)

@@ -1,4 +1,5 @@
-//! [`cluster`]: services of one kind that know each other before the first of them starts.
+//! [`cluster`]: several services of one kind, whose recipes can use each other's ports and
+//! directories.
 
 use std::any::type_name;
 use std::cell::RefCell;
@@ -17,12 +18,11 @@ use crate::recipe::Recipe;
 use crate::start::{ClusterMember, Single};
 use crate::system::{Joining, Reach, Slot, System, several};
 
-/// Time that the nodes of a cluster may take to end after their last user has left, from the first
-/// to the last.
+/// Time to wait until all nodes of a cluster have ended, after its last user has left.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
-/// A recipe for `size` services that know each other: the closure makes the recipe of each node,
-/// and can ask for the ports and directories of all. They start together.
+/// Makes a recipe for `size` services that start together. The closure makes the recipe of each
+/// node, and can use the ports and directories of all nodes.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -42,11 +42,11 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// ```
 ///
 /// The closure may return any recipe of one service: a builder, a preset, a type of your own. It
-/// only makes the recipe, and may be called more than once for a node. The name of a node, which
-/// `{name}` also gives, is [`Node::name`], unless its recipe sets another one.
+/// must do nothing else, because it may be called more than once for a node. Each node is named
+/// [`Node::name`], which `{name}` stands for, unless its recipe sets another name.
 ///
-/// A recipe of several services, such as a system or a cluster, makes no node. `cargo test` reports
-/// that when it builds the test:
+/// A recipe of several services, such as another cluster, cannot be a node. A test with such a node
+/// does not compile:
 ///
 /// ```compile_fail
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -55,10 +55,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// let _ = cluster(3, |_| cluster(2, |_| Executor::builder("sleep 60")));
 /// ```
 ///
-/// A cluster is ready when all its nodes are and all conditions of
-/// [`ready_when`](ClusterRecipe::ready_when) hold. In a `static` the run shares it like any other
-/// fixture. The ports of the nodes never change: if one is in use, the start fails and reports
-/// that.
+/// A cluster is ready when all its nodes are ready and all conditions of
+/// [`ready_when`](ClusterRecipe::ready_when) hold. In a `static`, the run shares it like any other
+/// fixture. The ports of the nodes never change: if a port is in use, the start fails.
 pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRecipe<R, F> {
     const {
         assert!(
@@ -90,8 +89,8 @@ pub struct ClusterRecipe<R, F> {
 }
 
 impl<R, F> ClusterRecipe<R, F> {
-    /// Launches each node only when the node before meets the condition, even if that node is still
-    /// starting.
+    /// Launches each node once the previous node meets the condition, even if the previous node is
+    /// still starting.
     #[cfg(feature = "presets")]
     pub(crate) fn launched_in_turn(mut self, check: Check) -> ClusterRecipe<R, F> {
         self.order = Some(check);
@@ -99,7 +98,7 @@ impl<R, F> ClusterRecipe<R, F> {
     }
 
     /// Adds a condition of the whole cluster, for example that there is a leader or that all nodes
-    /// have joined. It is checked once each node is ready. The check gets the
+    /// have joined. It is checked once all nodes are ready. The check runs with the
     /// [`Probe`](mirakuru_core::Probe) of each node, and must hold for every node.
     ///
     /// ```
@@ -122,7 +121,7 @@ impl<R, F> ClusterRecipe<R, F> {
         self
     }
 
-    /// Sets the time that [`ready_when`](ClusterRecipe::ready_when) may take after each node is
+    /// Sets the time that [`ready_when`](ClusterRecipe::ready_when) may take after all nodes are
     /// ready. The default is 60 seconds.
     pub fn timeout(mut self, timeout: Duration) -> ClusterRecipe<R, F> {
         self.timeout = timeout;
@@ -247,8 +246,8 @@ impl fmt::Debug for Node {
     }
 }
 
-/// The running nodes of a cluster: a slice of their handles. Dropping it ends the nodes, the last
-/// one first.
+/// The running nodes of a cluster. It dereferences to a slice of their handles. Dropping it ends
+/// the nodes, the last one first.
 #[derive(Debug)]
 pub struct Cluster<H> {
     nodes: Vec<H>,
@@ -318,7 +317,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> Recipe for ClusterRecipe<R, F> {
     }
 }
 
-/// The name of a node in messages and in the run.
+/// Name of a node in messages, and for the other processes of the run.
 fn full_name(joining: &Joining, node: &Node) -> String {
     match &*joining.name {
         "" => node.name().to_owned(),
@@ -331,7 +330,7 @@ fn name(index: usize) -> String {
 }
 
 impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
-    /// Adds the nodes to a system, or attaches to the run's nodes.
+    /// Adds the nodes to a system, or attaches to the nodes that the run already has.
     fn add<'a>(
         self,
         system: &mut System<'a>,
@@ -360,7 +359,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                     }
                     Entered::Empty(given) => permits = given,
                     Entered::NotShared => {}
-                    // The last user has just ended, and the nodes are about to end.
+                    // The last user has left, and some nodes have not ended yet.
                     Entered::InPart if run.__with_users() && began.elapsed() < ENDS_WITHIN => {
                         std::thread::sleep(Duration::from_millis(5));
                         continue;
@@ -368,8 +367,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                     Entered::InPart => {
                         return Err(Error::other(
                             format!("use the cluster `{}` of this run of tests", joining.name),
-                            "the process that started it was killed in between, and a part of its nodes is \
-                                left",
+                            "the process that started it was killed during the start, and left only some of \
+                                the nodes",
                         ));
                     }
                 }
@@ -377,8 +376,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             }
         }
         let nodes = Node::all((0..self.size).map(|index| Identity::new(name(index))).collect());
-        // This makes all recipes before it builds the first node. So the addresses that one node
-        // gives to the others are already reserved.
+        // All recipes are made before the first node is built. By then, every port that a recipe
+        // uses is reserved.
         let recipes: Vec<R> = nodes.iter().map(|node| (self.node)(node)).collect();
         let mut permits = permits.into_iter();
         let (mut services, mut names, mut needs) = (Vec::new(), Vec::new(), Vec::new());
@@ -417,10 +416,10 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
         Ok(())
     }
 
-    /// The run's nodes if they exist, or the permit to start them.
+    /// Returns the run's nodes if they exist, otherwise the permits to start them.
     ///
-    /// Node 0 is published last, and so tells whether all exist. The key of a node comes from a
-    /// recipe with invented ports, so it is the same in each process.
+    /// Node 0 is published last: if it exists, all nodes exist. Each node is looked up by a recipe
+    /// with invented ports and directories, because that recipe is the same in each process.
     fn enter(&self, run: &Run, joining: &Joining) -> Result<Entered<R>, Error> {
         let invented = |index| Identity::known(name(index), format!("/node-{index}").into(), Vec::new());
         let nodes = Node::all((0..self.size).map(invented).collect());
@@ -467,8 +466,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
     }
 }
 
-/// Adds the nodes with the state of the run's slots. Launches a node once the node before meets the
-/// condition, even if that node is still starting.
+/// Adds a node that is launched once the previous node meets the condition, even if the previous
+/// node is still starting.
 fn add_after<'a, R: Recipe + 'a>(
     system: &mut System<'a>,
     name: String,
@@ -483,7 +482,7 @@ fn add_after<'a, R: Recipe + 'a>(
         let held = previous
             .executor()
             .map(|executor| executor.wait_until(check.clone(), Duration::from_millis(2)));
-        // If the node fails, its own start reports that.
+        // An error is ignored here, because the previous node's own start reports it.
         let holds = matches!(held, Some(Ok(())));
         if holds {
             may_start.fill((), Vec::new());
@@ -500,26 +499,26 @@ fn add_after<'a, R: Recipe + 'a>(
 enum Entered<R: Recipe> {
     Running(Vec<R::Handle>, Vec<PathBuf>),
     Empty(Vec<StartPermit>),
-    /// The nodes need a stream or a pipe that only their process has.
+    /// The nodes use a stream or a pipe of this process, so other processes cannot share them.
     NotShared,
     /// Some nodes exist, and others do not.
     InPart,
 }
 
-/// The nodes, from the moment when each is ready until the whole cluster is.
+/// A cluster whose nodes are all ready, until its own conditions hold.
 struct Forming<R: Recipe> {
     services: Vec<Rc<RefCell<Single<R>>>>,
     names: Vec<String>,
     checks: Vec<Check>,
     timeout: Duration,
     began: Option<Instant>,
-    /// Number of pairs of a check and a node that have held.
+    /// Number of checks that have held, counted once for each node.
     held: usize,
 }
 
 impl<R: Recipe> Forming<R> {
-    /// Runs the checks once, which takes some milliseconds if one does not hold. A node that has
-    /// ended is an error, whichever node is asked.
+    /// Runs the checks until one does not hold, which takes some milliseconds. If a node has ended,
+    /// returns its error.
     fn is_ready(&mut self) -> Result<bool, Error> {
         use crate::system::Service as _;
         let began = *self.began.get_or_insert_with(Instant::now);
@@ -531,7 +530,7 @@ impl<R: Recipe> Forming<R> {
             let node = ended.unwrap_or(self.held % self.services.len());
             let service = &self.services[node];
             let elapsed = began.elapsed();
-            // This is a back-off, like the wait for any condition.
+            // This back-off gives each check more time, the longer the cluster has waited.
             let slice = Duration::from_millis(5).max(elapsed / 50);
             let mut service = service.borrow_mut();
             let Some(executor) = service.executor() else {
@@ -542,7 +541,7 @@ impl<R: Recipe> Forming<R> {
                 Err(Error::Timeout { .. }) if elapsed < self.timeout => return Ok(false),
                 Err(error) => {
                     let error = match error {
-                        // The report of the system names the node.
+                        // The report of the failed start names this node anyway.
                         Error::Exited { .. } | Error::Died { .. } => error,
                         error => error.__after(elapsed).__at_node(&self.names[node]),
                     };

@@ -1,14 +1,15 @@
-//! Refuses a lease for one test, such as a database, in the recipe of a shared service.
+//! Refuses the recipe of a shared service if it uses a lease of one test, such as a database.
 //!
-//! The lease ends with its test or process, while the service and other tests still use it. Each
-//! lease also has its own name, so the processes' recipes would differ, and share nothing.
+//! The lease ends with its test or process, while other tests still use the service. Each lease
+//! also has its own name, so each process would have a different recipe, and share nothing.
 
 use std::cell::Cell;
 
 use mirakuru_core::Error;
 
 thread_local! {
-    /// Whether the recipe took a lease. Set while this thread makes the recipe of a shared service.
+    /// `Some` while this thread makes the recipe of a shared service: whether the recipe took a
+    /// lease.
     static LEASED: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
@@ -18,7 +19,7 @@ pub(crate) fn taken() {
     LEASED.set(LEASED.get().map(|_| true));
 }
 
-/// Sets the note while a function runs.
+/// Sets [`LEASED`] while a function runs. Also returns its value at the end.
 fn with<T>(leased: Option<bool>, call: impl FnOnce() -> T) -> (T, Option<bool>) {
     struct Restore(Option<bool>);
     impl Drop for Restore {

@@ -6,8 +6,8 @@
 //!
 //! A shared fixture (a `static`, or a function that returns `&'static T`) has the scope `run`,
 //! unless it says `scope = "process"` or `scope = "users"`. All test processes of one `cargo test`
-//! or `cargo nextest run` use one service, however many there are. This needs no daemon, no
-//! configuration file and no setting of the runner.
+//! or `cargo nextest run` use the same service. This needs no daemon, no configuration file and no
+//! setting of the runner.
 //!
 //! ```text
 //!  cargo nextest run          the runner: forks the tests, and knows nothing of all this
@@ -38,28 +38,30 @@
 //!  $TMPDIR/mirakuru-UID/k3v7q2mxw5ha/      the service's own: log, `{dir}`, a lock of guard and worker
 //! ```
 //!
-//! **Tests that share a service must not rely on its being empty.** Others have used it before
-//! them, and use it at the same time. Give each test its own part of it (a database, a key prefix,
-//! a topic; presets hand out a database for each test). If a test needs the whole service, put the
-//! attribute on the test, which then has its own.
+//! **Tests that share a service must not expect it to be empty.** Other tests have used it before,
+//! and use it at the same time. Give each test its own part of the service: a database, a key
+//! prefix, a topic. Presets can hand out a database for each test. If a test needs a whole service
+//! for itself, put the attribute on the test.
 //!
-//! - *Start:* the first test that needs the service starts it, once. If that fails, every test that
-//!   needs it fails at once, with the same report. If the process that starts it is killed, the
-//!   next one starts it.
-//! - *End:* the service ends when the runner ends, however that happens, and not before, even if it
-//!   is unused for a while. Each run has its own service, even beside another run.
+//! - *Start:* the first test that needs the service starts it. If the start fails, every test that
+//!   needs the service fails at once, with the same report. If the process that starts the service
+//!   is killed, the next process that needs it starts it.
+//! - *End:* the service ends when the runner ends or is killed, and not before, even if it is
+//!   unused for a while. Each run has its own service, also if two runs overlap.
 //! - *Death:* if the service dies during a run, tests that attach later fail with its exit status
-//!   and the end of its log. It is not started again, because tests may have used the first one.
-//! - *Identity:* the same recipe under the same name is the same service, in whatever test binary.
-//!   The fixture in `tests/common/mod.rs` is one service. The working directory is a part of the
-//!   recipe, so each package of a workspace has its own.
-//! - *The run* is known by the environment variable `MIRAKURU_SESSION_ID`, otherwise by nextest's
-//!   `NEXTEST_RUN_ID`. The runner is the nearest ancestor without that variable. Without both, it
-//!   is the nearest `cargo`. A binary that is run by hand or by an IDE has no runner: there the
-//!   service belongs to the process. So does a service that needs a stream of its process: `stdin =
+//!   and the end of its log. It is not started again, because a new service would lack the data of
+//!   the tests before.
+//! - *Identity:* a service is identified by its recipe and its name. All test binaries that include
+//!   the same `tests/common/mod.rs` share its fixtures. The working directory is a part of the
+//!   recipe, so each package of a workspace has its own service.
+//! - *Run:* the environment variable `MIRAKURU_SESSION_ID` identifies the run, otherwise nextest's
+//!   `NEXTEST_RUN_ID`. The runner is the nearest ancestor process without that variable. If neither
+//!   is set, the runner is the nearest ancestor named `cargo`.
+//! - *No runner:* if a test binary is run by hand or by an IDE, the service belongs to the process.
+//!   A service that uses a stream of its process also belongs to the process: `stdin =
 //!   Stdio::piped()`, or anything inherited.
-//! - *Set-up* that is done once in a run belongs in [`Recipe::set_up`]. The body of a fixture
-//!   function is called in each process.
+//! - *Set-up:* code that must run once in a run belongs in [`Recipe::set_up`]. The body of a
+//!   fixture function is called in each process.
 
 // docs.rs shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -78,7 +80,7 @@ mod start;
 mod system;
 mod together;
 
-/// The rstest for fixture functions.
+/// Re-export of rstest, which runs fixture functions.
 #[cfg(feature = "rstest")]
 pub use rstest;
 

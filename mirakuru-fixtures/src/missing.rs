@@ -1,7 +1,7 @@
-//! Decides whether a test fails or is skipped if this machine lacks its service, and reports that.
+//! Decides whether a test fails or is skipped if its service is missing, and reports skipped tests.
 //!
-//! An unseen skip may keep a test from running for months. So each skip is reported three times: in
-//! the output of the test, in one summary at the end, and in a file for programs.
+//! A test whose skip nobody notices may not run for months. So each skip is reported three times:
+//! in the output of the test, in one summary at the end, and in a file for programs.
 //!
 //! ```text
 //! cargo test            the summary is written when the test binary ends, after "test result"
@@ -28,8 +28,9 @@ use once_cell::sync::OnceCell;
 
 use crate::start::{Scope, start_shared};
 
-/// The writer's script. It opens the summary before any process can remove it. At the end of the
-/// run it gets SIGTERM. Messages of the shell about its own children must not appear in the output.
+/// The writer's script. On SIGTERM, at the end of the run, it prints the summary. It opens the
+/// summary at once, because another process may remove the file later. The shell's messages about
+/// its own child are discarded.
 const WRITER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
 trap 'cat <&3 >&4; exit 0' TERM
 echo kept
@@ -41,7 +42,7 @@ pub(crate) fn skips(error: &Error) -> Option<&Missing> {
     decide(missing).is_ok().then_some(missing)
 }
 
-/// The end of the report about an error: why the test is not skipped, if a skip was asked for.
+/// Text for the end of a report: if a skip was asked for, the reason why the test fails instead.
 pub(crate) fn why_not_skipped(error: &Error) -> String {
     let reason = error
         .missing()
@@ -51,8 +52,8 @@ pub(crate) fn why_not_skipped(error: &Error) -> String {
     })
 }
 
-/// Whether a test is skipped. The error is the reason against a skip that the recipe or a variable
-/// asks for.
+/// Returns `Ok` if the test is skipped. The error is the reason for refusing a skip that the recipe
+/// or a variable asks for, or `None` if neither does.
 fn decide(missing: &Missing) -> Result<(), Option<String>> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let (given, ci) = (variable("MIRAKURU_MISSING"), variable("CI"));
@@ -72,7 +73,6 @@ fn decide(missing: &Missing) -> Result<(), Option<String>> {
     }
 }
 
-/// One test that was skipped.
 #[derive(Debug, PartialEq)]
 struct Skipped {
     test: String,
@@ -82,7 +82,7 @@ struct Skipped {
 
 impl Skipped {
     fn of(missing: &Missing) -> Skipped {
-        // Nextest tells the name of the test, which runs on the main thread.
+        // Nextest runs the test on the main thread, and passes its name in a variable.
         let by_nextest = std::env::var("NEXTEST_TEST_NAME").ok();
         let test = by_nextest.or_else(|| thread::current().name().map(str::to_owned));
         Skipped {
@@ -119,7 +119,7 @@ fn binary() -> String {
     }
 }
 
-/// Reports that this test is skipped: now, at the end, and in the file. Returns the text for the
+/// Adds this skipped test to the summary and to the file for programs. Returns the text for the
 /// test's output.
 pub(crate) fn skip(missing: &Missing) -> String {
     let install = missing
@@ -133,7 +133,7 @@ pub(crate) fn skip(missing: &Missing) -> String {
     );
     let skipped = Skipped::of(missing);
     let list = skipped_list();
-    // A failed write does not make a test fail: the test's output has the text.
+    // A failed write is ignored, because the test's output also reports the skip.
     if let Some((path, head)) = &list {
         let _ = for_programs(path, head, &skipped);
     }
@@ -145,7 +145,7 @@ pub(crate) fn skip(missing: &Missing) -> String {
     text
 }
 
-/// Adds a line to the list of the last run.
+/// Adds a line to the list for programs. The first line of a new run replaces the list.
 fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create(true).open(path)?;
@@ -161,7 +161,7 @@ fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     })
 }
 
-/// Tells the writer about a skipped test. The first one starts the writer.
+/// Passes a skipped test to the writer. The first skipped test starts the writer.
 fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     static HELD: OnceCell<OutputExecutor> = OnceCell::new();
     let failed = |e: io::Error| Error::other("note that a test was skipped", e);
@@ -186,7 +186,7 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
                     all.extend(Skipped::parse(line));
                 }
             }
-            // This opens the same file each time, because the writer has it open.
+            // The writer has this file open, so the file is rewritten and never replaced.
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
             let text = format!("\n{}", self::summary(&all));
@@ -219,7 +219,7 @@ static SKIPPED: Mutex<Vec<Skipped>> = Mutex::new(Vec::new());
 fn at_end_of_process(skipped: Skipped) {
     static ASKED: AtomicBool = AtomicBool::new(false);
     extern "C" fn tell() {
-        // Only a thread that was stopped by the end of the process can hold the lock now.
+        // Do not wait for the lock: the thread that holds it may never release it.
         if let Ok(skipped) = SKIPPED.try_lock() {
             let _ = io::stderr().write_all(summary(&skipped).as_bytes());
         }
@@ -234,7 +234,7 @@ fn at_end_of_process(skipped: Skipped) {
     }
 }
 
-/// The skips, grouped by the missing thing, the most frequent first.
+/// Text of the summary: the skips, grouped by the missing thing, the most frequent first.
 fn summary(all: &[Skipped]) -> String {
     let mut tests = HashSet::new();
     let mut by_cause: Vec<(String, usize)> = Vec::new();
@@ -267,7 +267,7 @@ fn summary(all: &[Skipped]) -> String {
     text
 }
 
-/// The return value of a skipped test.
+/// Makes the return value of a skipped test.
 pub struct Skip<T>(pub std::marker::PhantomData<fn() -> T>);
 
 impl Skip<()> {
@@ -280,7 +280,7 @@ impl<T: Default, E> Skip<Result<T, E>> {
     ///
     /// # Errors
     ///
-    /// Never.
+    /// This never fails.
     pub fn value(self) -> Result<T, E> {
         Ok(T::default())
     }
@@ -294,7 +294,7 @@ impl Skip<std::process::ExitCode> {
     }
 }
 
-/// Stands for every other return type of a test.
+/// [`Skip`] for every other return type of a test.
 pub trait AnySkip<T> {
     /// Panics, because a value of this type cannot be made.
     fn value(self) -> T;

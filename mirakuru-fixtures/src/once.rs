@@ -9,14 +9,15 @@ use once_cell::sync::OnceCell;
 
 use crate::missing::{skips, why_not_skipped};
 
-/// The value inside [`Shared`](crate::Shared), and inside shared fixture functions.
+/// Holds the value of a [`Shared`](crate::Shared), or of a shared fixture function.
 ///
 /// The first thread makes the value while others wait. An error is kept and returned to all of
-/// them. A panic stays in the thread that was making the value, and the next thread tries again.
+/// them. A panic affects only the thread that makes the value: the next thread tries again.
 pub struct Once<T> {
     name: &'static str,
     value: OnceCell<Result<T, Error>>,
-    /// The error of a value that needs itself, stored so that it can be borrowed.
+    /// The error of a value whose start needs the value itself. It is kept so that callers can
+    /// borrow it.
     cycle: OnceCell<Error>,
     /// The services of the value. A failing test that used the value shows their output.
     services: OnceCell<SharedServices>,
@@ -70,7 +71,7 @@ impl<T> Once<T> {
         self.note_use().and(made.as_ref())
     }
 
-    /// Fails if a test begins to use the value after one of its services has ended.
+    /// Records that a test uses the value. Fails if one of its services has ended.
     fn note_use(&self) -> Result<(), &Error> {
         match self.services.get().map(SharedServices::used) {
             Some(Err(died)) => Err(self.died.get_or_init(|| died)),
@@ -96,7 +97,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The step that failed, for an error.
+    /// The failed step, for an error message.
     pub(crate) fn attempt(&self) -> String {
         format!("start {}", self.title())
     }
@@ -109,7 +110,7 @@ impl<T> Once<T> {
     }
 }
 
-/// The message about values that need each other. The first name in the chain is also the last.
+/// Message for values that need each other. The chain begins and ends with the same name.
 fn in_a_circle(chain: &[&str]) -> String {
     if let [_, _] = chain {
         return "its own start uses it, and would wait for ever: use the start's argument instead".to_owned();
@@ -123,8 +124,7 @@ fn in_a_circle(chain: &[&str]) -> String {
     format!("its own start needs it: {names}; one of them must start without the next one")
 }
 
-/// A thread that waits for a value, or makes it. `OnceCell` would let threads wait for each other,
-/// or for themselves, for ever.
+/// A thread that waits for a value, or makes it. Used to find deadlocks, which `OnceCell` does not.
 struct Use {
     thread: ThreadId,
     once: usize,
@@ -132,22 +132,22 @@ struct Use {
     makes: bool,
 }
 
-/// The uses of all values that are not made yet. Those of one thread are nested: it makes each
-/// value but the last one.
+/// Uses of values that are not made yet. If a thread has several entries, it makes each of these
+/// values except perhaps the last.
 static USES: Mutex<Vec<Use>> = Mutex::new(Vec::new());
 
 fn uses() -> MutexGuard<'static, Vec<Use>> {
     USES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// This thread's use of a value, until it is made.
+/// This thread's entry for a value in [`USES`]. Dropping it removes the entry.
 struct Waiting {
     once: usize,
 }
 
 impl Waiting {
-    /// Begins a use. If the value cannot be made before this thread goes on, returns the names of
-    /// the values that wait for each other.
+    /// Adds an entry to [`USES`]. If this use would be a deadlock, returns the names of the values
+    /// that wait for each other.
     fn begin(once: usize, name: &'static str) -> Result<Waiting, Vec<&'static str>> {
         let mut uses = uses();
         let thread = thread::current().id();
@@ -165,7 +165,7 @@ impl Waiting {
         }
     }
 
-    /// From now on, the thread makes the value.
+    /// Notes that this thread makes the value.
     fn makes(&self) {
         let mut uses = uses();
         if let Some(at) = self.place(&uses) {
@@ -189,8 +189,8 @@ impl Drop for Waiting {
     }
 }
 
-/// If this thread would wait for itself, the values from `wanted` to the last one that it makes.
-/// The maker of each value waits for the next one.
+/// If this thread would wait for itself, returns the values of the cycle, beginning with `wanted`.
+/// The maker of each value waits for the next value.
 fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'static str>> {
     let mut chain = Vec::new();
     for _ in uses {
@@ -201,7 +201,7 @@ fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'sta
         if maker == thread {
             return Some(chain);
         }
-        // A thread that makes the last value of its list does not wait.
+        // If the maker also makes the last value of its list, it does not wait.
         wanted = theirs.next_back().filter(|it| !it.makes)?.once;
     }
     None

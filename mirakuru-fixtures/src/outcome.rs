@@ -1,17 +1,17 @@
-//! Reports an error in a test's result to the test's services, before they end.
+//! Marks a test as failed if it returns an error, so that its services show their output.
 
 use std::process::ExitCode;
 
 use mirakuru_core::__private::test_returns_err;
 
-/// The result of a test. For `tell`, rustc takes the type's own method before a trait's, and a
-/// method by value before one by reference.
+/// The result of a test. For `tell`, rustc prefers an inherent method, then a trait method that
+/// takes `self`, then one that takes `&self`.
 ///
-/// Only one `tell` is the type's own: otherwise rustc would report an unknown return type twice.
+/// Only one `tell` is inherent: otherwise rustc would report an unknown return type twice.
 pub struct Outcome<'a, T>(pub &'a T);
 
 impl<T, E> Outcome<'_, Result<T, E>> {
-    /// Reports a failed test.
+    /// Marks the test as failed if the result is an error.
     pub fn tell(self) {
         if self.0.is_err() {
             test_returns_err();
@@ -19,9 +19,9 @@ impl<T, E> Outcome<'_, Result<T, E>> {
     }
 }
 
-/// Stands for an [`ExitCode`].
+/// `tell` for an [`ExitCode`].
 pub trait ExitOutcome {
-    /// Reports a failed test.
+    /// Marks the test as failed unless the code means success.
     fn tell(self);
 }
 
@@ -33,9 +33,9 @@ impl ExitOutcome for Outcome<'_, ExitCode> {
     }
 }
 
-/// Stands for every other type.
+/// `tell` for every other type.
 pub trait AnyOutcome {
-    /// Reports nothing: a result of this type cannot be an error.
+    /// Does nothing, because a value of this type cannot be an error.
     fn tell(&self) {}
 }
 

@@ -5,7 +5,7 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 use crate::start::{join, start_plain};
 use crate::system::{Joining, Slot, System};
 
-/// A value that the attribute can start. It replaces the keys in `#[mirakuru::fixture(..)]`.
+/// A value that `#[mirakuru::fixture(..)]` can start. The attribute takes it in place of keys.
 ///
 /// Every [`ExecutorBuilder`] is a recipe, and its handle is the [`Executor`]. Implement the trait
 /// for a type of your own to give tests more than an executor: a connection string, a client, a
@@ -46,8 +46,8 @@ use crate::system::{Joining, Slot, System};
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// The steps are separate, because one process starts a service of the whole run, and many
-/// processes use it. Only the process that starts it calls [`prepare`](Recipe::prepare) and
+/// The steps are separate because one process starts a service of the whole run, and many processes
+/// use it. Only the process that starts it calls [`prepare`](Recipe::prepare) and
 /// [`set_up`](Recipe::set_up). Each process calls [`executor`](Recipe::executor) and
 /// [`handle`](Recipe::handle).
 #[diagnostic::on_unimplemented(
@@ -63,59 +63,60 @@ pub trait Recipe: Sized {
     /// The handle that the fixture gives to a test.
     type Handle;
 
-    /// Returns the recipe of the service. The processes of a run recognise a shared service by this
-    /// value, so it must be the same in each. If `set_up` does different things in two fixtures,
-    /// this value must differ as well: set a name or a variable.
+    /// Returns the builder of the service's executor. The processes of a run recognise a shared
+    /// service by its builder, so the builder must be the same in each process. If `set_up` differs
+    /// between two fixtures, their builders must differ as well: set a name or a variable.
     ///
     /// # Errors
     ///
-    /// If the recipe makes no sense, or if something that it needs cannot be found, such as the
-    /// program. [`Error::other`] takes any error.
+    /// If the recipe is invalid, or if something that it needs is missing, such as the program.
+    /// [`Error::other`] takes any error.
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error>;
 
-    /// Prepares the service's files in [`Executor::dir`] before its first start: a data directory,
-    /// a password. The process that starts the service calls it once. Ports are known by then.
-    /// Afterwards everything in the directory is given to the service's user. The default does
-    /// nothing. (A configuration is simpler as an [`ExecutorBuilder::file`].)
+    /// Makes the service's files in [`Executor::dir`]: a data directory, a password. The process
+    /// that starts the service calls this method once, before the first start. The ports are
+    /// already known. Afterwards, everything in the directory is given to the service's user. The
+    /// default does nothing. For a configuration file, [`ExecutorBuilder::file`] is simpler.
     ///
     /// # Errors
     ///
-    /// Any error means that the start has failed. [`Error::other`] takes any error.
+    /// Any error makes the start fail. [`Error::other`] takes any error.
     fn prepare(&self, executor: &mut Executor<Self::Readiness>) -> Result<(), Error> {
         let _ = executor;
         Ok(())
     }
 
-    /// Sets the service up, once, right after it is ready: creates the schema, loads the data. The
-    /// process that started the service calls it before any test gets a handle. The default does
-    /// nothing.
+    /// Sets the service up after it has become ready: creates the schema, loads the data. The
+    /// process that started the service calls this method once, before any test gets a handle. The
+    /// default does nothing.
     ///
     /// # Errors
     ///
-    /// Any error ends the service: the start has failed. [`Error::other`] takes any error.
+    /// Any error ends the service, and makes the start fail. [`Error::other`] takes any error.
     fn set_up(&self, executor: &mut Executor<Self::Readiness>) -> Result<(), Error> {
         let _ = executor;
         Ok(())
     }
 
     /// A key under which the result of [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up)
-    /// is kept over runs. The default is `None`: each start does both.
+    /// is kept over runs. The default is `None`: each start calls both methods.
     ///
-    /// With a key, the first start does both, stops the service, keeps a copy of [`Executor::dir`],
-    /// and starts the service again. Later starts begin with the copy, and call neither. So
-    /// everything that `set_up` changes must be in the directory once the service has stopped, and
-    /// no file in it may name a port. (An [`ExecutorBuilder::file`] may: it is written before each
-    /// start.)
+    /// With a key, the first start calls both, stops the service, keeps a copy of
+    /// [`Executor::dir`], and starts the service again. Later starts begin with the copy, and call
+    /// neither method. So everything that `set_up` changes must be in the directory after the
+    /// service has stopped. No file in the directory may contain a port, unless it is an
+    /// [`ExecutorBuilder::file`], which is written before each start.
     ///
-    /// Code cannot be compared. So use another key if `set_up` would do something else: a number
-    /// that you increase, or a hash of the files that it loads (`presets::hash_of_dir`). All other
-    /// data counts anyway: the type, the recipe from [`executor`](Recipe::executor), and the
-    /// program's file. If a recipe contains the URL of another service, its key is new in each run,
-    /// and no copy is found.
+    /// mirakuru cannot compare the code of `set_up`. If that code changes, change the key: use a
+    /// number that you increase, or a hash of the files that `set_up` loads
+    /// (`presets::hash_of_dir`). The type, the builder from [`executor`](Recipe::executor) and the
+    /// program's file need not be in the key: if one of them changes, the copy is not used. If a
+    /// builder contains the URL of another service, it differs in each run, and no copy is ever
+    /// used.
     ///
     /// If two processes need the same copy, one makes it and the other waits. An error of `set_up`
-    /// names the key, and nothing is kept. [`prepare_once`](crate::prepare_once) tells how long a
-    /// copy stays. A node of a cluster is set up at each start.
+    /// names the key, and no copy is kept. [`prepare_once`](crate::prepare_once) tells how long a
+    /// copy stays. The nodes of a cluster ignore the key: they are set up at each start.
     fn seed_key(&self) -> Option<String> {
         None
     }
@@ -124,11 +125,11 @@ pub trait Recipe: Sized {
     ///
     /// # Errors
     ///
-    /// Any error ends the service: the start has failed. [`Error::other`] takes any error.
+    /// Any error ends the service, and makes the start fail. [`Error::other`] takes any error.
     fn handle(self, executor: Executor<Self::Readiness>) -> Result<Self::Handle, Error>;
 
-    /// Does all steps without the attribute: starts the service, sets it up, and returns its
-    /// handle. Do not override it: the attribute does not call it.
+    /// Starts the service without the attribute, sets it up, and returns its handle. Do not
+    /// override this method, because the attribute does not call it.
     ///
     /// # Errors
     ///
@@ -142,8 +143,8 @@ pub trait Recipe: Sized {
     #[doc(hidden)]
     const __SEVERAL: bool = false;
 
-    /// Adds the services of this recipe to those that start together. Not a part of the public
-    /// interface.
+    /// Adds the services of this recipe to a system, which starts them together with others. Not a
+    /// part of the public interface.
     #[doc(hidden)]
     fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<Self::Handle>
     where

@@ -27,14 +27,13 @@ use crate::system::{AsItIs, Called, Joining, Plan, Slot, System, several};
 /// assert_eq!(SLEEPER.pid(), pid);
 /// ```
 ///
-/// - While one thread starts it, others that need it wait.
+/// - While one thread starts the service, other threads that need it wait.
 /// - A start that failed is not tried again: every user of the service gets the same error at once.
-/// - It hands out `&T`. Stopping a service takes `&mut T`, so a test cannot stop a service that
-///   another test uses: that does not compile. A test that stops or restarts its service has one of
-///   its own.
-/// - A static is never dropped. The service ends when the process ends, however that happens. If
-///   the attribute made the static, it ends with the whole run of tests. Tests that share a service
-///   must not rely on its being empty.
+/// - Tests get `&T`, and stopping a service takes `&mut T`. So a test cannot stop a service that
+///   another test uses. A test that stops or restarts a service must start its own.
+/// - A static is never dropped. The service ends when the process ends or is killed. If the
+///   attribute made the static, the service ends with the whole run of tests.
+/// - Tests that share a service must not expect it to be empty.
 pub struct Shared<T> {
     cell: Once<T>,
     start: fn() -> Result<T, Error>,
@@ -46,7 +45,7 @@ impl<T> Shared<T> {
         Shared::named("", start)
     }
 
-    /// Stores a name for messages, too.
+    /// Like [`new`](Shared::new), with a name for messages.
     #[doc(hidden)]
     pub const fn named(name: &'static str, start: fn() -> Result<T, Error>) -> Shared<T> {
         Shared {
@@ -57,8 +56,8 @@ impl<T> Shared<T> {
 
     /// Returns the service, and starts it at the first use. Dereferencing does the same.
     ///
-    /// This and [`try_get`](Shared::try_get) are associated functions and not methods, so that they
-    /// hide no method of the service's handle.
+    /// `get` and [`try_get`](Shared::try_get) are associated functions, so that they hide no method
+    /// of the service's handle.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -72,8 +71,8 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// If the service could not be started. The message is the error's report, and the place is the
-    /// caller's line. Every later call panics as well.
+    /// If the service could not be started. The message is the error's report, and the panic's
+    /// location is the caller's line. Every later call panics as well.
     #[track_caller]
     pub fn get(this: &Shared<T>) -> &T {
         this.cell.get_or_start(this.start)
@@ -92,8 +91,8 @@ impl<T> Shared<T> {
     ///
     /// # Errors
     ///
-    /// The error of the start, the same for every caller. If the start itself uses the service,
-    /// that use gets an [`Error::System`] that says so.
+    /// The error of the start, the same for every caller. If the start itself uses the service, it
+    /// gets an [`Error::System`] that says so.
     pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
         this.cell.try_get_or_start(this.start)
     }
@@ -141,7 +140,7 @@ pub struct Held;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a static of a fixture nor a recipe",
-    note = "a name in capital letters is that of a `static` with `#[mirakuru::fixture(..)]`, or of a \
+    note = "a name in capital letters must be a `static` with `#[mirakuru::fixture(..)]`, or a \
         constant whose type implements `mirakuru::Recipe` and `Clone`"
 )]
 pub trait Named<'s, How> {
@@ -173,7 +172,7 @@ impl<'s, R: Recipe + Clone> Named<'s, AsItIs> for R {
     }
 }
 
-/// The name of a generic struct may have no small letter.
+/// The name of a generic struct may consist of capitals, such as `DB`.
 #[diagnostic::do_not_recommend]
 impl<'s, F: Fn() -> Plan<S>, S> Named<'s, Called> for F {
     type Recipe = Plan<S>;
@@ -188,8 +187,8 @@ pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
     named.recipe()
 }
 
-/// A name in capital letters. If it names a static, `take` is the type's own method, otherwise the
-/// trait's: own methods have precedence.
+/// A name in capital letters. For a static, the methods are inherent, and rustc prefers those. For
+/// every other name, they come from [`AnyTaken`].
 pub struct Taken<'a, N>(pub &'a N);
 
 impl<S> Taken<'_, Shared<S>> {
@@ -200,21 +199,22 @@ impl<S> Taken<'_, Shared<S>> {
 }
 
 impl<S> Taken<'static, Shared<S>> {
-    /// The handle, for a fixture function that gives `&'static S`: the static itself holds it.
+    /// The handle, for a fixture function that returns `&'static S`. The static itself holds the
+    /// handle.
     #[track_caller]
     pub fn share<T>(self, _: &'static Once<T>, _: impl FnOnce() -> Result<&'static S, Error>) -> &'static S {
         Shared::get(self.0)
     }
 }
 
-/// The methods for every other name.
+/// The methods of [`Taken`] for a name that is not a static.
 pub trait AnyTaken<H>: Sized {
     /// The handle, for a user that takes it as a `T` or `&mut T`.
     fn take<T>(self, handle: H) -> H {
         handle
     }
 
-    /// The handle, for a fixture function that gives `&'static H`.
+    /// The handle, for a fixture function that returns `&'static H`.
     #[track_caller]
     fn share(self, once: &'static Once<H>, start: impl FnOnce() -> Result<H, Error>) -> &'static H {
         once.get_or_start(start)
@@ -223,7 +223,7 @@ pub trait AnyTaken<H>: Sized {
 
 impl<N, H> AnyTaken<H> for Taken<'_, N> {}
 
-/// A type that takes the handle of a static: `&'static S`, also under another name.
+/// A type that takes the handle of a static: `&'static S`, also through a type alias.
 #[diagnostic::on_unimplemented(
     message = "a static is shared: take it as `&{S}` or `&'static {S}`",
     label = "this is not a reference to it",
@@ -258,7 +258,7 @@ impl<T> Deref for Shared<T> {
 }
 
 impl<T: fmt::Debug> fmt::Debug for Shared<T> {
-    /// Shows the value, without a start.
+    /// Shows the value, and does not start the service.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cell.peek() {
             None => f.write_str("Shared(not started)"),
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn starts_in_two_threads_that_need_each_other_do_not_wait_for_ever() {
-        /// Passes when both threads are in their start.
+        /// Lets both threads pass once both are in their start.
         static BOTH: Barrier = Barrier::new(2);
         fn needs(other: &'static Shared<u32>) -> Result<u32, Error> {
             BOTH.wait();

@@ -1,5 +1,5 @@
-//! The stages of one service from its recipe to its handle, and the functions for shared services
-//! in the attribute's expansion.
+//! Takes one service from its recipe to its handle. Also has the functions that the attribute's
+//! expansion calls for shared services.
 
 use std::any::type_name;
 use std::borrow::BorrowMut;
@@ -39,16 +39,16 @@ pub(crate) struct Single<R: Recipe> {
     executor: Option<Executor<R::Readiness>>,
     /// The permit to start the service for the run.
     permit: Option<StartPermit>,
-    /// Whether the service is the run's, and another process has started it.
+    /// Whether another process of the run has started the service.
     is_attached: bool,
-    /// Whether the set-up has been done, in this run or before.
+    /// Whether `cache::seed` has done the set-up, or has copied the result of an earlier one.
     is_seeded: bool,
     slot: Slot<R::Handle>,
-    /// The data of a node of a cluster.
+    /// Set if the service is a node of a cluster.
     member: Option<ClusterMember>,
 }
 
-/// The further data of a node of a cluster.
+/// Extra data of a service that is a node of a cluster.
 pub(crate) struct ClusterMember {
     pub(crate) node: Node,
     /// Filled when this node is ready. The cluster passes the handle on when all nodes are ready.
@@ -71,7 +71,8 @@ impl<R: Recipe> Single<R> {
         }
     }
 
-    /// Makes a node of a cluster, with the permit to start it if the cluster is the run's.
+    /// Makes a node of a cluster. If the run shares the cluster, `permit` is the permit to start
+    /// it.
     pub(crate) fn node(
         recipe: R,
         joining: &Joining,
@@ -86,7 +87,6 @@ impl<R: Recipe> Single<R> {
         }
     }
 
-    /// Makes the builder for the executor.
     pub(crate) fn builder(recipe: &R, queue: bool) -> Result<ExecutorBuilder<R::Readiness>, Error> {
         let builder = recipe.executor()?;
         Ok(if queue { builder.queue(true) } else { builder })
@@ -221,30 +221,30 @@ impl<R: Recipe> Service for Single<R> {
     }
 
     fn failed(&mut self, error: &Error) {
-        // Other processes notice a missing program by themselves.
+        // Other processes find out by themselves that a program is missing.
         if let Some(permit) = self.permit.take().filter(|_| error.missing().is_none()) {
             permit.failed(error);
         }
     }
 }
 
-/// The users of a shared fixture.
+/// Scope of a shared fixture: the processes that use the same service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// One test binary.
+    /// One process of a test binary.
     Process,
-    /// One `cargo test` or `cargo nextest run`, over all its processes.
+    /// All processes of one `cargo test` or `cargo nextest run`.
     Run,
-    /// The service lives as long as a process of the run uses it.
+    /// As `Run`, but the service ends when no process uses it any more.
     Users,
 }
 
-/// Starts a shared fixture, whose holder knows its name. The closure adds it to the system, and
-/// returns the closure that takes the handles.
+/// Starts a shared fixture. The closure adds its services to the system, and returns a second
+/// closure, which takes their handles.
 ///
 /// # Errors
 ///
-/// The errors of the start.
+/// Any error of the start.
 pub fn start_shared<'a, T, Take: FnOnce() -> T>(
     scope: Scope,
     add: impl FnOnce(&mut System<'a>) -> Take,
@@ -261,14 +261,15 @@ pub fn start_shared<'a, T, Take: FnOnce() -> T>(
     system.run(take).map_err(|failure| failure.error)
 }
 
-/// Starts one recipe without the attribute.
+/// Starts a recipe that is not named in an attribute.
 pub(crate) fn start_plain<R: Recipe>(recipe: R) -> Result<R::Handle, Error> {
     let mut system = System::new();
     let slot = plain(recipe, &mut system);
     system.run(|| slot.take()).map_err(|failure| failure.error)
 }
 
-/// Adds a service. Without an attribute it waits for fixed ports only if its recipe asks for that.
+/// Adds a recipe that is not named in an attribute. Its service waits for fixed ports only if the
+/// recipe asks for that.
 pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> Slot<R::Handle> {
     let joining = Joining {
         name: String::new(),
@@ -277,7 +278,7 @@ pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> S
     recipe.__join(system, joining)
 }
 
-/// An executor that is already built.
+/// [`Service`] for an executor that the user has already built.
 struct Built<R, E> {
     executor: Option<E>,
     slot: Slot<E>,
@@ -341,7 +342,7 @@ pub(crate) fn built<'a, R: Readiness + 'a, E: BorrowMut<Executor<R>> + 'a>(
     slot
 }
 
-/// The key `tcp` with an expression for an address or a port.
+/// Support for the key `tcp`, whose value is an address or a port.
 pub(crate) mod tcp {
     use super::Tcp;
 
@@ -351,7 +352,7 @@ pub(crate) mod tcp {
         label = "expected a text like \"127.0.0.1:{{port}}\", or a `u16`"
     )]
     pub trait IntoTcp {
-        /// Turns the key's value into a condition.
+        /// Turns the value into a condition.
         fn into_tcp(self) -> Tcp;
     }
 

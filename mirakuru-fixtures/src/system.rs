@@ -3,11 +3,11 @@
 //! The stacked attributes of a test, the fields of a struct and the nodes of a cluster all become
 //! members of one list. A member without needs starts at once. A member with needs waits until they
 //! are ready, because its recipe is made from their handles. A recipe of several services, such as
-//! [`Plan`], adds its services to the list that starts it. So nested systems start together, too.
-//! The file is long because the list, its steps and the end of a failed start share their private
-//! state.
+//! [`Plan`], adds its services to the same list. So nested systems start together, too. The file is
+//! long because the list, its steps and the end of a failed start share their private state.
 //!
-//! There is no thread: each time that a service becomes ready, this code walks over the list again.
+//! No thread is needed: each time a service becomes ready, this code looks for members that can
+//! start now.
 
 use std::any::{Any, type_name};
 use std::cell::{OnceCell, RefCell, RefMut};
@@ -28,25 +28,25 @@ use crate::lease;
 use crate::missing::{skip, skips, why_not_skipped};
 use crate::recipe::Recipe;
 
-/// Services that will start together. The usual variable name is `system`.
+/// Services that start together.
 pub struct System<'a> {
     members: Vec<Member<'a>>,
     reach: Reach,
-    /// Prefix for the names of members added now.
+    /// Prefix for the names of the members that are added next.
     prefix: String,
-    /// Place in the list of `start_all` of the members added now: `2 of 3`.
+    /// Position in the list of `start_all` for the members that are added next: `2 of 3`.
     place: String,
     /// The slots that the current plan has added so far.
     added: Vec<Weak<dyn Need + 'a>>,
-    /// Directories of the services that all members added now need.
+    /// Directories of the services that the members added next need.
     needs: Vec<PathBuf>,
     /// Whether the services end with the test on this thread.
     is_for_test: bool,
-    /// The locks, held until all have started, so that all tests lock fixed ports in one order.
+    /// Locks on fixed ports and paths, held until all services have started.
     locks: Vec<SharedLock>,
 }
 
-/// The lifetime of a system's services, and their users.
+/// How long a system's services live, and which processes use them.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
     /// The services live as long as their handles.
@@ -57,7 +57,7 @@ pub(crate) enum Reach {
     Run(&'static Run),
 }
 
-/// The place for a service's handle, filled once the service is ready. A clone is the same place.
+/// A place for a service's handle, filled once the service is ready. Clones share the place.
 pub struct Slot<H>(Rc<Place<H>>);
 
 struct Place<H> {
@@ -95,7 +95,7 @@ impl<H> Slot<H> {
     ///
     /// # Panics
     ///
-    /// If the service is not ready. Recipes with needs are made later.
+    /// If the service is not ready. (A recipe with needs is made after its needs are ready.)
     #[must_use]
     pub fn get(&self) -> &H {
         self.0.handle.get().expect("the service is ready")
@@ -133,7 +133,7 @@ impl<H> Need for Place<H> {
 }
 
 impl<H> Slot<H> {
-    /// Makes a need from this slot.
+    /// This slot as a need. The reference is weak, so that [`Slot::take`] can take the handle.
     pub(crate) fn need<'a>(&self) -> Weak<dyn Need + 'a>
     where
         H: 'a,
@@ -175,23 +175,23 @@ macro_rules! needs {
 
 needs!(A B C D E F G H);
 
-/// One service of any type on its way from its recipe to its handle. The stages come in this order.
-/// Services that start together all pass a stage before any enters the next.
+/// One service of any type on its way from its recipe to its handle. The methods from `build` to
+/// `finish` are the steps of its start.
 pub(crate) trait Service {
-    /// Makes the executor, or attaches to the run's. After this, its fixed ports and paths are
-    /// known.
+    /// Makes the executor, or attaches to the run's service. Afterwards the fixed ports and paths
+    /// are known.
     fn build(&mut self, name: &str) -> Result<(), Error>;
 
-    /// The ports and paths that the service needs for itself, if it waits for them.
+    /// Fixed ports and paths to lock before the start. `None` if the service does not wait for
+    /// them.
     fn endpoints(&self) -> Option<Endpoints>;
 
-    /// Hands over the lock that was taken for all services.
+    /// Passes on the lock that was taken for all services together.
     fn give_lock(&mut self, lock: &SharedLock);
 
-    /// Ties the service to the test on this thread.
+    /// Makes the service end with the test on this thread.
     fn end_with_test(&mut self);
 
-    /// Prepares the service before its start.
     fn prepare(&mut self) -> Result<(), Error>;
 
     /// The executor to start. `None` if it already runs.
@@ -203,7 +203,7 @@ pub(crate) trait Service {
     /// Name of the executor, for messages about a service whose fixture has no name.
     fn title(&self) -> Option<String>;
 
-    /// The way in which the service has ended, if it has although its cluster is not ready yet.
+    /// How the service has ended, if it ended before its cluster was ready.
     fn ended(&self) -> Option<String>;
 
     /// Reports the failed start to the other processes of the run.
@@ -214,10 +214,10 @@ struct Member<'a> {
     name: String,
     /// Name of the service in messages if `name` is empty.
     title: Option<String>,
-    /// Place in the list of `start_all`, which may be empty.
+    /// Position in the list of `start_all`, or empty.
     place: String,
     needs: Vec<Weak<dyn Need + 'a>>,
-    /// Directories of the services that the enclosing systems of this member need.
+    /// Directories of the services that the enclosing recipe needs.
     inherited: Vec<PathBuf>,
     stage: Stage<'a>,
 }
@@ -236,12 +236,13 @@ enum Stage<'a> {
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
     New(Shared<'a>),
     Starting(Shared<'a>),
-    /// The service is gone once its handle has been passed on.
+    /// Only a cluster still owns the service here. Otherwise it is gone, and its slot has the
+    /// handle.
     Ready(Weak<RefCell<dyn Service + 'a>>),
     Over,
 }
 
-/// The service that failed, and the error.
+/// The name of the failed service, and the error.
 pub(crate) struct Failure {
     name: String,
     pub(crate) error: Error,
@@ -271,18 +272,19 @@ impl<'a> System<'a> {
         }
     }
 
-    /// Makes a system without services, which will live as long as their handles.
+    /// Makes an empty system. Its services live as long as their handles.
     #[allow(clippy::new_without_default)] // Only the attribute's expansion makes a system.
     #[must_use]
     pub fn new() -> System<'a> {
         System::with_reach(Reach::Handle)
     }
 
-    /// Makes a system without services, which will end with their handles, and at the latest with
-    /// the test on this thread.
+    /// Makes an empty system for a test. Its services end with their handles, and at the latest
+    /// with the test on this thread.
     #[must_use]
     pub fn of_test() -> System<'a> {
-        // This comes first: on a busy machine, the test's time may be over before a recipe is made.
+        // The test must be noted before a recipe is made: on a busy machine, its time may run out
+        // first.
         test_may_start();
         let mut system = System::new();
         system.is_for_test = true;
@@ -293,7 +295,7 @@ impl<'a> System<'a> {
         self.reach
     }
 
-    /// The members added from now on are for this recipe of a list, counted from 0.
+    /// The members added next belong to the recipe at this index in a list of `of` recipes.
     pub(crate) fn at_place(&mut self, index: usize, of: usize) {
         self.place = format!("{} of {of}", index + 1);
     }
@@ -304,7 +306,7 @@ impl<'a> System<'a> {
     }
 
     /// Adds the service of a recipe. The name is for messages, and may be empty. With `queue`, the
-    /// service waits for fixed ports and paths that another fixture has; otherwise the recipe
+    /// service waits while another fixture uses its fixed ports or paths. Without it, the recipe
     /// decides.
     pub fn service<R: Recipe + 'a>(&mut self, name: &str, queue: bool, recipe: R) -> Slot<R::Handle> {
         let name = format!("{}{name}", self.prefix);
@@ -333,7 +335,7 @@ impl<'a> System<'a> {
         let outer = slot.clone();
         let stage = Stage::Recipe(Box::new(move |system| {
             let recipe = recipe(&needs);
-            // No other value has the handles when they are taken.
+            // `Slot::take` panics while a clone of the slot exists.
             drop(needs);
             let inner = recipe.__join(system, joining);
             let need = inner.need();
@@ -350,7 +352,7 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Makes one handle from all members that this plan has added.
+    /// Adds a handle that `make` makes once all members of this plan are ready.
     pub fn join<H: 'a>(&mut self, make: impl FnOnce() -> H + 'a) -> Slot<H> {
         let slot = Slot::new();
         let place = slot.clone();
@@ -364,7 +366,7 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Adds a value that is ready once the function has been called.
+    /// Adds a value that is ready once `make` has returned it.
     pub(crate) fn make<H: 'a>(
         &mut self,
         joining: Joining,
@@ -380,12 +382,11 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Adds a service.
     pub(crate) fn add(&mut self, name: String, service: Shared<'a>) {
         self.push(name, Vec::new(), Stage::New(service));
     }
 
-    /// Adds a task that runs now, and may fail.
+    /// Adds a task that has no needs, and may fail.
     pub(crate) fn run_now(
         &mut self,
         name: String,
@@ -426,14 +427,14 @@ impl<'a> System<'a> {
     }
 
     /// Starts all services of a test or of a fixture function. Then the closure takes their
-    /// handles. It takes the handles of dependent services first, so that those services end first
-    /// if a start fails.
+    /// handles, those of dependent services first.
     pub fn start<T>(self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         Started(self.run(take))
     }
 
-    /// [`start`](System::start) as a future. Dropping it before it is complete ends all services.
+    /// Like [`start`](System::start), but async. Dropping the future before it is complete ends all
+    /// services.
     pub async fn start_async<T>(mut self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         let mut at = 0;
@@ -464,8 +465,8 @@ impl<'a> System<'a> {
         Ok(take())
     }
 
-    /// The next step of the start. A panic, for example in a set-up, counts as a failure for
-    /// processes that wait for the service.
+    /// Does the next step of the start. A panic, for example in `set_up`, becomes an error, so that
+    /// processes that wait for the service fail, too.
     fn step(&mut self, at: &mut usize) -> Result<Step, Stopped> {
         let stepped = catch_unwind(AssertUnwindSafe(|| lease::allowed(|| self.try_step(at))));
         match stepped {
@@ -476,7 +477,7 @@ impl<'a> System<'a> {
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
                 let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-                let message = message.unwrap_or("with something that is no text");
+                let message = message.unwrap_or("(its value is not a text)");
                 let error = Error::other("start it", format!("it panicked: {message}"));
                 Err(Stopped {
                     error: Box::new(error),
@@ -486,7 +487,7 @@ impl<'a> System<'a> {
         }
     }
 
-    /// Ends all services, after the failure of this member.
+    /// Ends all services after the member at this index has failed.
     fn fail(self, at: usize, stopped: Stopped) -> Box<Failure> {
         let Stopped { error, panic } = stopped;
         if let Some(Stage::New(service) | Stage::Starting(service)) =
@@ -510,7 +511,7 @@ impl<'a> System<'a> {
         }
     }
 
-    /// The progress of each service, if there are several, without those that have no name.
+    /// The state of each named service when the start failed. Empty if there is only one.
     fn others(&self, failed: usize) -> Vec<String> {
         let mut lines = Vec::new();
         for (at, member) in self.members.iter().enumerate() {
@@ -586,7 +587,8 @@ impl<'a> System<'a> {
                 service.end_with_test();
             }
         }
-        // The locks of all services are taken at once, and so in one order for all tests.
+        // One call takes all locks, because it sorts them: then two tests cannot wait for each
+        // other.
         let endpoints = new.iter().filter_map(|(_, service)| service.borrow().endpoints());
         if let Some(endpoints) = endpoints.reduce(Endpoints::and) {
             *at = new[0].0;
@@ -613,8 +615,8 @@ impl<'a> System<'a> {
         Ok(())
     }
 
-    /// Waits until at least one service is ready, and finishes those that are. Does not wait if a
-    /// task must be polled.
+    /// Waits until at least one service is ready, and finishes all that are ready. Does not wait if
+    /// a task must be polled.
     fn finish_ready(&mut self, at: &mut usize, polls_are_left: bool) -> Result<Step, Error> {
         let starting = self.all(|stage| match stage {
             Stage::Starting(service) => Some(service),
@@ -696,17 +698,17 @@ impl<'a> System<'a> {
 }
 
 impl Drop for System<'_> {
-    /// Services end before the services that they need.
+    /// A service ends before the services that it needs, which come earlier in the list.
     fn drop(&mut self) {
         while self.members.pop().is_some() {}
     }
 }
 
-/// A step of a start.
+/// The result of one step of a start.
 enum Step {
     Over,
     Again,
-    /// Waits for an event.
+    /// The next step must wait for an event.
     Wait(Polled),
 }
 
@@ -746,8 +748,8 @@ impl<T> Started<T> {
     ///
     /// # Panics
     ///
-    /// If a service could not be started. The message is the report of that error, and the place
-    /// of the panic is the attribute.
+    /// If a service could not be started. The message is the error's report, and the panic's
+    /// location is the attribute.
     #[track_caller]
     pub fn or_panic(self) -> T {
         match self.0 {
@@ -785,13 +787,13 @@ impl<T> Started<T> {
         }
     }
 
-    /// Returns the handles for a `#[should_panic]` test. A panic of ours would count as the
-    /// expected one, so the report is printed, and the test returns and fails. `expected` is the
-    /// text of the expected panic.
+    /// Returns the handles for a `#[should_panic]` test. If the start fails, prints the report and
+    /// returns `None`, because a panic would count as the expected one. `expected` is the text of
+    /// the expected panic.
     ///
     /// # Panics
     ///
-    /// If the test is skipped, with that text.
+    /// If the test is skipped. The message contains `expected`, so that the test passes.
     #[must_use]
     pub fn or_report(self, expected: &str) -> Option<T> {
         match self.0 {
@@ -821,7 +823,7 @@ fn borrowed<'s, 'a>(services: &'s [(usize, Shared<'a>)]) -> Vec<Borrowed<'s, 'a>
     borrowed
 }
 
-/// The executors of the services that do not run yet, and the services' places among the members.
+/// The executors of the services that do not run yet, and the indices of their members.
 fn startables<'s>(services: &'s mut [Borrowed<'_, '_>]) -> (Vec<usize>, Vec<&'s mut dyn Startable>) {
     let (mut indices, mut startables) = (Vec::new(), Vec::new());
     for (index, service) in services {
@@ -833,7 +835,7 @@ fn startables<'s>(services: &'s mut [Borrowed<'_, '_>]) -> (Vec<usize>, Vec<&'s 
     (indices, startables)
 }
 
-/// Adds the directories of the needs that still exist to `dirs`.
+/// Appends the directories of the needs to `dirs`. A need that is gone has none.
 fn dirs_of(needs: &[Weak<dyn Need + '_>], mut dirs: Vec<PathBuf>) -> Vec<PathBuf> {
     for need in needs {
         if let Some(need) = need.upgrade() {
@@ -848,7 +850,7 @@ impl Member<'_> {
     fn shown_name(&self) -> Option<String> {
         let name = Some(&self.name).filter(|name| !name.is_empty());
         match (name.or(self.title.as_ref()), &*self.place) {
-            // A start of one service, or a task that has no name.
+            // The only service of a start, or a task.
             (_, "") if self.name.is_empty() => None,
             (None, place) => Some(format!("service {place}")),
             (Some(name), "") => Some(format!("`{name}`")),
@@ -856,7 +858,7 @@ impl Member<'_> {
         }
     }
 
-    /// The way in which the service of a cluster has ended, although it was ready.
+    /// How a node of a cluster has ended after it was ready.
     fn ended(&self) -> Option<String> {
         match &self.stage {
             Stage::Ready(service) => service.upgrade()?.borrow().ended(),
@@ -876,11 +878,12 @@ impl Member<'_> {
     }
 }
 
-/// The way in which a recipe joins a system.
+/// The name and the setting with which a recipe joins a system.
 pub struct Joining {
     /// Name of the fixture, which may be empty.
     pub(crate) name: String,
-    /// Whether the recipe waits for its fixed ports and paths in any case.
+    /// Whether the services wait for fixed ports and paths, even if the recipe does not ask for
+    /// that.
     pub(crate) queue: bool,
 }
 
@@ -976,7 +979,7 @@ impl<F: FnOnce() -> Plan<S>, S> IntoRecipe<Called> for F {
     }
 }
 
-/// The recipe for the name of a type.
+/// Returns the recipe for a name in the attribute.
 pub fn recipe<How, R: IntoRecipe<How>>(name: R) -> R::Recipe {
     name.into_recipe()
 }

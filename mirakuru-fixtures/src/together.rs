@@ -20,17 +20,17 @@ use crate::system::{Slot, System};
 /// let (server, sleeper) = start_all((recipe.clone(), Executor::builder("sleep 60")))?;
 /// assert!(server.is_running() && sleeper.is_running());
 ///
-/// // As many as one likes of one type.
+/// // Any number of recipes of one type.
 /// let servers = start_all(vec![recipe; 3])?;
 /// assert_eq!(servers.len(), 3);
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The services are launched in the given order, and waited for together. A recipe may also be a
-/// system or a [`cluster`](crate::cluster).
+/// The services are launched in the given order, and waited for together. A recipe may also start
+/// several services, as a [`cluster`](crate::cluster) does.
 ///
-/// If a service needs only another one's port, build both, which chooses the ports, and start them
-/// together.
+/// If a service needs only the port of another one, build both executors first, because `build`
+/// chooses the ports. Then start them together.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -43,8 +43,8 @@ use crate::system::{Slot, System};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// If a service needs another one *ready*, start it afterwards. The attribute on a struct finds
-/// that order by itself.
+/// If a service needs another one to be *ready*, start it after that one. The attribute on a struct
+/// finds this order by itself.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
         own that implements `Recipe`"
 )]
 pub trait StartAll: sealed::Start {
-    /// The started services, in the shape of the recipes.
+    /// The handles of the started services: a tuple, a `Vec` or an array, like the recipes.
     type Handles;
 
     #[doc(hidden)]
@@ -77,7 +77,7 @@ pub trait StartAll: sealed::Start {
         implements `Recipe`"
 )]
 pub trait ToStart {
-    /// The started service.
+    /// The handle of the started service.
     type Handle;
 
     #[doc(hidden)]
@@ -121,15 +121,15 @@ impl<'e, R: Readiness> ToStart for &'e mut Executor<R> {
     }
 }
 
-/// These traits keep the public ones sealed.
+/// Users cannot implement the public traits, because these supertraits are private.
 mod sealed {
     pub trait Start {}
     pub trait Stop {}
 }
 
-/// Stops several services at once, so the call takes as long as the slowest of them. (Dropping one
-/// after the other takes as long as all together.) If one of them needs another, in whatever order
-/// they are listed, it ends first. Each has its own `stop_timeout` for its end.
+/// Stops several services at once, which takes as long as the slowest of them. (Dropping them one
+/// by one takes as long as all stops together.) Each service ends before the services that it
+/// needs, whatever their order in the list. Each has its own `stop_timeout`.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -144,12 +144,12 @@ mod sealed {
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Use it with executors, such as the result of [`start_all`] for builders. The handles of presets
-/// stop their services when they are dropped.
+/// Use `stop_all` with executors, such as the result of [`start_all`] for builders. The handles of
+/// presets stop their services when they are dropped.
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::stop`]. Even then all services have been stopped.
+/// The first error of [`Executor::stop`]. The other services are stopped all the same.
 pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     services.stop_all()
 }
@@ -165,7 +165,7 @@ pub trait StopAll: sealed::Stop {
     fn stop_all(self) -> Result<(), Error>;
 }
 
-/// Lists of executors of one type.
+/// Implements [`StopAll`] for a list of executors of one type.
 macro_rules! list {
     ($([$($generics:tt)+] $list:ty),+) => {$(
         impl<$($generics)+> sealed::Stop for $list {}
@@ -268,8 +268,8 @@ mod tests {
 
     use super::*;
 
-    /// Each service is ready once all of them have been executed. So a wait for one before the
-    /// execution of another never ends.
+    /// Each service becomes ready once all of them run. If `start_all` waited for one before it
+    /// launched the next, the start would time out.
     fn ready_when_all_are_there(dir: &std::path::Path, number: u32, of: usize) -> ExecutorBuilder<Check> {
         let (path, all) = (dir.join(number.to_string()), dir.to_owned());
         Executor::builder("sleep 60")
@@ -327,8 +327,8 @@ mod tests {
     #[test]
     fn they_stop_together() {
         let scratch = Scratch::new("stop");
-        // Each service ends once both have been asked to. So a wait for one before the other is
-        // asked lasts until the kill.
+        // Each service ends once both have received SIGTERM. If `stop_all` stopped one after the
+        // other, it would have to kill the first.
         let one = |number: u32| {
             let dir = scratch.0.display();
             Executor::builder(format!(

@@ -14,14 +14,14 @@ use crate::fields::RENAMED;
 /// Keys that select the service. Exactly one of them is needed.
 pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
 
-/// Keys about the build of a program of the workspace: methods of `Bin`.
+/// Keys for the build of a workspace program. They are methods of `Bin`.
 pub(crate) const BUILD: &[&str] = &["features", "profile"];
 
 /// Keys for the readiness condition. At most one is allowed.
 pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
 
-/// Methods of the recipe that are keys under their own names. `name` with an identifier is
-/// [`Target::Named`].
+/// Builder methods that are keys of the same name. (`name` with an identifier is
+/// [`Target::Named`].)
 pub(crate) const SETTERS: &[&str] = &[
     "arg",
     "args",
@@ -58,7 +58,7 @@ pub(crate) const SETTERS: &[&str] = &[
     "on_end",
 ];
 
-/// Methods that add to a list, which may be used more than once.
+/// Keys that may be used more than once, because they add to a list.
 pub(crate) const REPEATABLE: &[&str] = &[
     "arg",
     "env",
@@ -70,7 +70,7 @@ pub(crate) const REPEATABLE: &[&str] = &[
     "log_file",
 ];
 
-/// The methods without a value. Their keys have none either.
+/// Keys without a value.
 pub(crate) const FLAGS: &[&str] = &["env_clear", "optional"];
 
 /// Every key.
@@ -88,13 +88,12 @@ pub(crate) fn known() -> impl Iterator<Item = &'static str> {
 #[derive(Default)]
 pub(crate) struct Args {
     /// The attribute's path, for errors about missing keys. `None` for the outermost attribute,
-    /// whose path is not known: it is the compiler's "call site".
+    /// because the compiler does not pass its path.
     pub(crate) path: Option<Path>,
     /// The expression in place of keys, which makes a recipe.
     pub(crate) expr: Option<Expr>,
     pub(crate) entries: Vec<Entry>,
-    /// Whether the text could not be parsed. That mistake is the only one that is reported for this
-    /// attribute.
+    /// Whether parsing failed. No other mistake of this attribute is then reported.
     pub(crate) broken: bool,
 }
 
@@ -134,17 +133,17 @@ impl Args {
         self.static_name().is_some()
     }
 
-    /// The name, if it names a static with a shared fixture.
+    /// The expression, if it names a static with a shared fixture.
     pub(crate) fn static_name(&self) -> Option<&Expr> {
         self.expr.as_ref().filter(|expr| name(expr) == Some(Name::Static))
     }
 
-    /// Parses the attribute on top, whose content the compiler passes as separate tokens.
+    /// Parses the outermost attribute, whose content the compiler passes separately.
     fn outermost(tokens: TokenStream) -> syn::Result<Args> {
         Args::parse.parse2(tokens)
     }
 
-    /// Returns the result, or reports the error.
+    /// On an error, reports it, and returns arguments that are marked as broken.
     fn or_broken(parsed: syn::Result<Args>, path: Option<Path>, errors: &mut Errors) -> Args {
         let args = parsed.unwrap_or_else(|error| {
             errors.push(error);
@@ -171,7 +170,7 @@ impl Entry {
         }
     }
 
-    /// Whether the key is a method of the recipe.
+    /// Whether the key is a builder method.
     pub(crate) fn is_setter(&self) -> bool {
         SETTERS.iter().any(|setter| self.key == setter) && matches!(self.target(), Target::Free)
     }
@@ -187,7 +186,7 @@ impl Entry {
     }
 }
 
-/// The kind of item behind a single name in place of keys, judged by its letters.
+/// The kind of item that a single name stands for, guessed from its letter case.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Name {
     /// `SHOP`: a static, or a recipe in a constant.
@@ -196,7 +195,8 @@ pub(crate) enum Name {
     Type,
 }
 
-/// The kind of item behind an expression, if it is one name with capital letters.
+/// The kind of item that an expression names. `None` unless it is a single name with a capital
+/// first letter.
 pub(crate) fn name(expr: &Expr) -> Option<Name> {
     let Expr::Path(ExprPath {
         qself: None, path, ..
@@ -207,7 +207,7 @@ pub(crate) fn name(expr: &Expr) -> Option<Name> {
     let segment = path.segments.last()?;
     let last = segment.ident.unraw().to_string();
     let first = last.chars().next()?;
-    // A static has no generic arguments.
+    // A name with generic arguments cannot be a static.
     let is_type = last.chars().any(char::is_lowercase) || !segment.arguments.is_none();
     match first.is_uppercase() {
         true if is_type => Some(Name::Type),
@@ -228,16 +228,15 @@ pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// Takes all attributes of mirakuru from an item: the outermost, whose tokens the compiler passes
-/// to us, and those below it. All are expanded together, so that the runtime knows all services of
-/// a test before it starts one.
+/// Parses the outermost attribute, and takes the other mirakuru attributes off the item. All are
+/// expanded together, so that the runtime knows all services of a test before it starts one.
 pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let mut all = vec![Args::or_broken(Args::outermost(outermost), None, errors)];
     all.extend(taken_out(attrs, is_ours, errors));
     all
 }
 
-/// Takes the attributes of mirakuru from a struct or from a field.
+/// Takes the mirakuru attributes off a struct or a field.
 pub(crate) fn on_system(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let is_wanted =
         |attr: &Attribute| is_ours(attr) || is_rstest_fixture(attr) || attr.path().is_ident(RENAMED);
@@ -254,7 +253,7 @@ fn taken_out(
     let one = |attr: Attribute| {
         let parsed = match &attr.meta {
             Meta::List(_) => attr.parse_args_with(Args::parse),
-            // This attribute is only a path, and all keys are missing.
+            // An attribute without parentheses has no keys.
             _ => Args::outermost(TokenStream::new()),
         };
         Args::or_broken(parsed, Some(attr.path().clone()), errors)
@@ -303,7 +302,7 @@ impl Parse for Args {
     }
 }
 
-/// An expression without the invisible parentheses of a macro's `$name:expr`.
+/// Removes the invisible parentheses that a macro's `$name:expr` adds to an expression.
 fn ungrouped(expr: Expr) -> Expr {
     match expr {
         Expr::Group(group) => ungrouped(*group.expr),
@@ -311,7 +310,7 @@ fn ungrouped(expr: Expr) -> Expr {
     }
 }
 
-/// A second recipe, as a call, in place of a key.
+/// A second recipe (a call) in the place of a key.
 fn another_recipe(input: ParseStream<'_>) -> Option<Expr> {
     if Entry::is_next(input) {
         return None;
@@ -334,8 +333,8 @@ fn separator(input: ParseStream<'_>) -> syn::Result<()> {
 }
 
 impl Entry {
-    /// Whether keys begin here, and not an expression. If anything except for `=` follows a known
-    /// key, that is a mistake in a key, not an expression.
+    /// Whether a key comes next, and not an expression. A known word is a key even if `=` is
+    /// missing, unless it begins a path, a method call or a macro call.
     fn is_next(input: ParseStream<'_>) -> bool {
         let fork = input.fork();
         let Ok(word) = Ident::parse_any(&fork) else {
@@ -499,7 +498,7 @@ mod tests {
         assert!(!errors.any());
     }
 
-    /// The keys are the recipe's methods: this test fails if a new method has no key.
+    /// Fails if a builder method has no key.
     #[test]
     fn every_method_of_the_recipe_is_a_key() {
         let path = concat!(
@@ -507,7 +506,7 @@ mod tests {
             "/../mirakuru-core/src/recipe/builder.rs"
         );
         let Ok(source) = std::fs::read_to_string(path) else {
-            return; // The published package lacks the crate beside it.
+            return; // The published package does not contain mirakuru-core.
         };
         let mut methods: Vec<&str> = source
             .lines()

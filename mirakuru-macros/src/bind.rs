@@ -11,13 +11,14 @@ use crate::item::Function;
 use crate::names::{self, Needs};
 use crate::uses::{self, is_same};
 
-/// The index of each fixture's parameter, if it has one, in the order of the attributes.
+/// The parameter of each fixture, in the order of the attributes.
 pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
-    /// Whether a name was not resolved (a reported error), so that a parameter may be left over.
+    /// Whether a name could not be resolved. The error is already reported, and a parameter may be
+    /// left without a fixture.
     pub(crate) incomplete: bool,
-    /// The name of each fixture for the fixtures below: its parameter's, or the one in its
-    /// attribute.
+    /// The name of each fixture in the recipes of the fixtures below it: its parameter's name, or
+    /// the one in its attribute.
     names: Vec<Option<Ident>>,
     needs: Needs,
 }
@@ -38,7 +39,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
         if let Target::Named(name) = fixture.target() {
             let uses = |fixture: &Args| names::uses_name(fixture, name);
             if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
-                // The name is for fixtures below. If only those above use it, that is a mistake.
+                // The name is for the fixtures below. If only fixtures above use it, the user has
+                // made a mistake.
                 bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
                 let has_it = |other: &Args| matches!(other.target(), Target::Named(it) if is_same(it, name));
                 if fixtures[..index].iter().any(has_it) {
@@ -85,8 +87,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     bindings
 }
 
-/// A parameter with a fixture becomes a variable, and rustc allows a second one with its name. If
-/// both are conditional, rustc may keep only one.
+/// Reports two parameters with the same name: once they are variables, rustc would allow that.
+/// Parameters with a `cfg` are left out, because rustc may keep only one of them.
 fn names_stand_once(item: &Function, bindings: &mut Bindings, errors: &mut Errors) {
     let conditional = |attr: &Attribute| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr");
     let always = |&(index, _): &(usize, &Ident)| {
@@ -106,7 +108,7 @@ fn names_stand_once(item: &Function, bindings: &mut Bindings, errors: &mut Error
     }
 }
 
-/// The variables of a parameter.
+/// The variables that a parameter declares.
 fn declared_by(input: &FnArg) -> Vec<Ident> {
     match input {
         FnArg::Receiver(receiver) => vec![receiver.self_token.into()],
@@ -114,7 +116,7 @@ fn declared_by(input: &FnArg) -> Vec<Ident> {
     }
 }
 
-/// The names and places of all parameters that have a name.
+/// Index and name of each parameter that has a name.
 fn names_of(item: &Function) -> impl Iterator<Item = (usize, &Ident)> {
     let all = 0..item.sig.inputs.len();
     all.filter_map(|index| Some((index, parameter_name(item.parameter(index)?)?)))
@@ -168,7 +170,7 @@ impl Function {
     }
 }
 
-/// Whether a parameter is the context of `#[test_context(Type)]`, by its type.
+/// Whether a parameter has the type in `#[test_context(Type)]`, and so is the test's context.
 fn is_context(item: &Function, parameter: &PatType) -> bool {
     let ty = match &*parameter.ty {
         Type::Reference(reference) => &*reference.elem,
@@ -201,7 +203,8 @@ pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
     }
 }
 
-/// Whether an attribute gives the parameter's value, as rstest's do. A lint attribute does not.
+/// Whether an attribute sets the parameter's value, as rstest's attributes do. Lints and `cfg` do
+/// not.
 pub(crate) fn has_attribute_of_its_own(parameter: &PatType) -> bool {
     let about_the_value = |attr: &Attribute| {
         let path = attr.path();

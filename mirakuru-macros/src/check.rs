@@ -1,6 +1,6 @@
 //! Finds every mistake that is visible without types, in a list of small checks. Each check reports
-//! all of its mistakes, on the wrong token, with the remedy. Mistakes that need types are left to
-//! rustc, on the user's own tokens. The file is long because all checks stand together in the order
+//! all of its mistakes at the wrong token, with the remedy. rustc finds the mistakes that need
+//! types, at the user's own tokens. The file is long because all checks stand together in the order
 //! in which they run.
 
 use proc_macro2::TokenStream;
@@ -66,7 +66,7 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     no_parameter_is_named(fixtures, "a static has none", errors);
 }
 
-/// Checks a struct's own attributes and its form. `others` are further attributes of mirakuru.
+/// Checks a struct's own attributes and its form. `others` are further mirakuru attributes.
 pub(crate) fn on_struct(item: &ItemStruct, arguments: &TokenStream, others: &[Args], errors: &mut Errors) {
     let name = &item.ident;
     if !matches!(item.fields, Fields::Named(_)) || item.fields.is_empty() {
@@ -195,7 +195,8 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
     }
 }
 
-/// Whether a function is a test without its test attribute: its services would end when it returns.
+/// Whether a function seems to be a test without a test attribute, because its services would end
+/// when it returns.
 fn lacks_a_test_attribute(item: &Function, fixtures: &[Args], bindings: &Bindings) -> bool {
     let is_own = |fixture: &Args, ty: &Type| behind_static(ty).is_none() && !fixture.is_static();
     let mut own = bound(item, fixtures, bindings).filter(|(fixture, it)| is_own(fixture, &it.ty));
@@ -423,7 +424,7 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Whether this is a name in cargo's form, optionally after the name of a package.
+/// Whether this is `NAME` or `PACKAGE:NAME`, with the characters that cargo allows.
 fn is_program_name(name: &str) -> bool {
     let is_word =
         |word: &str| !word.is_empty() && !word.contains(['/', ':']) && !word.contains(char::is_whitespace);
@@ -561,7 +562,7 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
 }
 
 /// Checks the literals that mirakuru certainly expands: the value itself, and those in lists and
-/// tuples. A literal in a macro or a call belongs to the user.
+/// tuples. A literal in a macro or a call is not checked, because it may have another meaning.
 fn placeholders_in(value: &Expr, errors: &mut Errors) {
     if let Some(text) = literal(value) {
         return placeholders_in_literal(text, errors);
@@ -576,7 +577,7 @@ fn placeholders_in(value: &Expr, errors: &mut Errors) {
     }
 }
 
-/// Checks the arguments of mirakuru's own constructors in an expression for a readiness condition.
+/// Checks the literals in a readiness condition that is made by mirakuru's own constructors.
 fn placeholders_in_readiness(value: &Expr, errors: &mut Errors) {
     match value {
         Expr::Call(ExprCall { func, args, .. }) if makes_readiness(func) => {
@@ -725,7 +726,7 @@ impl Function {
     }
 
     /// Whether only fixtures can give parameters their values. `false` if an attribute of this test
-    /// may do so, or is unknown. (An unknown one may be our own under another name.)
+    /// may do so, or is unknown. (An unknown attribute may be `fixture` under another name.)
     pub(crate) fn takes_fixtures_only(&self) -> bool {
         self.form() == Form::Test
             && self

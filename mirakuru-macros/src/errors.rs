@@ -1,4 +1,4 @@
-//! Collects all mistakes in one use of the attribute: each is reported, and none hides another.
+//! Collects the mistakes in one use of the attribute, so that all of them are reported.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, TokenStreamExt};
@@ -19,12 +19,12 @@ impl Errors {
         self.0.push(syn::Error::new(span, message));
     }
 
-    /// Adds a mistake of several tokens, for example of an expression.
+    /// Adds a mistake that spans several tokens, for example an expression.
     pub(crate) fn on(&mut self, tokens: impl ToTokens, message: impl std::fmt::Display) {
         self.0.push(syn::Error::new_spanned(tokens, message));
     }
 
-    /// Adds a mistake of a whole attribute of mirakuru.
+    /// Adds a mistake that concerns a whole mirakuru attribute.
     pub(crate) fn on_attribute(&mut self, args: &Args, message: impl std::fmt::Display) {
         match &args.path {
             Some(path) => self.on(path, message),

@@ -1,6 +1,6 @@
-//! Writes the code: for each fixture one builder chain, for each function one call into the
-//! runtime, and bindings before the user's own body. The user's tokens keep their spans, so that
-//! rustc's errors point at them.
+//! Writes the code: a builder chain for each fixture, one call into the runtime for each function,
+//! and variables before the user's own body. The user's tokens keep their spans, so that rustc's
+//! errors point at them.
 //!
 //! After a mistake, the code is the same, but with `unreachable!()` in place of the wrong parts. So
 //! the item exists with its types, and rustc reports nothing further.
@@ -18,8 +18,8 @@ use crate::bind::{Bindings, has_attribute_of_its_own, parameter_name};
 use crate::errors::Errors;
 use crate::item::{Form, Function, Gives, Static, behind_static};
 
-/// `static NAME: T;` becomes a static of type `Shared<T>`, and no other item: a second item could
-/// hide a crate with its name.
+/// Writes `static NAME: T;` as a static of type `Shared<T>`. A second item could hide a crate with
+/// its name, so there is none.
 pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> TokenStream {
     let Static {
         attrs,
@@ -41,7 +41,7 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> To
     }
 }
 
-/// A test: its services start before its body, and end after it, the last one first.
+/// Writes a test. Its services start before its body, and end after it, the last one first.
 pub(crate) fn on_test(
     item: &Function,
     fixtures: &[Args],
@@ -57,13 +57,13 @@ pub(crate) fn on_test(
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
-        // With an item after it, the body is no tail expression. Before edition 2024, the
-        // temporaries of a tail expression would outlive the services. Unlike a statement, an item
-        // may also follow a body that never ends.
+        // Without the item, the body would be the tail expression. Before edition 2024, its
+        // temporaries would outlive the services. An item also causes no warning after a body that
+        // never ends, as a statement would.
         Gives::Nothing => quote!(#body const _: () = ();),
         Gives::Unnameable => quote!(#body),
-        // The closure catches an `Err` from `?` or `return` while the services still run, so that
-        // they learn that the test has failed.
+        // The closure catches an `Err` from `?` or `return`, so that the failure is recorded before
+        // the services end.
         Gives::Type(ty) => {
             let (asyncness, run) = match &item.sig.asyncness {
                 Some(asyncness) => (quote!(#asyncness), quote!(.await)),
@@ -87,7 +87,7 @@ pub(crate) fn on_test(
     }
 }
 
-/// A fixture function: rstest's own attribute makes it a fixture, and its body begins with the
+/// Writes a fixture function. rstest's attribute makes it a fixture, and its body begins with the
 /// start of the services.
 pub(crate) fn on_fixture(
     item: &Function,
@@ -121,7 +121,7 @@ fn rstest_attribute(item: &Function) -> Option<TokenStream> {
     wanted.then(|| quote!(#[::mirakuru::__private::rstest::fixture]))
 }
 
-/// A fixture function whose services each test starts for itself.
+/// Writes the body of a fixture function whose services are started for each test.
 fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
@@ -148,7 +148,8 @@ fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Token
     }
 }
 
-/// `-> &'static T`: the value is made at first use and lives in a static of this function.
+/// Writes the body of a fixture function `-> &'static T`. Its value is made at the first use, and
+/// kept in a static inside the function.
 fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let name = item.sig.ident.to_string();
     let once = quote! {
@@ -193,7 +194,7 @@ fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bind
     }
 }
 
-/// Starts one service for all tests: an expression of type `Result<(Handle,), Error>`.
+/// Writes the start of one service for all tests: an expression of type `Result<(Handle,), Error>`.
 fn started_alone(fixture: &Args, name: &str) -> TokenStream {
     started_shared(&[Member {
         fixture,
@@ -203,7 +204,7 @@ fn started_alone(fixture: &Args, name: &str) -> TokenStream {
     }])
 }
 
-/// A block with the value `Result<T, Error>`, which starts the fixture for all tests.
+/// Writes a block that starts the fixture for all tests, and has the value `Result<T, Error>`.
 fn shared_value(fixture: &Args, ty: &Type, name: &str) -> TokenStream {
     let (service, value) = (handle(0), ours("_value"));
     let found = taken(fixture, &service, ty);
@@ -215,7 +216,8 @@ fn shared_value(fixture: &Args, ty: &Type, name: &str) -> TokenStream {
     })
 }
 
-/// The item after a mistake: parameters with a fixture have their types, but no value.
+/// Writes the item after a mistake. Parameters with a fixture become variables of the right types,
+/// without values.
 fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     let Function { attrs, vis, sig, .. } = item;
     let form = item.form();
@@ -270,12 +272,12 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     }
 }
 
-/// Starts a function's services, and binds the parameters for them. `start` writes the expression
-/// that starts the members of one system and returns the tuple of their handles.
+/// Writes the start of a function's services, and the variables for its parameters. `start` writes
+/// the expression that starts the members of one system and returns their handles as a tuple.
 ///
 /// Each service is moved into a variable of its own, in the order of the attributes. The parameter
-/// gets that value, or a reference to it. So the last service is dropped first, whatever the
-/// parameters are, and a service ends before those that it needs.
+/// gets that value, or a reference to it. So the last service is dropped first, and each service
+/// ends before the services that it needs.
 fn services(
     item: &Function,
     fixtures: &[Args],
@@ -295,7 +297,7 @@ fn services(
         fixture: &fixtures[index],
         name: name_of(item, bindings, index),
         slot: handle(index),
-        // A shared service already has a variable.
+        // A shared service is already a variable, and has no slot.
         needs: bindings
             .needs(index)
             .filter(|(other, _)| !is_shared(*other))
@@ -321,7 +323,7 @@ fn services(
     quote!(#(#shared)* #start #(#lets)*)
 }
 
-/// The services of one test, which are started only for it.
+/// Writes the start of services for one test only.
 fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     services(item, fixtures, bindings, |members| {
         let (system, add, take) = (system_variable(), add(members), take(members));
@@ -354,7 +356,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             }),
             None => quote!(#started.or_panic()),
         };
-        // With rstest's `#[once]`, all tests share a fixture.
+        // With rstest's `#[once]`, all tests share the fixture, so it must not end with one test.
         let new = match item.has_attr("once") {
             true => quote!(new),
             false => quote!(of_test),
@@ -367,7 +369,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
     })
 }
 
-/// A parameter `&'static T`: the service is shared, though the function's value is not.
+/// Writes a parameter `&'static T`. Its service is shared, even if the function's value is not.
 fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: usize) -> TokenStream {
     let Some(parameter) = bindings.of(index).and_then(|index| item.parameter(index)) else {
         return quote!();
@@ -414,8 +416,8 @@ fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream 
     }
 }
 
-/// A variable with a handle, as a value of this type. It gets the span of the type, so that rustc
-/// reports there that the type is wrong, or that the handle of a static cannot be moved.
+/// The value of a variable that holds a handle. It has the span of the type, so that rustc reports
+/// there that the type is wrong, or that the handle of a static cannot be moved.
 fn taken(fixture: &Args, service: &Ident, ty: &Type) -> TokenStream {
     let service = located(service, ty);
     taken_value(fixture, service.span(), &quote!(#service), ty)
@@ -432,7 +434,7 @@ fn taken_value(fixture: &Args, place: Span, handle: &TokenStream, ty: &Type) -> 
     quote_spanned!(place=> { #[allow(unused_imports)] #taken })
 }
 
-/// One service of a system whose services start together.
+/// A service that starts together with others.
 struct Member<'a> {
     fixture: &'a Args,
     /// Name of the service in messages.
@@ -455,7 +457,7 @@ fn add(members: &[Member<'_>]) -> TokenStream {
         } = member;
         let place = Place::of(fixture);
         let recipe = recipe(fixture, &place);
-        // The key says whether the service waits for its ports.
+        // With this key, the recipe decides. Without it, the service waits for its ports.
         let queue = fixture.entry("queue").is_none();
         let method = if needs.is_empty() { "service" } else { "after" };
         let method = Ident::new(method, place.first);
@@ -484,7 +486,8 @@ fn add(members: &[Member<'_>]) -> TokenStream {
     quote!(#(#lets)*)
 }
 
-/// A tuple that contains tuples if it is long: the runtime takes eight slots in one.
+/// Writes a tuple. A long one contains tuples, because the runtime takes at most eight slots in
+/// one.
 fn tuple(mut items: Vec<TokenStream>) -> TokenStream {
     while items.len() > 8 {
         items = items.chunks(8).map(|items| quote!((#(#items,)*))).collect();
@@ -498,8 +501,8 @@ fn take(members: &[Member<'_>]) -> TokenStream {
     quote!(|| (#(#slots.take(),)*))
 }
 
-/// The span of the code for one fixture. If the user's expression lacks a trait, the compiler
-/// reports it at every place that needs it. With one span for all of these, it reports it once.
+/// The span for the code of one fixture. If the user's expression lacks a trait, rustc reports that
+/// once for each span. So all code that needs the trait has the same span.
 struct Place {
     first: Span,
     last: Span,
@@ -524,7 +527,7 @@ impl Place {
     }
 }
 
-/// Starts the services for all tests: an expression of type `Result<(Handle, ..), Error>`.
+/// Writes the start of services for all tests: an expression of type `Result<(Handle, ..), Error>`.
 fn started_shared(members: &[Member<'_>]) -> TokenStream {
     let is_any = |wanted: &str| {
         let mut scopes = members.iter().filter_map(|member| {
@@ -533,7 +536,7 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
         });
         scopes.any(|scope| scope.value() == wanted)
     };
-    // A service must not outlive the services that start with it.
+    // Services that start together have the same scope: the shortest one.
     let scope = if is_any("process") {
         quote!(Process)
     } else if is_any("users") {
@@ -553,7 +556,7 @@ fn recipe(args: &Args, place: &Place) -> TokenStream {
         let (of_name, ampersand) = match args::name(expr) {
             None => return quote!(#expr #optional),
             Some(Name::Type) => ("recipe", None),
-            // The value cannot be moved out of a static.
+            // A static is borrowed, because its value cannot be moved.
             Some(Name::Static) => ("recipe_in_static", Some(quote_spanned!(place.first=> &))),
         };
         let of_name = Ident::new(of_name, place.first);
@@ -590,8 +593,8 @@ fn program(args: &Args, entry: &Entry) -> Option<TokenStream> {
     Some(quote!(#bin.__compiled(#path, ::core::env!("CARGO_MANIFEST_DIR")) #(#build)*))
 }
 
-/// The path of a binary of the package that is being compiled. Cargo tells it only to integration
-/// tests and benches.
+/// The path of a binary of the current package. Cargo sets the variable only for integration tests
+/// and benches.
 fn path_of_bin(entry: &Entry, name: &str) -> TokenStream {
     let (package, name) = name
         .split_once(':')
@@ -640,8 +643,8 @@ fn readiness(entry: &Entry, place: &Place) -> TokenStream {
     quote!(.wait_for(#condition))
 }
 
-/// The name of a fixture in messages: its parameter's name, or the function's for a fixture
-/// function. A test has none.
+/// The name of a fixture in messages: the name of its parameter or of the fixture function.
+/// Otherwise empty.
 fn name_of(item: &Function, bindings: &Bindings, index: usize) -> String {
     let parameter = bindings.of(index).and_then(|index| item.parameter(index));
     match parameter.and_then(parameter_name) {
@@ -671,7 +674,7 @@ fn handle(index: usize) -> Ident {
     ours(&format!("_service_{index}"))
 }
 
-/// The variable of the system, which may have a field called `system`.
+/// The name of the system's variable. It is not `system`, because a field may have that name.
 fn system_variable() -> Ident {
     ours("__system")
 }
@@ -694,8 +697,8 @@ fn at(name: &Ident, place: Span) -> Ident {
     name
 }
 
-/// The user's body with braces of ours. Otherwise rustc would call the braces of a one-line body
-/// unnecessary in their new place.
+/// The user's body with new braces. With the old ones, rustc would warn of unnecessary braces
+/// around a one-line body.
 fn relocated(body: &Group) -> Group {
     let mut group = Group::new(body.delimiter(), body.stream());
     group.set_span(Span::mixed_site().located_at(body.span()));

@@ -1,4 +1,4 @@
-//! A struct whose fields are services: a system with a name.
+//! Parses a struct whose fields are services.
 
 use proc_macro2::{Delimiter, Group, Ident, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
@@ -9,7 +9,7 @@ use crate::args::{self, Args};
 use crate::errors::Errors;
 use crate::names::{self, Needs};
 
-/// The name of `#[fixture(..)]` on a field, where rustc resolves the conditions of a struct.
+/// If a struct has `cfg` conditions, `#[fixture(..)]` on its fields is renamed to this.
 pub(crate) const RENAMED: &str = "__mirakuru_fixture";
 
 /// A struct, and the fixtures of its fields.
@@ -44,7 +44,7 @@ pub(crate) fn parse(mut item: ItemStruct, errors: &mut Errors) -> System {
         .iter()
         .filter_map(|service| service.fixtures.first())
         .collect();
-    // A field without an attribute is a separate mistake.
+    // `check` reports a field without an attribute.
     let needs = if first.len() == services.len() {
         let names: Vec<Option<Ident>> = services
             .iter()
@@ -63,7 +63,7 @@ pub(crate) fn parse(mut item: ItemStruct, errors: &mut Errors) -> System {
     }
 }
 
-/// Whether a type is `PhantomData`, whose only value needs no attribute.
+/// Whether a type is `PhantomData`. Such a field is no service, and needs no attribute.
 fn is_marker(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|it| it.ident == "PhantomData"))
 }
@@ -81,8 +81,8 @@ impl System {
     }
 }
 
-/// Takes out each field that is a mistake by itself: a field above has the same name, or its type
-/// is the system.
+/// Reports and removes each field that has the same name as a field above, or the type of the
+/// struct itself.
 pub(crate) fn take_out_mistakes(item: &mut ItemStruct, errors: &mut Errors) {
     let Fields::Named(fields) = &mut item.fields else {
         return;
@@ -109,7 +109,7 @@ pub(crate) fn reverse(item: &mut ItemStruct) {
     }
 }
 
-/// Whether the struct or a part of it stands under a condition, about which only rustc can decide.
+/// Whether the struct or a part of it has a `cfg`, which only rustc can resolve.
 pub(crate) fn is_conditional(tokens: TokenStream) -> bool {
     tokens.into_iter().any(|token| match token {
         TokenTree::Group(group) if group.delimiter() == Delimiter::Bracket => {
@@ -121,8 +121,8 @@ pub(crate) fn is_conditional(tokens: TokenStream) -> bool {
     })
 }
 
-/// Renames the mirakuru attributes of the fields, also those in a `cfg_attr`: under their own name
-/// they would be ambiguous where the user has imported the macro.
+/// Renames the mirakuru attributes of the fields, also those in a `cfg_attr`. As `fixture`, they
+/// would be ambiguous if the user has imported the macro of that name.
 pub(crate) fn rename_attributes(item: &mut ItemStruct) {
     for attr in item.fields.iter_mut().flat_map(|field| &mut field.attrs) {
         if let Ok(meta) = syn::parse2(renamed(attr.meta.to_token_stream())) {
@@ -131,7 +131,7 @@ pub(crate) fn rename_attributes(item: &mut ItemStruct) {
     }
 }
 
-/// The contents of attributes, separated by commas.
+/// Renames the attributes in a list that is separated by commas.
 fn renamed(attributes: TokenStream) -> TokenStream {
     let is_comma = |token: &TokenTree| matches!(token, TokenTree::Punct(it) if it.as_char() == ',');
     let tokens: Vec<TokenTree> = attributes.into_iter().collect();

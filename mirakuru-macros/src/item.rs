@@ -1,9 +1,8 @@
 //! The item under the attribute: a function with or without a body, a `static` without a value, or
 //! an item that the attribute does not support.
 //!
-//! An attribute may stand on a function without a body and on a `static` without a value, but the
-//! language itself has no such items. So items are parsed by hand. A function's body is left
-//! unread.
+//! Rust itself has no function without a body and no `static` without a value, so items are parsed
+//! by hand. A function's body is not parsed.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt;
@@ -38,7 +37,7 @@ pub(crate) struct Static {
     pub(crate) value: Option<Expr>,
 }
 
-/// A struct, a module, an `impl`, ...
+/// An enum, a module, an `impl`, ...
 pub(crate) struct Other {
     keyword: Ident,
     pub(crate) tokens: TokenStream,
@@ -47,7 +46,7 @@ pub(crate) struct Other {
 /// The meaning of the attribute on a function.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Form {
-    /// The service lives as long as the test.
+    /// The services live as long as the test.
     Test,
     /// The function becomes an rstest fixture.
     Fixture,
@@ -141,7 +140,7 @@ fn parse_function(
     })
 }
 
-/// The body, also where it stands in the invisible parentheses of a macro's `$name:block`.
+/// The function's body, also inside the invisible parentheses that a macro's `$name:block` adds.
 fn body_of_function(input: ParseStream<'_>) -> syn::Result<Group> {
     match input.parse()? {
         TokenTree::Group(group) if group.delimiter() == Delimiter::None => {
@@ -152,15 +151,15 @@ fn body_of_function(input: ParseStream<'_>) -> syn::Result<Group> {
     }
 }
 
-/// Takes away the invisible parentheses of a macro's `$name:ty`.
+/// Removes the invisible parentheses that a macro's `$name:ty` adds.
 fn ungroup(ty: &mut Type) {
     while let Type::Group(group) = ty {
         *ty = std::mem::replace(&mut *group.elem, Type::Verbatim(TokenStream::new()));
     }
 }
 
-/// Moves `#![..]` at the beginning of a body to the function, as `#[..]`, because the body moves to
-/// a place where it is not allowed.
+/// Turns `#![..]` at the beginning of a body into `#[..]` for the function, because the body moves
+/// to a place where `#![..]` is not allowed.
 fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>, TokenStream)> {
     let mut inner = input.call(Attribute::parse_inner)?;
     for attr in &mut inner {
@@ -170,8 +169,8 @@ fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>
 }
 
 impl Function {
-    /// The meaning of the attribute on this function. It is a test if it has a test attribute or
-    /// stands below one. (`#[test]` hides itself, and then the function has no parameters.)
+    /// Whether the function is a test or a fixture. A test has a test attribute, or stands below
+    /// one. (A `#[test]` above is not visible here, but it allows no parameters.)
     pub(crate) fn form(&self) -> Form {
         let parameters_none = self.sig.inputs.is_empty();
         let like_a_test = self.test_attrs().next().is_some() || (parameters_none && self.gives_like_a_test());
@@ -224,7 +223,7 @@ impl Function {
         })
     }
 
-    /// The text in `#[should_panic(expected = "..")]`, or an empty one.
+    /// The text in `#[should_panic(expected = "..")]`, or an empty text.
     pub(crate) fn expected_panic(&self) -> String {
         let attr = self
             .attrs
@@ -245,7 +244,7 @@ impl Function {
     }
 }
 
-/// Whether a test attribute is the language's own, under one of its paths.
+/// Whether an attribute is Rust's own `#[test]`, under any of its paths.
 pub(crate) fn is_plain_test(attr: &Attribute) -> bool {
     let path = path_of(attr);
     path == "test"
@@ -271,7 +270,7 @@ pub(crate) fn takes_no_parameters(attr: &Attribute) -> bool {
         .contains(&&*path_of(attr))
 }
 
-/// Whether an attribute belongs to the language, and a test may carry it.
+/// Whether an attribute is built into Rust, and may stand on a test.
 pub(crate) fn is_built_in(attr: &Attribute) -> bool {
     let path = path_of(attr);
     let words = [

@@ -1,11 +1,14 @@
-//! The attribute macro of [mirakuru](https://docs.rs/mirakuru), which documents it: this crate is
-//! one of its parts.
+//! The attribute macro of [mirakuru](https://docs.rs/mirakuru), which re-exports and documents it.
 //!
-//! An attribute passes through this crate as follows: `args` and `item` parse, `bind` gives
-//! parameters to fixtures, `check` finds every mistake, `expand` writes the code. All policy is in
-//! the runtime functions of `mirakuru-fixtures`; the generated code is one builder chain for each
-//! fixture and one call. After a mistake `expand` still writes a plausible item, so that rustc
-//! reports no errors that only follow from it.
+//! The modules are used in this order:
+//! - `args` and `item` parse the attribute and its item,
+//! - `bind` gives parameters to fixtures,
+//! - `check` finds mistakes,
+//! - `expand` writes the code.
+//!
+//! The generated code has one builder chain for each fixture, and calls `mirakuru-fixtures`, which
+//! decides all behaviour. After a mistake, `expand` still writes an item with the right types, so
+//! that rustc reports no errors that only follow from the mistake.
 
 mod args;
 mod bind;
@@ -33,8 +36,8 @@ pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
 }
 
 /// Writes the recipe of a struct. rustc resolves `#[cfg(..)]` on fields before it calls a derive
-/// macro, but not before an attribute macro. [`macro@fixture`] adds this derive to the struct, and
-/// reverses the fields.
+/// macro, but not before an attribute macro. So [`macro@fixture`] adds this derive to a struct with
+/// conditions.
 #[doc(hidden)]
 #[proc_macro_derive(__System, attributes(__mirakuru_fixture))]
 pub fn system_of_struct(item: proc_macro::TokenStream) -> proc_macro::TokenStream {
@@ -59,7 +62,7 @@ fn system(item: ItemStruct, errors: &mut Errors) -> (TokenStream, TokenStream) {
     )
 }
 
-/// Expands the attribute by the item under it, which decides its meaning.
+/// Expands the attribute. Its meaning depends on the kind of item under it.
 fn dispatch(args: TokenStream, tokens: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let item = match item::parse(tokens.clone()) {

@@ -11,8 +11,8 @@ use crate::uses::{self, Certainty, Use};
 /// The indices of the fixtures that each fixture needs. They all stand above that fixture.
 pub(crate) type Needs = Vec<Vec<usize>>;
 
-/// Finds the needs of fixtures with these names; some have no name. `others` are further names in
-/// scope.
+/// Finds the services that each fixture needs. `names` are the fixtures' names, and `others` are
+/// further names in scope.
 pub(crate) fn needs(
     fixtures: &[&Args],
     names: &[Option<Ident>],
@@ -31,11 +31,11 @@ pub(crate) fn needs(
             }
             let needed = match certainty {
                 Certainty::Called => continue,
-                // If this is no item, rustc proposes a similar name that is in scope.
+                // Brings a similar name into scope, so that rustc can propose it.
                 Certainty::Value if other.is_none() && name != "self" => mistyped(name, &names[..at]),
                 _ => other.filter(|_| is_above),
             };
-            // Only a use that is certain may hide a function.
+            // If the expressions also call a function of this name, only a certain use counts.
             let is_certain = is_above && *certainty >= Certainty::Value;
             if let Some(needed) = needed.filter(|&needed| is_certain || !calls(uses, &names[needed])) {
                 if !needs[at].contains(&needed) {
@@ -43,8 +43,8 @@ pub(crate) fn needs(
                 }
             } else if let Some(message) = mistake(used_here, other, at, &used, names) {
                 errors.at(used_here.span, message);
-                // Reports one mistake for each service. In a cycle it reports only the service that
-                // stands above.
+                // One mistake for each service is enough. In a cycle, only the topmost service
+                // reports it.
                 break;
             }
         }
@@ -62,8 +62,8 @@ fn place(names: &[Option<Ident>], name: &str) -> Option<usize> {
     names.iter().position(is_it)
 }
 
-/// The mistake if the service `at` uses a name that no service above has. A name that may be an
-/// item is left to rustc.
+/// The message if the service `at` uses a name that no service above has. `None` if the name may be
+/// an item, which rustc checks.
 fn mistake(
     Use {
         name,
@@ -92,7 +92,7 @@ fn mistake(
         let above = &names[..at];
         let remedy = match mistyped(name, above).and_then(|meant| names[meant].as_ref()) {
             Some(meant) => format!("did you mean `{meant}`?"),
-            // A service that the test does not use has no parameter, and so no name.
+            // A service above has no parameter, and so no name.
             None if above.contains(&None) && name.starts_with(char::is_lowercase) => {
                 format!("write `name = {name}` in its attribute")
             }
@@ -133,7 +133,7 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
     None
 }
 
-/// The message about services that need each other, from this service on.
+/// The message about services that need each other. It begins with the service `at`.
 fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     let name = |place: usize| {
         names[place]
@@ -153,7 +153,7 @@ fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     format!("{}, and {last}: {who}", first.join(", "))
 }
 
-/// The first use of this name in an attribute's expressions that cannot be an accident.
+/// The first certain use of this name in an attribute's expressions.
 pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
     let uses = uses(args);
     let mut places = uses
@@ -183,7 +183,7 @@ fn uses(args: &Args) -> Vec<Use> {
 fn mistyped(word: &str, above: &[Option<Ident>]) -> Option<usize> {
     let known = above.iter().flatten().map(|name| name.unraw().to_string());
     let known: Vec<String> = known.collect();
-    // One letter is close to every other name. A capital letter begins a constant.
+    // A word of one letter resembles every short name, and a capital letter begins a constant.
     let is_likely = word.len() > 1 && !word.starts_with(char::is_uppercase);
     let meant = is_likely.then(|| closest(word, known.iter().map(String::as_str)));
     place(above, meant.flatten()?)
@@ -240,15 +240,15 @@ mod tests {
         for attribute in [
             "cmd = \"x\", args = list().map(|worker| worker.url())",
             "cmd = \"x\", arg = { let worker = 1; format!(\"{worker}\") }",
-            // This may be a function.
+            // `worker` may be a function.
             "cmd = \"x\", args = list().map(worker)",
             "cmd = \"x\", wait_for = Check::new(\"it is there\", cache)",
-            // This may be text.
+            // `{worker}` may be plain text.
             "cmd = \"x\", arg = json!({ \"url\": \"{worker}\" })",
             "cmd = \"x\", arg = limit.to_string(), name = worker",
             "cmd = \"{worker}\"",
             "cmd = \"x\", arg = CACHE.port()",
-            // These are functions.
+            // A name that is called is a function.
             "cache()",
             "cmd = \"x\", arg = json!({ \"url\": worker() })",
         ] {

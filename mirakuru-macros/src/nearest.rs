@@ -35,12 +35,12 @@ pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     let (distance, best) = known
         .map(|candidate| (distance(word, candidate), candidate))
         .min_by_key(|(distance, _)| *distance)?;
-    // A third of the letters may be wrong, but always at least one letter.
+    // Up to a third of the letters may be wrong, and always one.
     (distance <= (word.len() / 3).max(1)).then_some(best)
 }
 
-/// The number of letters to insert, leave out, replace, or swap with a neighbour until one word
-/// becomes the other.
+/// The edit distance: how many letters must be inserted, deleted, replaced, or swapped with a
+/// neighbour.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];

@@ -1,13 +1,12 @@
 //! Placeholders in the literals of the attribute: the rules of mirakuru-core, applied at compile
 //! time.
 //!
-//! A placeholder is `{`, a word (a lower-case letter, then such letters, digits and `_`),
-//! optionally `:` and an argument without braces, quotes or white space, and `}`, with no `$`
-//! before it. `{{word}}` gives `{word}`. Every other brace stands for itself. The text is read from
-//! the left, and at each place the doubled form is tried first.
+//! A placeholder is `{word}` or `{word:argument}`, with no `$` before it. A word is a lower-case
+//! letter, followed by such letters, digits and `_`. An argument has no braces, quotes or white
+//! space. `{{word}}` gives the text `{word}`. Every other brace stands for itself. The text is read
+//! from the left, and at each place the doubled form is tried first.
 //!
-//! One rule is stricter here: a known word with an empty argument, `{port:}`, is a mistake and not
-//! a text.
+//! One rule is stricter here: a known word with an empty argument, such as `{port:}`, is a mistake.
 
 use std::ops::Range;
 
@@ -75,7 +74,7 @@ impl Found<'_> {
     }
 }
 
-/// The end of `{{word}}` or `{{word:argument}}`, if there is one here.
+/// The end of `{{word}}` or `{{word:argument}}`, if it begins at this brace.
 fn escaped(text: &str, brace: usize) -> Option<usize> {
     if !text[brace + 1..].starts_with('{') {
         return None;

@@ -1,7 +1,7 @@
-//! Finds the names that an expression uses and does not declare, with the scopes of Rust.
+//! Finds the names that an expression uses but does not declare, by Rust's rules of scope.
 //!
-//! A name can be an item that the attribute cannot see, and a macro can give its tokens any
-//! meaning. So each use says how sure it is, and only a certain one may lead to an error.
+//! A name may be an item that the attribute cannot see, and a macro may give its tokens any
+//! meaning. So each use has a certainty, and only a certain use may lead to an error.
 
 use proc_macro2::{Delimiter, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt as _;
@@ -24,24 +24,25 @@ pub(crate) struct Use {
 
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub(crate) enum Certainty {
-    /// A function: a service cannot be called.
+    /// The name is called, so it is a function and no service.
     Called,
-    /// The use is in an unknown macro, and may be no name at all.
+    /// The name occurs in an unknown macro, and may have any meaning.
     InMacro,
-    /// A value: a variable, but also a function or a constant.
+    /// The name is a value: a variable, a function or a constant.
     Value,
-    /// A variable: its methods, fields or elements are used, it is borrowed, or it is formatted.
+    /// The name is a variable: its methods, fields or elements are used, or it is borrowed or
+    /// formatted.
     Variable,
 }
 
-/// The uses in expressions, in their order.
+/// Finds the uses in these expressions, in their order.
 pub(crate) fn uses<'a>(expressions: impl Iterator<Item = &'a Expr>) -> Vec<Use> {
     let mut search = Search::default();
     expressions.for_each(|expr| search.visit_expr(expr));
     search.found
 }
 
-/// The name of a variable, if the expression is only that.
+/// Returns the name if the expression is a single name.
 fn bare(expr: &Expr) -> Option<&Ident> {
     match expr {
         Expr::Path(ExprPath {
@@ -56,7 +57,7 @@ fn bare(expr: &Expr) -> Option<&Ident> {
 #[derive(Default)]
 struct Search {
     found: Vec<Use>,
-    /// The names that are declared here, the innermost scope last.
+    /// Names declared at the current position, the innermost scope last.
     declared: Vec<Declared>,
 }
 
@@ -97,7 +98,8 @@ impl Search {
         });
     }
 
-    /// An expression with methods or fields, or a borrowed or formatted one: it is no function.
+    /// Searches an expression whose methods or fields are used, or which is borrowed or formatted.
+    /// If it is a single name, that name is a variable.
     fn variable(&mut self, expr: &Expr, field: Option<Ident>) {
         match bare(expr) {
             Some(name) => self.add(name, Certainty::Variable, field),
@@ -105,7 +107,7 @@ impl Search {
         }
     }
 
-    /// The tokens of a macro that is not known.
+    /// Searches the tokens of an unknown macro.
     fn tokens(&mut self, tokens: TokenStream) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let is = |at: Option<usize>, wanted: char| match at.and_then(|at| tokens.get(at)) {
@@ -121,7 +123,7 @@ impl Search {
                     let is_field = is(before, '.') && !is(two_before, '.');
                     let is_lifetime = is(before, '\'');
                     let ends_a_path = is(before, ':') && is(two_before, ':');
-                    // A path goes on (`name::`), or a field is given its value (`name: value`).
+                    // `name::` in a path, or `name: value` in a struct.
                     let goes_on = is(Some(at + 1), ':');
                     let is_macro = is(Some(at + 1), '!') && !is(Some(at + 2), '=');
                     let is_called = matches!(
@@ -150,7 +152,7 @@ impl Search {
         }
     }
 
-    /// The arguments of a macro of the standard library.
+    /// Searches the arguments of a macro of the standard library.
     fn arguments(&mut self, arguments: &[Argument], format_string: Option<usize>) {
         let is_named = |name: &String| {
             let mut names = arguments.iter().filter_map(|argument| argument.name.as_ref());
@@ -170,7 +172,7 @@ impl Search {
         }
     }
 
-    /// Counts all names in a macro call as perhaps declared, for the statements below.
+    /// Marks all names in a macro call as perhaps declared, for the statements that follow.
     fn perhaps_declared(&mut self, tokens: TokenStream) {
         for token in tokens {
             match token {
@@ -201,7 +203,7 @@ impl<'ast> Visit<'ast> for Search {
                 };
                 self.variable(&field.base, name);
             }
-            // Nobody passes a reference to a function by its name.
+            // `&name` counts as a variable, because a reference to a function is unusual.
             Expr::Reference(reference) => self.variable(&reference.expr, None),
             Expr::Index(indexed) => {
                 self.variable(&indexed.expr, None);
@@ -319,7 +321,7 @@ impl<'ast> Visit<'ast> for Search {
     fn visit_type(&mut self, _: &'ast syn::Type) {}
 }
 
-/// `value`, or `name = value`.
+/// A macro's argument: `value`, or `name = value`.
 struct Argument {
     name: Option<Ident>,
     value: Expr,
@@ -337,7 +339,7 @@ impl Parse for Argument {
     }
 }
 
-/// The arguments of a macro of the standard library that takes expressions, and the place of its
+/// The arguments of a macro of the standard library that takes expressions, and the position of its
 /// format string. `None` for any other macro.
 fn arguments_of(mac: &Macro) -> Option<(Vec<Argument>, Option<usize>)> {
     let words = &mac.path.segments;

@@ -5,8 +5,8 @@
 //! a plain line. The lines bypass the capture of the test harness, which would show them only at
 //! the end. `MIRAKURU_QUIET=1` turns them off.
 //!
-//! There is no thread: each wait calls this code between its polls. Several waits share the one
-//! line of the terminal, which shows the longest wait.
+//! No thread is needed, because each wait calls this code between its polls. Several waits share
+//! the one line of the terminal, which shows the longest wait.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_sec
 const REWRITTEN: Duration = Duration::from_secs(1);
 /// Number of characters at which a text is cut.
 const TEXT: usize = 120;
-/// Width of a terminal that does not report it.
+/// Width to use if the terminal does not report its width.
 const WIDTH: usize = 80;
 
 /// A wait that may become long. Dropping it removes its line.
@@ -36,7 +36,7 @@ pub(crate) struct Progress {
     began: Instant,
     /// Number of reports printed so far.
     told: u32,
-    /// Number of the wait's line on the board, once it has one.
+    /// Key of the wait's text on the [`Board`], after the first report on a terminal.
     id: Option<u64>,
 }
 
@@ -64,7 +64,7 @@ impl Progress {
             return;
         }
         let elapsed = self.began.elapsed();
-        // Skips all overdue reports, because a machine may have slept.
+        // Skips overdue reports, for example after the machine has slept.
         while next(self.told, terminal().is_some()) <= elapsed {
             self.told = self.told.saturating_add(1);
         }

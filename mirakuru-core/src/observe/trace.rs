@@ -1,4 +1,4 @@
-//! Spans and events with the feature `tracing`; nothing without it.
+//! Emits spans and events if the feature `tracing` is on.
 //!
 //! All spans and events have the target `mirakuru`. Their names and fields are part of the public
 //! interface; the facade's docs list them.
@@ -13,7 +13,7 @@ pub(crate) struct Entered {
     _span: tracing::span::EnteredSpan,
 }
 
-/// The macros of `tracing`, or nothing without the feature.
+/// `tracing::event!`, or nothing without the feature.
 macro_rules! event {
     ($level:ident, $($rest:tt)+) => {
         #[cfg(feature = "tracing")]
@@ -48,7 +48,7 @@ mod names {
         event!(DEBUG, waited_ms = milliseconds(waited), "lock taken");
     }
 
-    /// `whole` is the reason why the supervisor got a copy of all memory, if it did.
+    /// If the supervisor got a copy of all memory, `whole` is the reason.
     pub(crate) fn spawned(pid: u32, whole: Option<&'static str>) {
         let whole = whole.unwrap_or("no");
         event!(DEBUG, pid, whole, "spawned");

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// The temporary directory for an unsuitable `TMPDIR`.
+/// The temporary directory to use if `TMPDIR` is unsuitable.
 pub(crate) const FALLBACK: &str = "/tmp";
-/// Length of the longest path in a socket address on Linux, without the final NUL. (103 on macOS
-/// and the BSDs.)
+/// Maximum length of the path in a socket address, without the final NUL.
 const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
     107
 } else {
@@ -35,7 +34,7 @@ pub(crate) fn base_in(temp: &Path) -> PathBuf {
 /// temporary directory of root, as `libpam-tmpdir` makes it.)
 pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     let may_enter = |dir: &Path| {
-        // A missing directory is reported when it is used.
+        // A missing directory counts as reachable: its first use reports the error.
         dir.metadata().map_or(true, |dir| {
             let shift = match (dir.uid() == uid, dir.gid() == gid) {
                 (true, _) => 6,
@@ -48,8 +47,8 @@ pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     path.ancestors().skip(1).all(may_enter)
 }
 
-/// Makes a directory of ours that no other user can write to, or checks an existing one. `loose`
-/// lets other users pass through (0711) if they know the name of an entry.
+/// Makes a directory that only this user can write to, or checks an existing one. `loose` lets
+/// other users pass through (0711) if they know the name of an entry.
 pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     let make = |_| match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -60,8 +59,8 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     };
     check(&path.symlink_metadata().or_else(make)?)?;
     if loose {
-        // The mode is set through a descriptor that was opened without following a link. It never
-        // becomes stricter again: another executor may still need it.
+        // The mode is set through a descriptor that was opened without following a link. It is
+        // never made stricter again, because another executor may need it.
         let dir = sys::files::open_dir(path)?;
         let mode = dir.metadata()?.mode();
         if mode & 0o011 != 0o011 {
@@ -71,15 +70,15 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks an existing directory without following a link: it must be ours, a directory, and
-/// writable only for us.
+/// Checks an existing directory without following a link. It must belong to this user, and only
+/// this user may write to it.
 pub(crate) fn check_private(path: &Path) -> io::Result<()> {
     check(&path.symlink_metadata()?)
 }
 
 fn check(metadata: &Metadata) -> io::Result<()> {
     let refuse = |problem: String| {
-        // A longer path would lead to the fallback again.
+        // If the path is longer, `base_in` chooses the fallback again.
         let longest = SOCKET_PATH_MAX - ROOM_BELOW_BASE - "/mirakuru-4294967295".len();
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -103,7 +102,7 @@ fn check(metadata: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether this name still belongs to this open file.
+/// Whether this path still leads to this open file.
 pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match path.symlink_metadata() {

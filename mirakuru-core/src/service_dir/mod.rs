@@ -14,9 +14,9 @@
 //!     locks/                        locks of ports and paths: `ports/lock.rs`
 //! ```
 //!
-//! A killed test process leaves its service directories behind. The next process sweeps them: a
-//! service directory is left over if no process holds `lock`. A process id in place of the lock
-//! would not do. A supervisor outlives the test process; and two containers that share a temporary
+//! A killed test process leaves its service directories behind. The next process sweeps them: it
+//! removes each service directory whose `lock` no process holds. A process id would not be enough,
+//! because a supervisor outlives the test process. Also, two containers that share a temporary
 //! directory see each other's flocks, but not each other's processes.
 //!
 //! Many processes sweep, create and remove side by side, without a common lock:
@@ -48,8 +48,8 @@ use crate::service_dir::base::{FALLBACK, base_in, may_reach, private_dir};
 use crate::service_dir::remove::{clear, remove_tree};
 use crate::sys;
 
-/// The private directory of one executor. Dropping it removes the directory with all its content,
-/// or after [`keep`](ServiceDir::keep) all except for the log.
+/// The private directory of one executor. Dropping it removes the directory with all its content.
+/// After [`keep`](ServiceDir::keep), the log stays.
 ///
 /// In a fork, the drop of the copy does nothing: the directory belongs to its creator.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub(crate) struct ServiceDir {
     id: String,
     path: PathBuf,
     dir: PathBuf,
-    /// The lock, until another process takes care of the service directory.
+    /// The lock. `None` if another process must remove the service directory.
     lock: Option<File>,
     kept: AtomicBool,
     creator: u32,
@@ -69,7 +69,7 @@ impl ServiceDir {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the base directory is not safe to use or cannot be had.
+    /// [`Error::System`] if the base directory is not safe to use, or cannot be made.
     pub(crate) fn create(owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut base = base_in(&std::env::temp_dir());
         let other = owner.filter(|(uid, _)| *uid != sys::files::euid());
@@ -88,8 +88,8 @@ impl ServiceDir {
                 source,
             )
         })?;
-        // A sweeper of another pid namespace may take the unfinished service directory for a
-        // left-over one. Then another try follows, as after a clash of ids.
+        // A sweeper in another pid namespace may remove the unfinished service directory. This loop
+        // then tries again, as after a clash of ids.
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -119,8 +119,7 @@ impl ServiceDir {
         DirBuilder::new().mode(0o700).create(&unfinished)?;
         let service_dir = furnish(&unfinished, foreign, loose).and_then(|lock| {
             let path = base.join(&id);
-            // `rename` never replaces a directory with content, and every service directory has
-            // some.
+            // `rename` fails if `path` exists, because every service directory has content.
             fs::rename(&unfinished, &path)?;
             Ok(ServiceDir {
                 dir: path.join("d"),
@@ -202,7 +201,7 @@ impl ServiceDir {
         }
     }
 
-    /// Writes a file into `{dir}`, owned by this user and group or by our own.
+    /// Writes a file into `{dir}`. It belongs to `owner`, or to this process's user.
     pub(crate) fn write(&self, path: &Path, contents: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
         let mut dir = self.dir.clone();
         for part in path.parent().into_iter().flat_map(Path::components) {
@@ -214,7 +213,7 @@ impl ServiceDir {
             }
         }
         let path = self.dir.join(path);
-        // This always makes a new file: a process may have the old one open, or may have put a link
+        // The file is always made anew: a process may have the old one open, or may have put a link
         // in its place.
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -237,8 +236,8 @@ impl ServiceDir {
         give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
     }
 
-    /// Gives `{dir}` and its content to the service's user. The directory itself comes last, so
-    /// that the user can change nothing meanwhile.
+    /// Gives `{dir}` and its content to the service's user. The directory itself is given last, so
+    /// that the user cannot change anything before.
     pub(crate) fn hand_over(&self, owner: (u32, u32)) -> io::Result<()> {
         fn all(dir: &Path, owner: (u32, u32)) -> io::Result<()> {
             for entry in fs::read_dir(dir)? {
@@ -254,7 +253,8 @@ impl ServiceDir {
         give(&self.dir, Some(owner))
     }
 
-    /// Makes the service's user the owner of the directory.
+    /// Makes the service's user the owner of `{dir}`, and lets that user pass the directories above
+    /// it.
     pub(crate) fn give_to(&self, owner: (u32, u32)) -> Result<(), Error> {
         if owner == (sys::files::euid(), sys::files::egid()) {
             return Ok(());
@@ -303,7 +303,8 @@ fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// Checks that a relative path stays inside its directory. The error is the reason why it does not.
+/// Checks that a relative path stays inside its directory. The error gives the reason for a
+/// refusal.
 pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     let plain = |part| matches!(part, Component::Normal(_));
     if path.file_name().is_some() && path.components().all(plain) {
@@ -326,11 +327,11 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let dir = path.join("d");
     DirBuilder::new().mode(0o700).create(&dir)?;
     if let Some((uid, gid)) = foreign {
-        // This overrides the umask, because the service's user needs the owner's rights.
+        // A umask may have removed rights, and the service's user needs all rights of the owner.
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         match chown(&dir, Some(uid), Some(gid)) {
-            // A process that may not give files away may not become that user either. Then the
-            // start fails at the change of user, and says that this takes root.
+            // A process without the right to `chown` cannot become that user either. The start then
+            // fails at the change of user, and reports that this takes root.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             given => given?,
         }
@@ -359,7 +360,7 @@ const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 ///
 /// # Errors
 ///
-/// If the system gives no randomness.
+/// If the system provides no random bytes.
 pub fn random_id() -> io::Result<String> {
     let mut random = [0; ID_LENGTH];
     sys::files::random(&mut random)?;
@@ -377,7 +378,7 @@ pub(crate) fn this_process() -> (u32, u64) {
 
 /// This process's id, start time and pid namespace.
 fn this_process_here() -> (u32, u64, u64) {
-    // The cache includes the pid, because a fork inherits the value of its parent.
+    // The cache includes the pid, because a forked process inherits its parent's value.
     static CACHE: Mutex<(u32, u64, u64)> = Mutex::new((0, 0, 0));
     let pid = process::id();
     let mut cache = CACHE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::sys;
 use crate::util::say::is_quiet;
 
-/// Removes a service directory, except for a kept log. `lock` is removed last: while it is there,
-/// another process finishes an interrupted removal.
+/// Removes a service directory, except for a kept log. `lock` is removed last: as long as it
+/// exists, another process can finish an interrupted removal.
 pub(crate) fn clear(path: &Path, kept: bool) {
     if !sys::remove_service_dir(path, kept) {
         tell(path);

@@ -176,7 +176,7 @@ fn a_process_is_known_by_its_start_and_a_zombie_is_dead() {
     assert!(!is_alive(pid, started + 1));
     let mut child = Command::new("true").spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(10);
-    // No process waits for the child yet, so it is a zombie.
+    // The child becomes a zombie, because no process waits for it yet.
     while sys::procfs::start_time(child.id()).is_some() {
         assert!(Instant::now() < until);
         std::thread::sleep(Duration::from_millis(1));

@@ -1,6 +1,6 @@
-//! Records where the time of a run of tests goes. `MIRAKURU_TIMELINE=path.html` makes a page that
-//! shows it. `path.json` makes a trace in Chrome's format, which
-//! [Perfetto](https://ui.perfetto.dev) opens.
+//! Records how a run of tests spends its time. `MIRAKURU_TIMELINE=path.html` makes a page from the
+//! records. `path.json` makes a trace in Chrome's format, which [Perfetto](https://ui.perfetto.dev)
+//! opens.
 //!
 //! ```text
 //!   test A ──┐  one write(2) an event                        read, understood, written beside it
@@ -9,15 +9,15 @@
 //! ```
 //!
 //! All processes of a run append to one file, which is in the run's private directory and is
-//! removed with it. A process that belongs to no run counts as a run of its own. A process that
-//! finds the page older than a second makes it anew. A process also makes it at its end, if no
-//! other one is left, because it cannot know whether another will come. If a process is killed, its
-//! events of the last second may be lost, unless another process of the run makes a page.
+//! removed with it. A process that belongs to no run counts as a run of its own. If a process finds
+//! that the page is older than a second, it writes the page anew. The last live process also writes
+//! the page at its end, because no other process may follow. If a process is killed, its events of
+//! the last second may be missing, unless another process of the run writes the page later.
 //!
-//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable, all of
-//! this costs one read of a static.
+//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable, each call
+//! only reads a static.
 //!
-//! [`model`](crate::timeline::model) gives the events a meaning, and finds the critical path.
+//! [`model`](crate::timeline::model) interprets the events, and finds the critical path.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -42,13 +42,13 @@ use crate::util::say::say;
 
 const VARIABLE: &str = "MIRAKURU_TIMELINE";
 
-/// Largest age of the page while events come.
+/// If the page is older than this, the next event makes it anew.
 const FRESH: Duration = Duration::from_secs(1);
 /// Time that the last process waits for another one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Time within which a free lock does not count as a wait, in ns.
+/// The shortest wait for a lock that is recorded, in ns.
 const NO_WAIT: u64 = 500_000;
-/// The most bytes in a text, so that a line is one write of less than PIPE_BUF.
+/// The most bytes in a field, so that a line is one write of less than PIPE_BUF.
 const TEXT: usize = 600;
 
 /// The format of the timeline.
@@ -63,11 +63,12 @@ struct Timeline {
     format: Format,
     events: PathBuf,
     file: File,
-    /// The shared lock of this process, until its end: see [`make_last`](Timeline::make_last).
+    /// The file on which this process has a shared lock until its end: see
+    /// [`make_last`](Timeline::make_last).
     alive: Mutex<Option<File>>,
-    /// The directory of a run that has only this process.
+    /// The private directory of a process that belongs to no run.
     own: Option<PathBuf>,
-    /// Id of the process that has introduced itself: a fork is another process.
+    /// Id of the process that has called `introduce`. After a fork, the id differs.
     introduced: AtomicU32,
 }
 
@@ -111,7 +112,7 @@ impl Timeline {
         let target = absolute(&given, runner);
         let name = format!("timeline-{:016x}", run::hash(0, &target.to_string_lossy()));
         let refuse = |reason: &str| {
-            // One process of the run prints this, not each.
+            // Only one process of the run prints this.
             let told = made.is_ok() && File::create_new(dir.join(format!("{name}-refused"))).is_err();
             if !told {
                 say(&format!(
@@ -144,8 +145,8 @@ impl Timeline {
             .custom_flags(sys::files::NO_FOLLOW)
             .open(&events)?;
         let alive = open_alive(&events)?;
-        // This takes the shared lock, unless another process has the exclusive one at its end. It
-        // never waits.
+        // `is_locked` takes the shared lock, unless another process has the exclusive one at its
+        // end. It never waits.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
         let timeline = Timeline {
@@ -165,13 +166,14 @@ impl Timeline {
     fn put(&self, kind: char, at: u64, thread: u32, fields: &[&str]) {
         let pid = std::process::id();
         if self.introduced.load(Ordering::Relaxed) != pid {
-            // This process is a fork.
+            // This process is a fork of the one that was introduced.
             self.introduce();
         }
         self.write(&line(kind, pid, at, thread, fields));
     }
 
-    /// Introduces this process before its first event.
+    /// Writes the event that describes this process. It comes before all other events of the
+    /// process.
     fn introduce(&self) {
         let (pid, started) = service_dir::this_process();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -202,8 +204,8 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless another process writes it for longer than `patience`. Returns the
-    /// number of bytes of events in the page.
+    /// Makes the page. Gives up if another process is writing it for longer than `patience`.
+    /// Returns how many bytes of events the page covers.
     fn make(&self, patience: Duration) -> Option<u64> {
         let began = Instant::now();
         let lock = File::open(&self.events).ok()?;
@@ -246,13 +248,13 @@ impl Timeline {
     /// Makes the page, unless other processes still live. Each live process has a shared lock, so a
     /// process that gets the exclusive lock is the last.
     ///
-    /// No event is lost. A process that does not get the lock has appended all of its events before
-    /// it tried. If another process has a shared lock, that process will come here later. (If two
-    /// come at the same time, each gives up its shared lock in trying, so one succeeds.) If another
-    /// process has the exclusive lock, that process frees it and then checks once more for new
-    /// events. From then on, no other process fails because of that lock.
+    /// No event is lost. A process has appended all of its events before it tries to get the lock.
+    /// If it fails because another process has a shared lock, that process calls this function
+    /// later. (If two processes try at the same time, each gives up its shared lock, so one
+    /// succeeds.) If it fails because another process has the exclusive lock, that process frees
+    /// the lock and then checks once more for new events.
     fn make_last(&self) {
-        // This never waits. If another thread has the lock, that thread does the work.
+        // `try_lock` never waits. If another thread has the mutex, that thread does the work.
         let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
             return;
         };
@@ -261,7 +263,7 @@ impl Timeline {
         let mut made = None;
         while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
             if is_news(made) {
-                // The lock becomes shared again meanwhile, so that processes that begin now can
+                // The lock is shared again during this write, so that processes that begin now can
                 // take it as well.
                 let _ = sys::files::is_locked(alive.as_fd());
                 made = self.make(PATIENCE);
@@ -297,8 +299,8 @@ extern "C" fn at_exit() {
     });
 }
 
-/// A relative path counts from the directory in which the runner was started. The tests of a
-/// package run in the package's own directory.
+/// Resolves a relative path from the directory in which the runner was started. Tests themselves
+/// run in the directory of their package.
 fn absolute(path: &Path, runner: u32) -> PathBuf {
     let dir = match path.is_absolute() {
         true => None,
@@ -317,7 +319,7 @@ fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
             true => field.get(..char_boundary(field)).unwrap_or_default(),
             false => field,
         };
-        // The fields of an event need no control characters.
+        // Control characters are replaced, because tabs and line ends separate fields and events.
         line.extend(short.chars().map(|c| if c.is_control() { ' ' } else { c }));
         if short.len() < field.len() {
             line.push('…');
@@ -327,7 +329,7 @@ fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
     line
 }
 
-/// The last position up to the limit at which a text may be cut.
+/// The last character boundary within [`TEXT`] bytes.
 fn char_boundary(text: &str) -> usize {
     (0..=TEXT)
         .rev()
@@ -343,7 +345,7 @@ struct Thread {
 }
 
 impl Thread {
-    /// The number of this thread in this process. Its first use writes the thread's name as well.
+    /// The number of this thread in this process. The first call also records the thread's name.
     fn number(&self, timeline: &Timeline) -> u32 {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         if self.number.get() == 0 {
@@ -371,7 +373,7 @@ thread_local! {
 }
 
 fn put(timeline: &Timeline, kind: char, at: u64, fields: &[&str]) {
-    // At the end of a thread, its number may be gone already.
+    // At the end of a thread, its `THREAD` may be gone already.
     let number = THREAD.try_with(|thread| thread.number(timeline)).unwrap_or(0);
     timeline.put(kind, at, number, fields);
 }
@@ -468,7 +470,7 @@ pub(crate) fn used(since: u64, id: &str) {
     }
 }
 
-/// Records that the service begins to end.
+/// Records that the stop of the service begins.
 pub(crate) fn stops(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'K', sys::clock_ns(), &[id]);

@@ -1,4 +1,4 @@
-//! Records where the time of a run goes, and draws the page that shows it.
+//! Records how a run spends its time, and draws a page from that.
 
 pub(crate) mod events;
 pub(crate) mod model;

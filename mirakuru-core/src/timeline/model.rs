@@ -1,21 +1,22 @@
-//! Gives the events of a run a meaning.
+//! Turns the events of a run into lanes, services and the critical path.
 //!
 //! A *lane* is a thread that has used a service, usually a test. It lasts from the first event of
 //! the thread to its end. Its time is divided into *pieces*: waiting for a port, starting a
 //! service, waiting for a service that another test starts, and stopping. The rest is the test's
-//! own. Two starts may overlap. In that case the overlapping time counts for the one that ends
+//! own work. Two starts may overlap. In that case the overlapping time counts for the one that ends
 //! last. The end of a process, which stops the services of its statics, is a lane as well.
 //!
 //! # The critical path
 //!
-//! This path explains the length of the run. Its pieces do not overlap, and together they cover the
-//! whole run. The search goes back from the last end, and asks for each wait's cause:
+//! The critical path explains the length of the run. Its pieces do not overlap, and together they
+//! cover the whole run. The search begins at the last end and goes back. It finds the cause of each
+//! wait:
 //!
 //! - a piece of any kind waits for the piece before it in its lane;
 //! - a wait for a port waits for the stop of the service that had the port, from the moment at
 //!   which that service was gone;
 //! - a wait for a service that another test starts waits for that start;
-//! - the beginning of a test waits for the test that ended last before it, of the same process if
+//! - the beginning of a test waits for the test that ended last before it, in the same process if
 //!   possible. The time between belongs to the runner, and to tests that use no service.
 
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use std::collections::HashMap;
 /// Delay, in ns, with which a process may report an end that another process has noticed.
 const LAG: u64 = 20_000_000;
 
-/// The use of a piece of time.
+/// The activity of a lane in one piece of its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     EndpointLock,
@@ -53,7 +54,7 @@ pub(crate) struct Piece {
     pub(crate) kind: Kind,
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    /// Services that the piece is about. A wait for ports may have several.
+    /// Services that the piece starts, stops or waits for. A wait for ports may have several.
     pub(crate) services: Vec<usize>,
 }
 
@@ -106,7 +107,7 @@ pub(crate) struct Lane {
     pub(crate) ended: End,
     /// Whether the lane is the end of a process, and not a test.
     pub(crate) is_exit: bool,
-    /// All of the lane's time, in order and without overlap.
+    /// Pieces that cover all of the lane's time, in order and without overlap.
     pub(crate) pieces: Vec<Piece>,
     /// The lane's recorded work, in the order of the events.
     slices: Vec<Piece>,
@@ -123,11 +124,12 @@ pub(crate) struct Start {
     pub(crate) ready: Option<u64>,
     pub(crate) error: Option<String>,
     pub(crate) stop: Option<u64>,
-    /// End of the last known part, and its certainty.
+    /// Time of the end. If no end was recorded, the last time at which the service is known to have
+    /// run.
     pub(crate) end: u64,
     pub(crate) ended: Option<End>,
     stopper: Option<usize>,
-    /// Time at which the main process ended, if too early.
+    /// Time at which the main process ended, if that was before its stop.
     pub(crate) died: Option<u64>,
     pub(crate) status: String,
 }
@@ -162,7 +164,7 @@ impl Run {
     /// Reads the events. `is_alive` tells whether a process lives, by its id and start time.
     pub(crate) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
         let mut reader = Reader::default();
-        // If the last line is incomplete, because its process was killed, it is ignored.
+        // If its process was killed, the last line may be incomplete. It is then ignored.
         let whole = events.rfind('\n').map_or("", |at| &events[..at]);
         for line in whole.split('\n') {
             reader.read(line);
@@ -175,7 +177,7 @@ impl Run {
 struct Reader {
     run: Run,
     first: Option<u64>,
-    /// The time at which the first process introduced itself, in both clocks.
+    /// Time of the first process's first event: CLOCK_MONOTONIC in ns, and milliseconds since 1970.
     clocks: Option<(u64, u64)>,
     lanes: HashMap<(usize, u32), usize>,
     services: HashMap<String, usize>,
@@ -210,7 +212,7 @@ impl Reader {
             .iter()
             .rposition(|process| process.pid == pid)?;
         let mut ends = at;
-        // A piece with a beginning and an end is one event, at its end.
+        // These events also have the end of their piece.
         if matches!(kind, "W" | "A" | "V" | "X") {
             ends = fields.next()?.parse().ok()?;
         }
@@ -232,8 +234,7 @@ impl Reader {
                 let mut services = Vec::new();
                 for id in fields.next()?.split(' ') {
                     let service = self.service(id);
-                    // A wait that began with the start is not a part of the start, which comes
-                    // after it.
+                    // The wait for ports is not a part of the start, so the start begins after it.
                     if let Some(start) = self.run.services[service].starts.last_mut() {
                         if start.spawned.is_none() && start.ended.is_none() && start.begin <= ends {
                             start.begin = ends;
@@ -376,7 +377,7 @@ impl Reader {
         self.end_processes();
         self.note_uses();
         let mut run = self.run;
-        // A late event may have reported an earlier beginning.
+        // The earliest time need not come from the first event, because events may be written late.
         let first = self.first.unwrap_or(0);
         run.shift(first);
         if let Some((at, wall)) = self.clocks {
@@ -404,7 +405,7 @@ impl Reader {
         }
     }
 
-    /// Ends every start without a recorded end.
+    /// Sets the end of each start that has no recorded end.
     fn end_services(&mut self, last: u64) {
         for (index, service) in self.run.services.iter_mut().enumerate() {
             let again: Vec<u64> = service.starts.iter().skip(1).map(|start| start.begin).collect();
@@ -425,7 +426,8 @@ impl Reader {
                 start.end = again.get(number).copied().unwrap_or(end).max(start.begin);
                 start.ended = Some(ended);
                 if start.ready.is_none() {
-                    // At that time the service was starting, or was killed.
+                    // The service never became ready, so the lane was busy with the start until the
+                    // end.
                     let lane = &mut self.run.lanes[start.lane];
                     lane.slices.push(Piece {
                         kind: Kind::Start,
@@ -438,7 +440,7 @@ impl Reader {
         }
     }
 
-    /// Makes a lane from the end of a process that stops services.
+    /// Adds a lane for the exit of each process that stopped services.
     fn end_processes(&mut self) {
         for index in 0..self.run.processes.len() {
             let Some((exit, gone)) = self.run.processes[index].exit else {
@@ -481,7 +483,7 @@ impl Reader {
         for (service, lane, since) in &self.uses {
             let end = self.run.lanes[*lane].end;
             let service = &mut self.run.services[*service];
-            // A test may have asked for the service before it existed.
+            // A test may have asked for the service before it was ready.
             let ready = service.starts.last().and_then(|start| start.ready).unwrap_or(0);
             let since = (*since).max(ready);
             if since <= end {
@@ -552,8 +554,8 @@ impl Run {
             path.push(gap(self.lanes[lane].end, at));
             at = self.lanes[lane].end;
         }
-        // The lanes that the search has visited at this moment, so that no two lanes lead to each
-        // other for ever.
+        // Lanes that the search has visited at this time. It does not visit them again, so that it
+        // ends.
         let mut here: Vec<usize> = Vec::new();
         while at > 0 {
             let Some(piece) = self.lanes[lane].piece_before(at) else {
@@ -638,7 +640,7 @@ impl Run {
     }
 
     /// The lane that ended last before this one began: of the same process if possible, otherwise
-    /// of any.
+    /// of any process.
     fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
         let process = self.lanes[lane].process;
         (0..self.lanes.len())
@@ -657,7 +659,7 @@ fn gap(begin: u64, end: u64) -> Step {
     Step { lane: None, piece }
 }
 
-/// Beginnings of the names that runtimes give their worker threads.
+/// Prefixes of the names that runtimes give to their worker threads.
 const WORKERS: [&str; 6] = [
     "tokio-",
     "async-std/",
@@ -668,8 +670,8 @@ const WORKERS: [&str; 6] = [
 ];
 
 impl Lane {
-    /// Whether the lane is a test, and not the end of a process or a thread that a test or a
-    /// runtime has made. The harness names the thread of a test.
+    /// Whether the lane is a test. Other lanes are the exit of a process, a worker of a runtime, or
+    /// a thread without a name that a test has started.
     pub(crate) fn is_test(&self) -> bool {
         let is_worker = WORKERS.iter().any(|worker| self.name.starts_with(worker));
         !self.is_exit && !is_worker && !self.name.is_empty()
@@ -680,7 +682,7 @@ impl Lane {
         let mut at = self.end;
         let slices = std::mem::take(&mut self.slices);
         while at > self.begin {
-            // Of the pieces that cover the moment before, the one that began first.
+            // If several slices cover the time before `at`, the one that began first counts.
             let mut covering: Option<&Piece> = None;
             let mut last_end = self.begin;
             for slice in &slices {

@@ -1,14 +1,15 @@
-//! A run as a page, and as a trace in Chrome's format.
+//! Writes a run as a page, or as a trace in Chrome's format.
 
 use std::fmt::{self, Write};
 
 use super::model::{End, Kind, Lane, Piece, Run, Service, Start};
 
-/// The page, with a place for the data. It loads nothing from elsewhere.
+/// The page, with a placeholder for the data. It loads no other resource.
 const PAGE: &str = include_str!("page.html");
 const PLACE: &str = "\"THE DATA\"";
 
-/// A process id for the services in a trace, which no process of the system has.
+/// Process ids in a trace for the services and for the critical path. Ids of real processes are
+/// smaller.
 const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 
@@ -33,7 +34,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// A number or `null`.
+/// Displays a number, or `null`.
 struct Maybe(Option<u64>);
 
 impl fmt::Display for Maybe {
@@ -62,7 +63,7 @@ impl fmt::Display for Micros {
     }
 }
 
-/// A list as JSON.
+/// Writes a list as JSON.
 fn list<T>(entries: &[T], each: &dyn Fn(&T) -> String) -> String {
     let mut list = "[".to_owned();
     for entry in entries {
@@ -185,9 +186,9 @@ fn what(run: &Run, piece: &Piece) -> String {
     }
 }
 
-/// The trace: tests are threads of their processes. Services are threads of a process of their own,
-/// and so is the critical path. Slices of one thread lie within each other or side by side, as
-/// Perfetto requires.
+/// Writes the trace. Tests are threads of their processes. The services are threads of an invented
+/// process, and the critical path is another one. Slices of one thread are nested or side by side,
+/// as Perfetto requires.
 pub(crate) fn trace(run: &Run) -> String {
     let mut trace = Trace::default();
     trace.name(PATH, None, "critical path");
@@ -306,7 +307,7 @@ impl Trace {
                 self.slice(track, "stop", &format!("stop {name}"), (down, start.end), "");
             }
         }
-        // Uses may overlap, so each gets a track of its own, by asynchronous events.
+        // Uses may overlap, so each is an asynchronous event with a track of its own.
         for (lane, begin, end) in &service.uses {
             self.uses += 1;
             let test = lane_name(run, &run.lanes[*lane]);

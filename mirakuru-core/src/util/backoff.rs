@@ -1,18 +1,19 @@
-//! The pauses between two polls, for readiness conditions and for waits on another process.
+//! Pauses between polls, for readiness conditions and for waits on another process.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The first pause between two polls of a condition. Later ones grow in proportion to the time
-/// waited, so that the time lost is a small part of it.
+/// The shortest pause between two polls of a condition. Later pauses grow in proportion to the time
+/// waited.
 pub(crate) const FIRST_POLL: Duration = Duration::from_micros(100);
-/// The longest pause. It limits the delay at a service that takes minutes.
+/// The longest pause. Without it, a service that takes minutes would be noticed seconds late.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
-/// A pause is one fiftieth of the time already waited, so a poll is 1 % late on average and 2 % at
-/// worst. For a service that starts fast, pauses are shorter by half, but by at most 0.5 ms.
+/// A pause is one fiftieth of the time waited, so readiness is noticed 1 % late on average, and 2 %
+/// late at worst. For a service that starts fast, pauses are shorter by half, but by at most 0.5
+/// ms.
 const POLL_DIVISOR: u32 = 50;
 const LESS: Duration = Duration::from_micros(500);
-/// The divisor for a fallback poll: an event usually ends the wait, and the poll covers a missed
+/// Divisor for fallback polls. An event usually ends such a wait, and the poll covers a missed
 /// event.
 const FALLBACK_DIVISOR: u32 = 10;
 const FIRST_FALLBACK: Duration = Duration::from_millis(1);
@@ -22,14 +23,14 @@ pub(crate) fn poll_pause(waited: Duration) -> Duration {
     unbounded_poll_pause(waited).min(LONGEST_POLL)
 }
 
-/// The pause of an expensive poll, without an upper bound.
+/// The pause between expensive polls, without an upper limit.
 pub(crate) fn unbounded_poll_pause(waited: Duration) -> Duration {
     let pause = waited / POLL_DIVISOR;
     (pause - LESS.min(pause / 2)).max(FIRST_POLL)
 }
 
-/// The pause after a poll that the service notices, and perhaps logs. Such polls are rarer: each
-/// is late by 2.5 % of the time waited, on average.
+/// The pause after a poll that the service notices, and perhaps logs. These polls are rarer, and
+/// notice readiness 2.5 % late on average.
 #[cfg(feature = "http")]
 pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     const DIVISOR: u32 = 20;
@@ -52,8 +53,7 @@ pub(crate) struct Pauses {
 
 impl Pauses {
     const FIRST: Duration = Duration::from_micros(200);
-    /// Each pause is twice the one before, up to this limit or to a fraction of the time already
-    /// waited.
+    /// Each pause is twice the one before, up to this limit or to a fraction of the time waited.
     const LONG: Duration = Duration::from_millis(5);
     const DIVISOR: u32 = 50;
     const LONGEST: Duration = Duration::from_millis(50);

@@ -14,7 +14,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// A deadline after `timeout`, stretched by `MIRAKURU_TIMEOUT_SCALE`.
+    /// A deadline after `timeout`, multiplied by `MIRAKURU_TIMEOUT_SCALE`.
     pub(crate) fn after(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -22,7 +22,7 @@ impl Deadline {
         }
     }
 
-    /// A deadline after `timeout`, which is stretched already.
+    /// A deadline after `timeout`, which is multiplied already.
     pub(crate) fn after_scaled(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -30,7 +30,7 @@ impl Deadline {
         }
     }
 
-    /// Extends the deadline for a service that has asked for more time.
+    /// Extends the deadline to at least `timeout`, for a service that has asked for more time.
     pub(crate) fn at_least(self, timeout: Option<Duration>) -> Deadline {
         let timeout = timeout.map_or(self.timeout, |timeout| self.timeout.max(timeout));
         Deadline { timeout, ..self }

@@ -1,5 +1,4 @@
-//! The only hash for names that several processes must agree on, and the order in which data enters
-//! it.
+//! The hash for all names that several processes must agree on, and the encoding of the data.
 
 use std::ffi::OsStr;
 use std::hash::Hasher;
@@ -21,19 +20,19 @@ impl Hasher for Fnv1a {
     }
 }
 
-/// Hashes a number, in the same order of bytes on every machine.
+/// Hashes a number, with the same byte order on every machine.
 pub(crate) fn number(hasher: &mut dyn Hasher, number: u64) {
     hasher.write(&number.to_le_bytes());
 }
 
-/// Hashes bytes with their length, so that "ab" and "c" do not count as "a" and "bc".
+/// Hashes bytes with their length, so that "ab" and "c" differ from "a" and "bc".
 pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
     number(hasher, bytes.len() as u64);
     hasher.write(bytes);
 }
 
-/// Hashes a text with placeholders, and the values of the environment variables in it. Ports and
-/// directories have no values yet, and count as placeholders.
+/// Hashes a text with placeholders, and the values of the environment variables in it. Other
+/// placeholders have no value yet, and are hashed as they stand.
 pub(crate) fn text(hasher: &mut dyn Hasher, text: &OsStr) {
     const BEGIN: &[u8] = b"{env:";
     let mut rest = text.as_bytes();
@@ -46,7 +45,7 @@ pub(crate) fn text(hasher: &mut dyn Hasher, text: &OsStr) {
     }
 }
 
-/// Hashes a path with placeholders. A relative path counts with the working directory.
+/// Hashes a path with placeholders. A relative path is hashed together with the working directory.
 pub(crate) fn path(hasher: &mut dyn Hasher, path: &Path) {
     match absolute(path) {
         Ok(absolute) if !path.as_os_str().as_bytes().starts_with(b"{") => text(hasher, absolute.as_os_str()),

@@ -1,4 +1,4 @@
-//! A line for the person who runs the tests, past the capture of the test harness.
+//! Prints lines that the test harness does not capture.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,8 @@ use crate::util::settings::is_on;
 
 const QUIET: &str = "MIRAKURU_QUIET";
 
-/// Prints a line past the capture of the test harness, unless `MIRAKURU_QUIET` is set.
+/// Prints a line to standard error, past the capture of the test harness. Does nothing if
+/// `MIRAKURU_QUIET` is on.
 pub(crate) fn say(text: &str) {
     if !is_quiet() {
         let _ = writeln!(io::stderr(), "mirakuru: {text}");

@@ -1,11 +1,11 @@
-//! The variables of the environment that choose between known values.
+//! Environment variables whose values are known words.
 
 use once_cell::sync::Lazy;
 
 const ON: [&str; 4] = ["1", "true", "yes", "on"];
 const OFF: [&str; 4] = ["0", "false", "no", "off"];
 
-/// The variables and their known values, in the order for messages. An empty value counts as none.
+/// The variables and their known values, in the order for messages. An empty value counts as unset.
 const CHOICES: [(&str, &[&str]); 5] = [
     ("MIRAKURU_KEEP", &["1", "0"]),
     ("MIRAKURU_LIVE", &["1", "0"]),
@@ -14,7 +14,7 @@ const CHOICES: [(&str, &[&str]); 5] = [
     ("MIRAKURU_SCOPE", &["process", "users", "run"]),
 ];
 
-/// Whether a switch is on.
+/// Whether this variable is a switch that is on.
 pub(crate) fn is_on(name: &str) -> bool {
     let value = std::env::var_os(name).unwrap_or_default();
     !value.is_empty() && !is_word_of(&OFF, &value.to_string_lossy())
@@ -24,7 +24,7 @@ fn is_word_of(words: &[&str], value: &str) -> bool {
     words.iter().any(|word| word.eq_ignore_ascii_case(value))
 }
 
-/// A variable whose value is not known, and the values that it may have.
+/// The first variable with an unknown value, and the reason for refusing that value.
 pub(crate) fn unknown() -> Option<&'static (&'static str, String)> {
     static UNKNOWN: Lazy<Option<(&str, String)>> = Lazy::new(|| {
         CHOICES.iter().find_map(|(name, known)| {

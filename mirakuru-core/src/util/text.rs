@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
-/// Makes a line of another program displayable. Removes escape sequences, control characters and
-/// characters that turn the direction of writing, and cuts at `limit` characters with an ellipsis.
-/// If carriage returns overwrite the line, the result is the text that a terminal shows at the end.
+/// Makes a line of another program displayable. Removes escape sequences, replaces control
+/// characters and characters that change the writing direction, and cuts at `limit` characters with
+/// an ellipsis. If carriage returns overwrite the line, the result is the text that a terminal
+/// shows at the end.
 pub(crate) fn printable(line: &str, limit: usize) -> String {
     let plain = plain(line.as_bytes());
     let mut shown = String::new();
@@ -26,7 +27,7 @@ pub(crate) fn printable(line: &str, limit: usize) -> String {
 
 const ESCAPE: u8 = 0x1b;
 const BELL: u8 = 7;
-/// These two bytes select a set of characters. On some terminals, bold text ends with `ESC [ m SI`.
+/// These two bytes select a character set. Some terminals end bold text with `ESC [ m SI`.
 const SHIFT_OUT: u8 = 0x0e;
 const SHIFT_IN: u8 = 0x0f;
 
@@ -55,7 +56,7 @@ pub(crate) fn plain(line: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(plain)
 }
 
-/// The text after an escape sequence, whose first byte is already gone.
+/// Returns the text after an escape sequence, whose first byte is already removed.
 fn after_escape(text: &[u8]) -> &[u8] {
     /// The text from the first byte that is not in the range.
     fn skip(text: &[u8], range: RangeInclusive<u8>) -> &[u8] {
@@ -81,7 +82,7 @@ fn after_escape(text: &[u8]) -> &[u8] {
     }
 }
 
-/// The number of letters to add, remove or replace until `a` becomes `b`.
+/// The edit distance: how many letters must be added, removed or replaced to turn `a` into `b`.
 pub(crate) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -97,7 +98,7 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// The least [`distance`] of a text to any part of another.
+/// The smallest [`distance`] between `text` and any part of `other`.
 pub(crate) fn distance_within(text: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     // This works as `distance`, but a match may begin and end anywhere.

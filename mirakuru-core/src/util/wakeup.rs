@@ -1,4 +1,4 @@
-//! [`Wakeup`]: waits for descriptors and a time, as a future of any runtime.
+//! [`Wakeup`]: a future that waits for descriptors or a time, on any async runtime.
 //!
 //! One thread serves all waits. It begins with the first wait, and ends after a while without
 //! waits.
@@ -15,19 +15,20 @@ use std::time::{Duration, Instant};
 use crate::sys;
 use crate::util::thread;
 
-/// Time that the thread stays without waits.
+/// Time after which the thread ends if nothing waits.
 const LINGERS: Duration = Duration::from_millis(200);
-/// The limit of one wait, so that a clock can represent its end. After that the future polls again.
+/// The longest wait, so that its end is a valid `Instant`. The caller then waits again.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A future that completes when a descriptor can be read, or when the time is over. The descriptors
-/// must stay open as long as it exists. It may complete too early: poll, and wait again.
+/// A future that completes when a descriptor is readable, or when the time is over. The descriptors
+/// must stay open while it exists. It may complete too early, so the caller must check and wait
+/// again.
 #[derive(Debug)]
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Wakeup {
     until: Instant,
     fds: Vec<RawFd>,
-    /// Number of this wait among the thread's waits.
+    /// Id of this wait in [`Waits`]. `None` before the first poll.
     id: Option<u64>,
 }
 
@@ -54,7 +55,7 @@ impl Future for Wakeup {
             return Poll::Pending;
         }
         if !waits.has_thread() {
-            // The system gives no thread or no descriptor: this is slower, but works.
+            // Without a thread or a pipe, the caller polls every millisecond.
             drop(waits);
             std::thread::sleep(Duration::from_millis(1));
             return Poll::Ready(());

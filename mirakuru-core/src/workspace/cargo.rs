@@ -1,18 +1,18 @@
 //! Builds a program of the workspace with cargo, once in a run.
 //!
-//! The build must give the same result as one by hand, and must not disturb the user's own builds:
+//! The build must give the same result as a build by hand, and must not disturb the user's own
+//! builds:
 //!
-//! - The profile, the target and the flags are those of this crate. A build script has recorded
-//!   them, because cargo does not tell them to a test process.
-//! - The environment is that of the cargo or nextest that runs the tests, not that of the test.
-//!   Many build scripts run again if a variable changes that cargo sets only for tests. Then each
-//!   of the two builds would undo the other's work.
-//! - The *target directory* is our own, and the *build directory* is that of the tests. The
-//!   compiled crates are in the build directory, so both builds share them. The finished programs
-//!   are in the target directory, so `target/debug/NAME` and all records of cargo about it stay as
-//!   they are.
-//! - The finished file is linked into a directory of the run. A later build may replace the file
-//!   while tests still use it.
+//! - The build uses the profile, the target and the flags of this crate. A build script has
+//!   recorded them, because cargo does not pass them to a test process.
+//! - The build gets the environment of the cargo or nextest that runs the tests. Cargo sets more
+//!   variables for tests, and many build scripts run again if one of these changes. Then each of
+//!   the two builds would undo the other's work.
+//! - The build shares the *build directory* of the tests, which has the compiled crates.
+//! - The build has its own *target directory*, which gets the finished programs. So
+//!   `target/debug/NAME` and cargo's records about it stay unchanged.
+//! - The finished file is linked into a directory of the run, because a later build may replace the
+//!   file while tests still use it.
 //!
 //! ```text
 //! <build directory of the tests>/mirakuru/
@@ -20,7 +20,7 @@
 //!     run-812-99120-5f0c-4026531836/   the run's, with its pid namespace; removed by a later run
 //!         6f0a91c2d3e4b5a6/shop-server a link to the file; the number is of its identity
 //! <directory of the run>/program-KEY.lock       held by the one process that asks cargo
-//! <directory of the run>/program-KEY.built      what came of it
+//! <directory of the run>/program-KEY.built      the outcome of the build
 //! ```
 
 use std::ffi::{OsStr, OsString};
@@ -81,8 +81,8 @@ impl Built {
         let profile_dir = build.parent()?;
         let profile = profile_dir.file_name()?.to_str()?;
         let parent = profile_dir.parent()?;
-        // A build directory may have the same name as a target. Only the real one contains this
-        // file of cargo.
+        // A build directory may have the same name as a target. Cargo puts this file only into a
+        // build directory.
         let given = parent.ends_with(target) && !parent.join(".rustc_info.json").exists();
         Some(Built {
             build_dir: if given { parent.parent()? } else { parent }.to_owned(),
@@ -93,7 +93,8 @@ impl Built {
     }
 }
 
-/// The nearest ancestor that is cargo, or a program like it: it runs the tests.
+/// Process id and start time of the test runner: the nearest ancestor that is cargo or a similar
+/// program.
 fn runner() -> Option<(u32, u64)> {
     static RUNNER: Lazy<Option<(u32, u64)>> = Lazy::new(|| {
         let mut ancestors = procfs::ancestors(std::process::id()).skip(1);
@@ -126,7 +127,7 @@ pub fn skipped_list() -> Option<(PathBuf, String)> {
     ))
 }
 
-/// The path of the built program. Only one process of the run asks cargo, once.
+/// Builds the program and returns its path. Cargo is called only once in a run, by one process.
 ///
 /// # Errors
 ///
@@ -192,13 +193,13 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
     outcome
 }
 
-/// The text of an error that only the user can resolve.
+/// Adds a remedy to the reason: the variable that the user can set.
 fn by_variable(bin: &Bin, reason: &str) -> String {
     format!("{reason}; set {} to the program's path", bin.variable())
 }
 
-/// Whether this process can know the program that cargo would build: its own file must be where
-/// cargo put it.
+/// Checks that this test runs from its build directory. If it runs from an archive, cargo cannot
+/// build the same program.
 fn check_is_beside(built: &Built) -> Result<(), String> {
     let exe = own_file(std::env::current_exe().ok(), std::env::args_os().next());
     let build_dir = fs::canonicalize(&built.build_dir).unwrap_or_default();
@@ -218,18 +219,18 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
     ))
 }
 
-/// The file of this process. If the system does not tell it (Linux without `/proc`), the path by
-/// which the process was started; under cargo and nextest that is the same.
+/// The executable of this process. If the system cannot tell it (Linux without `/proc`), the path
+/// in the first argument. Cargo and nextest pass the same path there.
 fn own_file(told: Option<PathBuf>, first_arg: Option<OsString>) -> PathBuf {
     let path = told.or_else(|| first_arg.map(PathBuf::from));
     path.and_then(|path| fs::canonicalize(path).ok())
         .unwrap_or_default()
 }
 
-/// The record in which a process of the run leaves the outcome for the others.
+/// The file that tells other processes of the run the outcome of the build.
 struct Record {
     file: PathBuf,
-    /// The runner that the record is for: sources may change between two runs of cargo.
+    /// The runner of this build. After another runner has started, the sources may have changed.
     runner: (u32, u64),
 }
 
@@ -308,7 +309,7 @@ fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
     })
 }
 
-/// The manifest of the test's package. Any manifest of the workspace would do.
+/// The manifest of the test's package, or any other one of the workspace.
 fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     let exe = std::env::current_exe().ok();
     let given = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -321,7 +322,8 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     ] {
         dirs.extend(dir);
     }
-    // This is for a test that is started by hand: the target directory is usually in the workspace.
+    // For a test that is started by hand: its executable is usually below the workspace's
+    // directory.
     dirs.extend(exe.as_deref().unwrap_or(Path::new("")).ancestors());
     for dir in dirs {
         let manifest = dir.join("Cargo.toml");
@@ -403,9 +405,9 @@ fn listed(names: &[String], kind: &str) -> String {
 
 /// The build directory as a string of TOML, for a cargo that is started in `dir`.
 ///
-/// Cargo replaces names in braces in this text, and allows no other braces. So a path with braces
-/// is written relative to `dir`. If it still has braces, this is `None`, and cargo compiles all
-/// crates once more.
+/// In this setting, cargo replaces names in braces, and allows no other braces. So a path with
+/// braces is written relative to `dir`. If it still has braces, the result is `None`, and cargo
+/// compiles all crates once more.
 fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> {
     let text = path
         .to_str()
@@ -427,8 +429,9 @@ fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> 
     )))
 }
 
-/// A cargo command like the runner's. Without a runner, it starts beside the manifest: cargo and
-/// rustup search for their configuration from there upwards.
+/// Makes a cargo command with the runner's environment and directory. Without a runner, the command
+/// starts beside the manifest, because cargo and rustup search for their configuration from there
+/// upwards.
 fn cargo(built: &Built, manifest: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let of_runner = runner().and_then(|(pid, _)| procfs::environment(pid));
@@ -451,8 +454,8 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
         let flags = given("RUSTFLAGS")?;
         Some(flags.split_ascii_whitespace().collect::<Vec<_>>().join("\u{1f}"))
     });
-    // Cargo finds flags from the environment or a file by itself. Build scripts may read the
-    // variable, so it is set only for other flags.
+    // Cargo reads flags from the environment or a file by itself. Build scripts may depend on the
+    // variable, so it is set only if the flags differ.
     if given.unwrap_or_default() != built.flags {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", built.flags);
     }
@@ -477,8 +480,8 @@ struct Said {
     err: String,
 }
 
-/// Runs cargo to its end. Cargo inherits no stream of this process: a runner may read the stream
-/// and would wait for cargo.
+/// Runs cargo to its end. Cargo inherits no stream of this process, because a runner that reads the
+/// stream would wait for cargo.
 fn run_cargo(mut cargo: Command, bin: &Bin) -> Result<Said, String> {
     cargo
         .stdin(Stdio::null())
@@ -556,7 +559,7 @@ fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> 
         if link.exists() {
             return Ok(link);
         }
-        // Some file systems have no links. A complete copy is as good.
+        // Some file systems have no hard links. There, the file is copied.
         fs::hard_link(file, &link).or_else(|_| {
             let new = dir.join("new");
             fs::copy(file, &new)?;
@@ -606,7 +609,7 @@ mod tests {
         let is = |text: &str| Ok(Some(text.to_owned()));
         assert_eq!(given("/shop/target", "/shop"), is("\"/shop/target\""));
         assert_eq!(given("/a \"b\\/target", "/"), is("\"/a \\\"b\\\\/target\""));
-        // Cargo takes names in braces for other paths.
+        // Cargo would replace a name in braces.
         assert_eq!(given("/{shop}/target", "/{shop}"), is("\"target\""));
         assert_eq!(given("/{shop}/target", "/other"), Ok(None));
         assert_eq!(given("/{shop}", "/{shop}"), Ok(None));

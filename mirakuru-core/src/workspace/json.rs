@@ -1,6 +1,6 @@
 //! A JSON parser for cargo's messages.
 
-/// A value. Numbers stay as text: this crate does not calculate with them.
+/// A JSON value. Numbers stay as text, because this crate does not calculate with them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Json {
     /// `null`, `true`, `false`, or a number.
@@ -22,7 +22,7 @@ impl Json {
         reader.rest.is_empty().then_some(value)
     }
 
-    /// A member of an object.
+    /// Returns the member of an object by its name.
     pub(crate) fn get(&self, name: &str) -> Option<&Json> {
         match self {
             Json::Object(members) => members
@@ -33,7 +33,7 @@ impl Json {
         }
     }
 
-    /// The text of a member of an object.
+    /// Returns the text of a member of an object.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             Json::Text(text) => Some(text),
@@ -41,7 +41,7 @@ impl Json {
         }
     }
 
-    /// The entries of a list that is a member of an object; empty if there is no such list.
+    /// Returns the entries of a list in an object. Empty if there is no such list.
     pub(crate) fn list(&self, name: &str) -> &[Json] {
         match self.get(name) {
             Some(Json::List(list)) => list,
@@ -129,7 +129,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The character of an escape, whose backslash is already consumed.
+    /// Reads the character of an escape, whose backslash is already consumed.
     fn escaped(&mut self) -> Option<char> {
         let kind = self.rest.chars().next()?;
         self.rest = &self.rest[kind.len_utf8()..];

@@ -1,4 +1,4 @@
-//! A program of the user's own workspace: finds it, or builds it.
+//! Finds or builds a program of the user's own workspace.
 
 mod cargo;
 mod json;
@@ -14,7 +14,7 @@ pub use self::cargo::skipped_list;
 
 /// A program of the test's workspace. It may belong to the test's own package or to any other one.
 ///
-/// Use it as a command. The attribute's key `bin` makes one:
+/// It can be used as a command. The attribute's key `bin` makes one, too:
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -27,16 +27,16 @@ pub use self::cargo::skipped_list;
 /// # Ok::<(), mirakuru::Error>(())
 /// ```
 ///
-/// The program is found or built when the executor is made, before its time-out begins. These
-/// places are tried, in this order:
+/// The program is found or built when the executor is made, before the start's time-out begins.
+/// These places are tried, in this order:
 ///
 /// 1. the environment variable `MIRAKURU_BIN_SHOP_SERVER`: a path, relative to where the runner was
 ///    started;
 /// 2. for a program of the test's own package: `NEXTEST_BIN_EXE_shop-server`, which nextest sets,
 ///    and `CARGO_BIN_EXE_shop-server`, which cargo sets;
 /// 3. a `cargo build` of that program, with the profile, the target and the flags of the test.
-///    Cargo is asked once in a run, however many tests and processes need the program, so the
-///    program is never stale. The file in the target directory of the tests stays as it is.
+///    Each run calls cargo once for all its tests and processes, so the program is never stale. The
+///    file in the target directory of the tests is not replaced.
 ///
 /// The guide's page on programs describes each runner.
 #[derive(Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Bin {
     /// # Errors
     ///
     /// [`Error::System`] if the workspace has no such program, if it does not compile, or if cargo
-    /// cannot be asked. In the last case the error names the variable to set.
+    /// cannot be used. In the last case the error names the variable to set.
     pub fn path(&self) -> Result<PathBuf, Error> {
         if let Some(path) = self.overridden()? {
             return Ok(path);
@@ -110,7 +110,7 @@ impl Bin {
         }
     }
 
-    /// Sets the two paths that the compiler knew where the attribute stands.
+    /// Sets the paths that were known when the attribute was compiled.
     #[doc(hidden)]
     pub fn __compiled(mut self, known: Option<&'static str>, package_dir: &'static str) -> Bin {
         self.known = known;
@@ -147,8 +147,8 @@ impl Bin {
         }
     }
 
-    /// The path from cargo or nextest. They have built the program as well, but only in the default
-    /// way, and only for tests of the same package.
+    /// The path from cargo or nextest. They build the program only with default settings, and only
+    /// for tests of the same package.
     fn told_by_cargo(&self) -> Option<PathBuf> {
         if self.is_example || !self.features.is_empty() || self.profile.is_some() {
             return None;
@@ -164,7 +164,7 @@ impl Bin {
         self.known.map(PathBuf::from).filter(|path| path.is_file())
     }
 
-    /// The name in the attribute.
+    /// The name as the attribute has it.
     fn shown(&self) -> String {
         match &self.package {
             Some(package) => format!("{package}:{}", self.name),

@@ -11,26 +11,26 @@ use crate::errors::Errors;
 use crate::fields::{self, System};
 use crate::item::{self, Item, Static};
 
-/// A struct whose fields are services stays a struct. Its fields stand in the order in which they
-/// are dropped.
+/// Writes the struct. Its fields are reversed, so that they are dropped in the right order.
 pub(crate) fn item_struct(mut item: ItemStruct) -> TokenStream {
     fields::reverse(&mut item);
     for field in &mut item.fields {
-        // A service that no test reads is still needed by the other services.
+        // rustc would warn of a field that no test reads, but other services may need it.
         field.attrs.push(syn::parse_quote!(#[allow(dead_code)]));
     }
     item.into_token_stream()
 }
 
-/// A struct with conditions: rustc resolves them, and then a derive macro writes the recipe.
+/// Writes a struct with `cfg` conditions. rustc resolves them before it calls the derive macro,
+/// which writes the recipe.
 pub(crate) fn conditional_struct(mut item: ItemStruct) -> TokenStream {
     fields::rename_attributes(&mut item);
     let item = item_struct(item);
     quote!(#[derive(::mirakuru::__System)] #item)
 }
 
-/// An item with a mistake, without the attributes of its parts. A type also gets a recipe of the
-/// same name, which fails.
+/// Writes an item after a mistake, without the attributes of its parts. A type also gets a recipe
+/// that panics, so that its uses compile.
 pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
     let strip = |attrs: &mut Vec<Attribute>| drop(args::on_system(attrs, &mut Errors::default()));
     let strip_fields = |fields: &mut Fields| fields.iter_mut().for_each(|field| strip(&mut field.attrs));
@@ -60,8 +60,8 @@ pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
     quote!(#[allow(dead_code, non_camel_case_types)] #item #recipe)
 }
 
-/// The name of a struct without named fields already belongs to a function or a constant. An alias
-/// takes the name instead.
+/// Renames a struct without named fields, because its constructor would have the same name as the
+/// recipe. A type alias keeps the old name.
 fn with_free_name(mut item: ItemStruct) -> TokenStream {
     if let Fields::Named(_) = item.fields {
         return quote!(#item);
@@ -87,7 +87,7 @@ fn as_static(item: &TokenStream) -> Option<Static> {
     }
 }
 
-/// The recipe of a struct, under the same name.
+/// Writes the recipe of a struct.
 pub(crate) fn recipe_of_struct(system: &System, errors: &Errors) -> TokenStream {
     let item = &system.item;
     let plan = if errors.any() {
@@ -107,7 +107,7 @@ fn unreachable_plan() -> TokenStream {
     quote!(::mirakuru::__private::Plan::new(|_| ::core::unreachable!()))
 }
 
-/// The parts that all types have.
+/// The parts of a struct, enum or union that its recipe needs.
 struct Head<'a> {
     attrs: &'a [Attribute],
     vis: &'a Visibility,
@@ -135,7 +135,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// A constant or function with the name of a type: the recipe of its values.
+/// Writes the recipe: a constant or function with the same name as the type.
 fn recipe(head: Head<'_>, plan: &TokenStream) -> TokenStream {
     let Head {
         attrs,
@@ -152,7 +152,7 @@ fn recipe(head: Head<'_>, plan: &TokenStream) -> TokenStream {
         words.any(|word| attr.path().is_ident(word))
     };
     let attrs = attrs.iter().filter(is_copied);
-    // There are no generic constants, so a function returns the recipe of a generic struct.
+    // Rust has no generic constants, so a function returns the recipe of a generic struct.
     let recipe = if generics.params.is_empty() {
         quote! {
             #[allow(non_upper_case_globals)]
