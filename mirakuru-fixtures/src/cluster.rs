@@ -530,7 +530,7 @@ impl<R: Recipe> Forming<R> {
             let node = ended.unwrap_or(self.held % self.services.len());
             let service = &self.services[node];
             let elapsed = began.elapsed();
-            // This back-off gives each check more time, the longer the cluster has waited.
+            // As a back-off, each check gets a fiftieth of the time waited so far.
             let slice = Duration::from_millis(5).max(elapsed / 50);
             let mut service = service.borrow_mut();
             let Some(executor) = service.executor() else {

@@ -138,8 +138,8 @@ fn named(item: &Function, name: &Ident, bindings: &Bindings) -> Result<usize, St
     }
     if item.parameter(found).is_some_and(has_attribute_of_its_own) {
         return Err(format!(
-            "the parameter `{name}` has an attribute of its own, which says where its value comes from: \
-                remove one of the two"
+            "the parameter `{name}` has an attribute of its own, which gives it a value: remove that \
+                attribute, or name another parameter"
         ));
     }
     Ok(found)

@@ -150,7 +150,7 @@ pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings
             if let Type::Reference(_) = &**ty {
                 errors.on(
                     ty,
-                    "a fixture gives `T`, a service for each test, or `&'static T`, a shared service",
+                    "a fixture returns `T` (a service for each test) or `&'static T` (a shared service)",
                 );
             }
         }
@@ -189,7 +189,7 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
     if !item.is_shared() {
         no_scope(
             fixtures,
-            "a fixture that gives `T` starts one for each test; `&'static T` is shared",
+            "a fixture that returns `T` starts a service for each test; return `&'static T` to share it",
             errors,
         );
     }
@@ -268,7 +268,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                 errors.at(
                     place,
                     format!(
-                        "`{name}` is each test's own, and the service that is made from it is shared: take \
+                        "`{name}` is started for each test, but the service that uses it is shared: take \
                          both as `&'static T`, or both as `T`"
                     ),
                 );
@@ -406,7 +406,7 @@ fn only_keys_of_ours_after_an_expression(fixture: &Args, errors: &mut Errors) {
         let remedy = if SETTERS.iter().any(|setter| key == setter) {
             format!("set it on the recipe, as in `recipe().{key}(..)`")
         } else {
-            "the expression says it already, remove one of the two".to_owned()
+            format!("remove either `{key}` or the expression")
         };
         errors.at(
             key.span(),
@@ -827,7 +827,10 @@ mod tests {
     fn expressions() {
         one(quote!("redis-server"), "no recipe");
         one(quote!(redis(), timeout = 5), "`recipe().timeout(..)`");
-        one(quote!(redis(), cmd = "x"), "the expression says it already");
+        one(
+            quote!(redis(), cmd = "x"),
+            "remove either `cmd` or the expression",
+        );
     }
 
     #[test]

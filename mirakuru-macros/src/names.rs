@@ -94,7 +94,7 @@ fn mistake(
             Some(meant) => format!("did you mean `{meant}`?"),
             // A service above has no parameter, and so no name.
             None if above.contains(&None) && name.starts_with(char::is_lowercase) => {
-                format!("write `name = {name}` in its attribute")
+                format!("to use one without a name, write `name = {name}` in its attribute")
             }
             None => return None,
         };
@@ -273,7 +273,8 @@ mod tests {
     #[test]
     fn a_service_without_a_name() {
         let mistakes = |used: &str| found_with(["x()", used, "x()"], [None, Some("server"), None]).1;
-        let remedy = "no service above is called `cache`: write `name = cache` in its attribute";
+        let remedy = "no service above is called `cache`: to use one without a name, write `name = cache` in its \
+                      attribute";
         assert_eq!(mistakes("x(cache.url())"), [remedy]);
         for other in [
             "x(cache)",
