@@ -29,7 +29,7 @@ use crate::util::insert_sorted;
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It knows the
-/// placeholders' values, and collects the endpoints that the condition claims.
+/// placeholders' values, and collects the endpoints that mirakuru locks for the service.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
@@ -90,24 +90,26 @@ impl Prepare<'_> {
         }
     }
 
-    /// Claims a local TCP address on which the service will listen. Before the start, mirakuru
-    /// checks that the address is free. Services that claim the same address run one after another.
-    pub fn claim_addr(&mut self, addr: SocketAddr) {
+    /// Requests a lock on a local TCP address, on which the service will listen. Before the start,
+    /// mirakuru checks that the address is free. Services that lock the same address run one after
+    /// another.
+    pub fn lock_addr(&mut self, addr: SocketAddr) {
         self.addrs.push(addr);
     }
 
-    /// Claims a path at which the service will create a socket. If another process accepts
-    /// connections there, the start fails. Services that claim the same path run one after another.
-    pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
+    /// Requests a lock on a path, at which the service will create a socket. If another process
+    /// accepts connections there, the start fails. Services that lock the same path run one after
+    /// another.
+    pub fn lock_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }
 
-    /// Converts a condition's addresses to those that clients use. Claims each local address,
-    /// unless its port was chosen for the service.
+    /// Converts a condition's addresses to those that clients use. Requests a lock on each
+    /// local address, unless its port was chosen for the service.
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
-                // Claim the address as given: a server on `0.0.0.0` conflicts with more servers
+                // Lock the address as given: a server on `0.0.0.0` conflicts with more servers
                 // than one on loopback.
                 match protocol {
                     Protocol::Tcp => self.addrs.push(*addr),
@@ -119,7 +121,7 @@ impl Prepare<'_> {
     }
 
     /// Whether the port was chosen for this service with `{port}` or `{port:NAME}`. Such a port is
-    /// already reserved and needs no claim.
+    /// already reserved and needs no lock.
     fn is_chosen(&self, port: u16) -> bool {
         self.values.port_numbers().contains(&port)
     }

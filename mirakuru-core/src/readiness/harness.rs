@@ -47,7 +47,7 @@ pub(crate) struct Harness {
     /// The simulated time since the start, and the time when it was set.
     elapsed: Mutex<(SystemTime, Duration)>,
     env: Mutex<Vec<(String, String)>>,
-    claimed: Mutex<Vec<SocketAddr>>,
+    locked: Mutex<Vec<SocketAddr>>,
     dir: TestDir,
 }
 
@@ -63,7 +63,7 @@ impl Harness {
             remaining: Mutex::new(Duration::from_secs(60)),
             elapsed: Mutex::new((SystemTime::now(), Duration::ZERO)),
             env: Mutex::new(Vec::new()),
-            claimed: Mutex::new(Vec::new()),
+            locked: Mutex::new(Vec::new()),
             dir,
         }
     }
@@ -86,9 +86,9 @@ impl Harness {
         env.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
     }
 
-    /// The addresses that the last `prepare` claimed.
-    pub(crate) fn claimed(&self) -> Vec<SocketAddr> {
-        self.claimed.lock().unwrap().clone()
+    /// The addresses that the last `prepare` asked to lock.
+    pub(crate) fn locked(&self) -> Vec<SocketAddr> {
+        self.locked.lock().unwrap().clone()
     }
 
     /// Prepares the condition as before a start.
@@ -97,7 +97,7 @@ impl Harness {
         let mut cx = Prepare::new(&mut values);
         let result = readiness.prepare(&mut cx);
         *self.env.lock().unwrap() = cx.env;
-        *self.claimed.lock().unwrap() = cx.addrs;
+        *self.locked.lock().unwrap() = cx.addrs;
         *self.since.lock().unwrap() = Mark::now(&self.reader, &[]);
         *self.notes.lock().unwrap() = Notes::default();
         result

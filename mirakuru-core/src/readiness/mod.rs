@@ -100,7 +100,7 @@ pub trait Readiness: Send + Sync + 'static {
     }
 
     /// Called before each start. Fill in placeholders with [`Prepare::expand`], check the values,
-    /// and forget the state of an earlier start. [Claim](Prepare::claim_addr) the addresses that
+    /// and forget the state of an earlier start. [Lock](Prepare::lock_addr) the addresses that
     /// the service needs for itself.
     ///
     /// The default does nothing.

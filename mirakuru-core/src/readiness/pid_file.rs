@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::unix_socket::{claim_path, expand_path};
+use super::unix_socket::{expand_path, lock_path};
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 use crate::ports::free::first_number;
@@ -142,7 +142,7 @@ impl Readiness for PidFile {
         }
         // Make the path absolute, so that the test may change its directory later.
         let path = std::path::absolute(&path).unwrap_or(path);
-        claim_path(cx, &path);
+        lock_path(cx, &path);
         self.before = before.map(|metadata| Fingerprint::of(&path, &metadata));
         self.path = path;
         self.wait_is_over();
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_checked_and_claimed() {
+    fn paths_are_checked_and_locked() {
         assert!(prepare(Path::new("/tmp/private/x.pid")).unwrap().1.is_empty());
         let (readiness, endpoints) = prepare(Path::new("x.pid")).unwrap();
         let absolute = std::env::current_dir().unwrap().join("x.pid");

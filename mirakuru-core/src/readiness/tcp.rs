@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn local_addresses_are_claimed_as_they_are_given() {
+    fn local_addresses_are_locked_as_they_are_given() {
         let endpoints = |text: &str| prepare(&mut Tcp::addr(text)).unwrap();
         assert_eq!(endpoints("127.0.0.1:6379"), ["127.0.0.1:6379".parse().unwrap()]);
         assert_eq!(endpoints("0.0.0.0:6379"), ["0.0.0.0:6379".parse().unwrap()]);

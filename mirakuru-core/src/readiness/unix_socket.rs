@@ -99,7 +99,7 @@ impl Readiness for UnixSocket {
             // exists. If the removal fails, the service reports the problem.
             let _ = free::remove_stale_socket(&path);
         }
-        claim_path(cx, &path);
+        lock_path(cx, &path);
         self.path = path;
         self.wait_is_over();
         Ok(())
@@ -180,13 +180,13 @@ pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, 
         .map_err(|error| error.in_readiness(&path.to_string_lossy()))
 }
 
-/// Claims a path that other services may want as well. An absolute path does not depend on the
-/// current directory.
-pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
+/// Requests a lock on a path that another service may use as well. Makes the path absolute, so that
+/// the lock does not depend on the current directory.
+pub(super) fn lock_path(cx: &mut Prepare<'_>, path: &Path) {
     if sockets::abstract_name(path).is_some() {
-        cx.claim_path(path);
+        cx.lock_path(path);
     } else if !path.starts_with(cx.dir()) {
-        cx.claim_path(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+        cx.lock_path(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
     }
 }
 
@@ -437,7 +437,7 @@ child.kill(); child.wait()
     }
 
     #[test]
-    fn paths_are_checked_and_claimed() {
+    fn paths_are_checked_and_locked() {
         let dir = Path::new("/tmp/private");
         let endpoints = |path: &str| prepare(&mut UnixSocket::path(path), dir).unwrap();
         assert!(endpoints("/tmp/private/x.sock").is_empty());

@@ -133,7 +133,7 @@ fn a_success_is_ready_and_the_request_is_as_given() {
         http.describe(),
         format!("it answered HEAD http://{}/a%20b?\u{2026} with 2xx", server.addr)
     );
-    assert_eq!(harness.claimed(), [server.addr]);
+    assert_eq!(harness.locked(), [server.addr]);
 }
 
 #[test]
