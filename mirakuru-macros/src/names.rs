@@ -273,8 +273,8 @@ mod tests {
     #[test]
     fn a_service_without_a_name() {
         let mistakes = |used: &str| found_with(["x()", used, "x()"], [None, Some("server"), None]).1;
-        let remedy = "no service above is called `cache`: to use one without a name, write `name = cache` in its \
-                      attribute";
+        let remedy = "no service above is called `cache`: to use one without a name, \
+                      write `name = cache` in its attribute";
         assert_eq!(mistakes("x(cache.url())"), [remedy]);
         for other in [
             "x(cache)",
