@@ -8,8 +8,8 @@
 //! its own (5 to 20 ms were measured). So the end of a wait removes only the watches, which takes
 //! microseconds. The instance is kept for the next wait.
 //!
-//! A short wait uses no instance. The kernel closes instances when the process ends, and a test
-//! process may end right after a short wait.
+//! A short wait uses no instance, because a test process may end right after it. The end of the
+//! process closes the instances, which takes just as long.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -56,7 +56,8 @@ impl Watching {
         self.complete
     }
 
-    /// The descriptor that becomes readable at an event of the file. `None` if events do not work.
+    /// The descriptor that becomes readable when the file has an event. `None` if the watch does
+    /// not work.
     pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
         self.watch
             .as_ref()
@@ -151,7 +152,7 @@ mod linux {
                     let done = libc::statfs(dir.as_ptr(), &mut stat);
                     (stat, done)
                 };
-                // This field's type depends on the architecture; all of the numbers have 32 bits.
+                // The type of `f_type` depends on the architecture, and `REMOTE` has `u32` values.
                 done == 0 && REMOTE.contains(&(stat.f_type as u32))
             };
             // The directory may have been removed and made again, so its path is resolved each
@@ -190,7 +191,7 @@ mod linux {
         /// The name is empty if the event is about the file itself.
         fn drain(&self, each: &mut dyn FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
-            // The limit is for a directory in which a program makes files without end.
+            // The limit ends the loop even if a program makes files without end.
             for _ in 0..64 {
                 // SAFETY: the call writes at most as many bytes as the buffer has.
                 let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
@@ -215,7 +216,7 @@ mod linux {
         fn drop(&mut self) {
             for &watch in &self.watches {
                 // SAFETY: the call takes two numbers. If the file has been removed, its watch is
-                // gone. That error does not matter, because the numbers are never used again.
+                // gone and the call fails. No other watch of this instance gets the same number.
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
             // Otherwise the events of this wait would wake up the next wait.
@@ -296,7 +297,8 @@ mod tests {
             ("bound", &|| drop(UnixListener::bind(&path).unwrap())),
         ];
         for (what, deed) in deeds {
-            // A fork of another test may close the file that the previous step opened.
+            // A process that another test forked may close its copy of the previous step's file
+            // only now, which is an event.
             in_time(|| {
                 renew(&mut watching, &path);
                 !told(&watching)
@@ -327,7 +329,7 @@ mod tests {
         renew(&mut watching, &path);
         assert!(!watching.is_complete(), "it is open");
         drop(file);
-        // A fork of another test has the file open until it executes its program.
+        // A process that another test forked may have the file open until its exec.
         in_time(|| {
             renew(&mut watching, &path);
             watching.is_complete()

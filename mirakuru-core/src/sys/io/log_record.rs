@@ -110,13 +110,13 @@ impl Record {
         self.kind & !LOST < START
     }
 
-    /// The bytes of the record. The supervisor calls this after a fork: it must not allocate or
-    /// panic.
+    /// The bytes of the record. Must not allocate or panic, because the supervisor calls this after
+    /// a fork.
     pub(crate) const fn encode(self) -> [u8; SIZE] {
         (self.length as u128 | (self.kind as u128) << 32 | (self.time as u128) << 64).to_le_bytes()
     }
 
-    /// Makes a record from its bytes; missing bytes count as 0.
+    /// Makes a record from its bytes. Fewer than 16 bytes make a record of zeros.
     pub(crate) fn decode(bytes: &[u8]) -> Record {
         let bytes = bytes.first_chunk().copied().unwrap_or_default();
         let word = u128::from_le_bytes(bytes);

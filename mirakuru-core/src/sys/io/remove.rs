@@ -2,8 +2,8 @@
 //!
 //! * Every step is relative to an open directory, and no symbolic link is followed. So no process
 //!   can redirect the removal by putting a link in the place of a directory.
-//! * Other users must not be able to rename the directory. Otherwise another user may have replaced
-//!   it.
+//! * If other users could rename the directory, nothing is removed, because one of them may have
+//!   replaced it.
 //! * A directory with a mount on it is left, with everything in it.
 //! * There is no recursion. A nested directory is first moved up beside its parent. So a deep tree
 //!   needs neither more stack nor more descriptors. The code never follows `..`, which would lead
@@ -121,8 +121,8 @@ impl Place {
                 return None;
             }
             let name = path.add(slash.saturating_add(1));
-            // Other users cannot rename our entry if the directory is closed to them or has the
-            // sticky bit.
+            // Other users cannot rename our entry if the parent is closed to them or has the sticky
+            // bit.
             let is_safe = status(parent).is_some_and(|status| {
                 let is_ours = status.st_uid == libc::geteuid() || status.st_uid == 0;
                 is_ours && (status.st_mode & 0o022 == 0 || status.st_mode & 0o1000 != 0)
@@ -292,8 +292,8 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
             match errno() {
                 // Another process has made an entry with this name.
                 libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR | libc::EISDIR => {}
-                // Root needs no permission. For other users, a link can lead only to their own
-                // files.
+                // `fchmodat` follows links, so root, who needs no permission, must not call it.
+                // Other users can change only their own files.
                 libc::EACCES | libc::EPERM if !is_writable && libc::geteuid() != 0 => {
                     libc::fchmodat(dir, name.as_ptr(), 0o700, 0);
                     is_writable = true;
@@ -311,7 +311,7 @@ unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
     unsafe {
         let mut sub = open_here(dir, name);
         if sub < 0 && errno() == libc::EACCES && libc::geteuid() != 0 {
-            // Root needs no permission: see `move_up`.
+            // Root must not call `fchmodat`, which follows links: see `move_up`.
             libc::fchmodat(dir, name, 0o700, 0);
             sub = open_here(dir, name);
         }
@@ -511,11 +511,11 @@ mod tests {
     #[test]
     fn nothing_is_removed_where_somebody_else_may_have_put_it() {
         let dir = scratch();
-        // The base is a link.
+        // The parent is a link.
         symlink(dir.path(), dir.path().join("link")).expect("it is ours");
         remove_service_dir(&dir.path().join("link/service"), false);
         assert!(dir.path().join("service/log").exists());
-        // The base is open to other users.
+        // The parent is open to other users.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         remove_service_dir(&dir.path().join("service"), false);
         assert!(dir.path().join("service/log").exists());

@@ -1,4 +1,4 @@
-//! Sleeps until an event of one of several services.
+//! Waits until one of several descriptors is readable.
 
 use std::os::fd::RawFd;
 use std::time::Duration;

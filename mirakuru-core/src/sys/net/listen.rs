@@ -9,8 +9,8 @@ use super::raw_socket;
 /// A backlog larger than any test needs. The kernel uses less if its own limit is lower.
 const WAITING: libc::c_int = 4096;
 
-/// Listens on a TCP address of this machine, as most servers do: with SO_REUSEADDR, and on IPv6
-/// with IPV6_V6ONLY.
+/// Listens on a TCP address of this machine. Sets SO_REUSEADDR, as most servers do, and on IPv6
+/// also IPV6_V6ONLY.
 pub(crate) fn listen_tcp(addr: SocketAddr) -> io::Result<OwnedFd> {
     let fd = raw_socket::socket(raw_socket::family(&addr), libc::SOCK_STREAM, 0)?;
     raw_socket::set_reuse_addr(&fd, true)?;

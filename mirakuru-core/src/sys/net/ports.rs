@@ -1,4 +1,4 @@
-//! The sockets behind `ports/reserve.rs`: bound, never listening, closed on exec.
+//! Sockets that hold ports for `ports/reserve.rs`. They never listen, and an exec closes them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
@@ -12,7 +12,7 @@ const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
 /// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
 ///
-/// The two options are set *after* the bind. So the bind is exclusive, even if
+/// SO_REUSEADDR and SO_REUSEPORT are set *after* the bind. So the bind is exclusive, even if
 /// `net.ipv4.ip_autobind_reuse` is set. It never gets a port that is in use on any address, even by
 /// another hold. A later bind sees the options, so a service can bind to the held port.
 pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
@@ -62,7 +62,7 @@ pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
 }
 
-/// The error on a machine without IPv6, or without IPv6 on its loopback device.
+/// Returns the error of a bind to `::1` if this machine, or its loopback device, has no IPv6.
 pub(crate) fn ipv6_is_absent() -> Option<io::Error> {
     let error = bind_v6(Ipv6Addr::LOCALHOST, 0, true, true).err()?;
     matches!(

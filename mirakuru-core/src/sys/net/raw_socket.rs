@@ -1,7 +1,7 @@
 //! The socket calls that `std` does not have, over `libc`, for the other files of this folder.
 //!
-//! `nix` has them all, but its features for sockets bring two more crates into every user's build.
-//! Every new descriptor has an owner at once, and is closed when a program is executed.
+//! The `nix` crate has these calls, but its socket features add two more crates to every user's
+//! build. Every new descriptor has an owner at once, and is closed when a program is executed.
 
 use std::io;
 use std::mem::size_of;
@@ -58,7 +58,7 @@ fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Makes a connect on this socket return at once.
+/// Makes `connect` on this socket return at once.
 pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: the call takes no pointers, and the descriptor is open.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
@@ -203,7 +203,7 @@ impl Address {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if the name is too long (or is a path with a NUL).
+    /// [`io::ErrorKind::InvalidInput`] if the name is too long, or if a path contains a NUL.
     pub(in crate::sys) fn unix(name: &Path, is_abstract: bool) -> io::Result<Address> {
         let name = name.as_os_str().as_bytes();
         let start = std::mem::offset_of!(libc::sockaddr_un, sun_path);

@@ -71,8 +71,8 @@ impl States {
 /// The socket that a connection or a datagram to `addr` from this machine would reach. A TCP socket
 /// counts only if it listens, even with a full backlog.
 ///
-/// A kernel without the `tcp_diag` or `udp_diag` module also gives `None`: see `ports/owner.rs` for
-/// the check.
+/// A kernel without the `tcp_diag` or `udp_diag` module also gives `None`; `ports/table.rs` checks
+/// for that.
 pub(crate) fn listener(protocol: Protocol, addr: SocketAddr) -> io::Result<Option<Socket>> {
     with_socket(|diag| diag.lookup(protocol, addr))
 }
@@ -101,8 +101,8 @@ thread_local! {
     static DIAG: RefCell<Option<Diag>> = const { RefCell::new(None) };
 }
 
-/// Runs one exchange on this thread's socket. Closes the socket after an error, because an unread
-/// answer would count as the answer to the next question.
+/// Runs one exchange on this thread's socket. Closes the socket after an error, so that no unread
+/// answer disturbs the next exchange.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
     // Uses `try_with` and `take`, because an ending thread may drop a fixture after its thread
     // locals are gone.
@@ -119,7 +119,7 @@ fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Resu
 impl Diag {
     fn open() -> io::Result<Diag> {
         let fd = raw_socket::socket(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG)?;
-        // The kernel answers before `send` returns. The limit is for sandboxes, whose imitation of
+        // The kernel answers before `write` returns. The limit is for sandboxes, whose imitation of
         // the kernel may never answer.
         raw_socket::set_receive_timeout(&fd, 1)?;
         Ok(Diag {
@@ -258,7 +258,7 @@ impl Diag {
         }
         put(&sides.concat());
         put(&interface.to_ne_bytes());
-        // INET_DIAG_NOCOOKIE stands for any socket.
+        // The cookie INET_DIAG_NOCOOKIE matches any socket.
         put(&[0xff; 8]);
         // The request is one datagram, so the kernel takes all of it or nothing.
         self.fd.write(&request).map(drop)
@@ -308,7 +308,7 @@ impl Message<'_> {
     }
 }
 
-/// The messages of one answer. A message that does not fit is left out.
+/// The messages of one answer. Ends before a message with a wrong length.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {

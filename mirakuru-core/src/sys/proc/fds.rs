@@ -65,8 +65,8 @@ impl Search {
         let mut mine = Vec::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
-            // Reads every thread, because if the first one has ended, only root may read its
-            // descriptors.
+            // Only root may read the descriptors of a first thread that has ended, so this reads
+            // every thread.
             Closely::Threads => numbers(&format!("/proc/{pid}/task"))
                 .into_iter()
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))

@@ -27,7 +27,7 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
             found.push(socket);
         }
     }
-    // In some sandboxes these tables are always empty.
+    // Empty tables prove nothing, because in some sandboxes they are always empty.
     (!found.is_empty()).then_some(found)
 }
 

@@ -22,9 +22,11 @@ pub(super) const BUFFER: usize = 32 * 1024;
 const NO_RESERVE: i32 = libc::MAP_NORESERVE;
 #[cfg(not(target_os = "linux"))]
 const NO_RESERVE: i32 = 0;
-/// Most children that one walk of a process tree records. The next walk finds the others.
+/// Maximum number of children that one walk of a process tree records. The next walk finds the
+/// others.
 pub(super) const PIDS: usize = 1024;
-/// Number of descendants whose stop signal is recorded, so that each of them gets it only once.
+/// Maximum number of descendants that are recorded as signalled, so that each gets the stop signal
+/// only once.
 pub(super) const TOLD: usize = 256;
 
 /// A program to execute. The lists end with null pointers.
@@ -310,7 +312,7 @@ impl Mapping {
 }
 
 impl Drop for Mapping {
-    /// Unmaps the memory of this process. The supervisor keeps its own copy.
+    /// Unmaps the memory in this process. The supervisor has its own copy.
     fn drop(&mut self) {
         // SAFETY: `new` has mapped the memory, and nothing else in this process points into it.
         unsafe { libc::munmap(self.base.cast(), self.len) };

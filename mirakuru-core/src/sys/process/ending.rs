@@ -65,7 +65,7 @@ pub(super) enum Step {
     Ask(i32),
     /// Send the stop signal to the descendants that are outside the group.
     AskRest(i32),
-    /// Send every process a kill signal that can be caught.
+    /// Send every process the recipe's kill signal, which is not SIGKILL.
     Kill(i32),
     /// Kill every process that is left.
     Conclude,

@@ -55,8 +55,8 @@ pub(super) const STAGE_EXEC: i32 = 5;
 
 const SIZE: usize = mem::size_of::<Message>();
 
-/// Keeps `send` from raising SIGPIPE. Apple's systems have no such flag, so `raw_socket::pair` sets
-/// a socket option there.
+/// Keeps `send` from raising SIGPIPE. Some of Apple's systems lack this flag, so `raw_socket::pair`
+/// sets a socket option there.
 #[cfg(not(target_vendor = "apple"))]
 const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]

@@ -79,7 +79,7 @@ pub(crate) struct RunPlan {
     /// Whether `runner` is the FIFO. If so, a new user can still keep the service from ending.
     pub(crate) ends_with_users: bool,
     /// The permit to start the service. The supervisor holds a copy, so no other process can start
-    /// the same service meanwhile.
+    /// the same service before this one is published or gone.
     pub(crate) start_lock: OwnedFd,
     /// Path of the state file before and after the service is published.
     pub(crate) staged: CString,

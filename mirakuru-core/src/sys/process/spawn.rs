@@ -25,8 +25,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.umask >= 0 {
             libc::umask(a.umask as libc::mode_t);
         }
-        // A change of user or group may take away the privilege to change the groups. So the groups
-        // come first and the user last.
+        // A change of user may take away the privilege to change the groups, so the user comes
+        // last.
         if a.group_count >= 0 && os::set_groups(a.group_count as usize, a.groups) != 0 {
             return (STAGE_GROUPS, errno());
         }
@@ -45,8 +45,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if !a.current_dir.is_null() && libc::chdir(a.current_dir) != 0 {
             return (STAGE_CURRENT_DIR, errno());
         }
-        // `open_streams` made all three descriptors greater than 2, so no `dup2` overwrites one
-        // that is still needed.
+        // All three descriptors are greater than 2 (see `open_streams`), so no `dup2` overwrites
+        // one that is still needed.
         for (target, fd) in a.stdio.iter().enumerate() {
             if libc::dup2(*fd, target as c_int) < 0 {
                 return (STAGE_SUPERVISOR, errno());
@@ -78,7 +78,7 @@ unsafe fn unblock_signals() {
 }
 
 /// Tries each candidate in turn, as `execvp` does. If none can be executed, returns the error
-/// number: EACCES if any candidate gave that error.
+/// number. EACCES takes precedence over ENOENT and ENOTDIR, and any other error ends the search.
 unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
     // SAFETY: the lists end with null pointers, and the strings with zero bytes.
     unsafe {

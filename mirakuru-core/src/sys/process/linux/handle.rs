@@ -27,9 +27,12 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Signals a process if `is_ours` returns `true`, and returns whether it did. The pidfd is opened
-/// before the check, so the signal goes to the process that was checked. Without pidfds, another
-/// process may have got the same id, but only after the system has used all other ids.
+/// Signals a process if `is_ours` returns `true`. Returns `false` if there is no such process, or
+/// if it is not ours.
+///
+/// The pidfd is opened before the check, so the signal goes to the process that was checked.
+/// Without pidfds, another process may have got the same id, but only after the system has used all
+/// other ids.
 ///
 /// # Safety
 ///

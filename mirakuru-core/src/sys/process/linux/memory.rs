@@ -58,7 +58,8 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// The reason of [`needs_all`] under valgrind, which ends a process that makes some kinds of child.
+/// The reason that [`needs_all`] gives under valgrind, which ends a process that makes some kinds
+/// of child.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
 
 fn preloads() -> OsString {

@@ -1,5 +1,5 @@
-//! The Linux part of the code that both back ends share (`spawn.rs`, `service.rs`). All sections
-//! but the last run after a fork, so they must not allocate, lock or panic.
+//! The Linux part of the code that both back ends share (`spawn.rs`, `service.rs`). The first
+//! section runs after a fork, so it must not allocate, lock or panic.
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -69,7 +69,7 @@ pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
 /// Closes every descriptor except for those in `keep`, an ascending list. Returns whether all calls
 /// of `close_range` succeeded.
 pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) -> bool {
-    // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
+    // SAFETY: `keep` has `count` entries, and this process uses only the descriptors in `keep`.
     unsafe {
         let mut next = 0_i32;
         let mut at_once = true;
@@ -216,7 +216,7 @@ struct Batch {
 /// the memory costs more than a fork.
 static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 
-/// Forks a supervisor for each mapping. All signals are blocked.
+/// Forks a supervisor for each mapping. The caller has blocked all signals.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let process = std::process::id();
     let parts = |mapping: &&mut Mapping| (mapping.range(), mapping.guard_stack(), mapping.arena().cast());

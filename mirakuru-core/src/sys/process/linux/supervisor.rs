@@ -336,7 +336,7 @@ impl Worker<'_> {
                     errors = 0;
                 } else {
                     // `poll` failed, and a system call filter may let it fail each time. So the
-                    // worker checks all descriptors every millisecond, and gives up after a second.
+                    // worker tries all reads every millisecond. After a second it ends the service.
                     errors = errors.saturating_add(1);
                     guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];

@@ -142,8 +142,10 @@ pub(super) fn is_my_child(pid: i32) -> bool {
     }
 }
 
-/// Fills `pids` with the children of this process, as many as fit, and returns their number. With
-/// `thorough`, also finds children that `/proc` hides, which may take half a second.
+/// Fills `pids` with the children of this process, as many as fit, and returns their number.
+///
+/// With `thorough`, finds a child if there is one, even if `/proc` shows none. This may take half a
+/// second.
 pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     let mut found = Numbers::into(pids);
     // "thread-self" lists the calling thread's children only; the supervisor has one thread.

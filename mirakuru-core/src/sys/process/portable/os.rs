@@ -72,8 +72,8 @@ pub(super) unsafe fn set_close_at_exec(fd: i32) {
 
 /// Closes all descriptors except for those in the arena's `keep`, which get the close-on-exec flag.
 pub(super) unsafe fn close_all_but_kept(a: &Arena) {
-    // SAFETY: `keep` has `keep_count` entries, in ascending order; nothing in this process uses the
-    // others.
+    // SAFETY: `keep` has `keep_count` entries, in ascending order, and this process uses only the
+    // descriptors in `keep`.
     unsafe {
         let mut next = 0_i32;
         for at in 0..a.keep_count {
@@ -152,7 +152,7 @@ pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
 /// Does nothing, because this back end cannot read the environment of other processes.
 pub(crate) fn kill_marked(_: &[&str]) {}
 
-/// Forks a supervisor for each mapping. All signals are blocked.
+/// Forks a supervisor for each mapping. The caller has blocked all signals.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let fork_one = |mapping: &mut &mut Mapping| {
         let arena = mapping.arena();
@@ -187,7 +187,7 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
     None
 }
 
-/// Most descriptors to try if the system does not list the open ones.
+/// Maximum number of descriptors to try if the system does not list the open ones.
 const MANY: u64 = 65_536;
 
 /// The highest descriptor that is open now, or an upper limit. `known` is any open descriptor. The
