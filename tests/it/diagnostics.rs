@@ -68,7 +68,7 @@ fn the_directory_is_wrong() {
         &start(Executor::builder("sleep 60").current_dir("/no/such/place")),
         "failed to change to the working directory `/no/such/place`: no such file or directory\n  \
             command:    sleep 60\n  \
-         hint:       make it before the service is started, or use \"{dir}\", which is made for it",
+         hint:       make the directory before the service starts, or use \"{dir}\", which mirakuru makes",
     );
 }
 
@@ -240,7 +240,7 @@ fn a_library_is_missing() {
                  file: No such file or directory\n  \
                hint:       the library `libgcc_s.so.7` is not installed or not found: install the package \
                    that `apt-file search libgcc_s.so.7` names, or add the library's directory to \
-                   LD_LIBRARY_PATH (`ldd` lists all that the program needs)"
+                   LD_LIBRARY_PATH (`ldd` lists the libraries that the program needs)"
         ),
     );
 }

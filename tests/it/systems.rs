@@ -964,7 +964,7 @@ fn assert_endless(text: &str, port: u16, remedy: &str) {
 #[test]
 fn nodes_of_a_cluster_with_one_fixed_port_are_refused() {
     let port = fixed_port();
-    let remedy = "the nodes of a cluster cannot share it: leave it out";
+    let remedy = "the nodes of a cluster cannot share a port or path: leave it out";
     for queue in [false, true] {
         let nodes = mirakuru::cluster(3, |_| on(port).queue(queue));
         assert_endless(&nodes.start().unwrap_err().to_string(), port, remedy);

@@ -42,7 +42,7 @@ use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
 #[non_exhaustive]
 pub enum Error {
     /// The program could not be executed at all. For example, it is not found or not executable,
-    /// its working directory is missing, or the test may not run it as its user.
+    /// its working directory is missing, or the test lacks the privilege to run it as another user.
     #[non_exhaustive]
     Spawn {
         /// The command, as a person would type it.
@@ -123,8 +123,9 @@ pub enum Error {
         /// Further facts about the service and the process.
         evidence: Box<Evidence>,
     },
-    /// The service was stopped, and its exit status is none of these: 0, death by the stop signal,
-    /// the status that the recipe expects.
+    /// The service was stopped, and its exit status is not an accepted one: 0, death by the stop
+    /// signal, 128 plus that signal's number, or the recipe's
+    /// [`expected_exit`](crate::recipe::builder::ExecutorBuilder::expected_exit).
     #[non_exhaustive]
     BadExit {
         /// The command, as a person would type it.
@@ -237,7 +238,7 @@ impl Error {
 pub struct Missing {
     /// The program or feature, for example `redis-server`, `PostgreSQL 17` or `IPv6`.
     pub what: String,
-    /// The command that installs it on this machine, if known.
+    /// The command that installs the program on this machine, if known.
     pub install: Option<String>,
     /// Whether the recipe allows the test to be skipped if this is missing.
     optional: bool,
@@ -495,7 +496,7 @@ impl Error {
         self
     }
 
-    /// Adds to the last probe the name of the cluster's node that it asked.
+    /// Records which node of a cluster the last probe asked.
     #[doc(hidden)]
     #[must_use]
     pub fn __at_node(mut self, node: &str) -> Error {

@@ -2,8 +2,8 @@
 //!
 //! Every text that mirakuru makes itself is masked. A service's output is shown as it is.
 //!
-//! Inside the executor an error is an [`Unmasked`], which only `Core::masked` turns into an
-//! [`Error`]. So a public method that does not mask its errors does not compile. Other functions
+//! Inside the executor an error is an [`Unmasked`], which only [`Secrets::mask_error`] turns into
+//! an [`Error`]. So a public method that does not mask its errors does not compile. Other functions
 //! that return an [`Error`] mask it themselves.
 
 use std::borrow::Cow;

@@ -43,7 +43,7 @@ pub(super) struct Cause<'a>(pub(super) &'a io::Error);
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = self.0.to_string();
-        // Many libraries say only "db error", and the source has the details.
+        // Some errors say only "db error", and their source has the details.
         let mut source = self.0.source();
         while let Some(error) = source {
             let more = error.to_string();
@@ -90,7 +90,9 @@ pub(super) fn of_system(source: &io::Error) -> Option<&'static str> {
         ),
         io::ErrorKind::ReadOnlyFilesystem => Some("set TMPDIR to a directory that can be written to"),
         _ => match source.raw_os_error().map(crate::sys::is_out_of_descriptors) {
-            Some(true) => Some("this process may not open more files: raise the limit with `ulimit -n`"),
+            Some(true) => {
+                Some("this process has reached its limit of open files: raise the limit with `ulimit -n`")
+            }
             _ => None,
         },
     }

@@ -111,7 +111,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::FailedBefore`] if its start failed; [`Error::Died`] if it has ended.
+    /// [`Error::FailedBefore`] if the service failed to start; [`Error::Died`] if it has ended.
     pub(crate) fn attach(
         recipe: ExecutorBuilder<R>,
         state: State,
@@ -263,8 +263,7 @@ fn publish(
     published: PathBuf,
     user: &mut Option<User>,
 ) -> Result<(), Unmasked> {
-    let action = "share it with the run";
-    let Owned { core, own } = process.owned(core, action)?;
+    let Owned { core, own } = process.owned(core, "share")?;
     if let Some(endpoint_lock) = &own.endpoint_lock {
         endpoint_lock
             .lock()
@@ -273,7 +272,7 @@ fn publish(
     }
     let published_by = match own.lock().as_mut() {
         Some(service) => service.publish(),
-        None => return Err(core.not_running(action)),
+        None => return Err(core.not_running("share it")),
     };
     if let Err(source) = published_by {
         if let Some(Some(exit)) = own.ended() {

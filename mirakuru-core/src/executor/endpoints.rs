@@ -138,13 +138,14 @@ impl Endpoints {
     /// Adds the remedy to the error about a wait that would never end.
     fn endless(&self, mut error: Error) -> Error {
         if let Error::AlreadyRunning { evidence, .. } = &mut error {
-            evidence.hint =
-                Some(match self.has_node {
-                    true => "the nodes of a cluster cannot share it: leave it out, and each gets its own"
-                        .to_owned(),
-                    false => "share one service, or give each a port or path of its own (`{port}`, `{dir}`)"
-                        .to_owned(),
-                });
+            evidence.hint = Some(match self.has_node {
+                true => "the nodes of a cluster cannot share a port or path: leave it out, and each node \
+                        gets its own"
+                    .to_owned(),
+                false => {
+                    "share one service, or give each a port or path of its own (`{port}`, `{dir}`)".to_owned()
+                }
+            });
         }
         error
     }
@@ -207,8 +208,8 @@ impl Endpoints {
 pub struct SharedLock(Arc<Mutex<EndpointLock>>);
 
 impl Drop for SharedLock {
-    /// All fixtures have started, so this process closes its copies of the locks. The supervisors
-    /// keep theirs until the services have ended.
+    /// The start of the fixtures is over, so this process closes its copies of the locks. The
+    /// supervisors keep theirs until the services have ended.
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
     }

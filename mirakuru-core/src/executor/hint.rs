@@ -143,7 +143,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
             Some(library) => format!(
                 "the library `{library}` is not installed or not found: install the package that `apt-file \
                     search {library}` names, or add the library's directory to LD_LIBRARY_PATH (`ldd` \
-                    lists all that the program needs)"
+                    lists the libraries that the program needs)"
             ),
             None => "a library that it needs is not installed, or not found: find out which one with \
                 `ldd`"
@@ -172,13 +172,13 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "locale::facet::_s_create_c_locale",
     ]) {
         return Some(
-            "the locale that it is given does not exist here: set another one, as with `.env(\"LC_ALL\", \
-                \"C.UTF-8\")` (`locale -a` lists all)"
+            "the locale of the service is not installed: set another one, for example with \
+                `.env(\"LC_ALL\", \"C.UTF-8\")` (`locale -a` lists the installed ones)"
                 .to_owned(),
         );
     }
     if has(&["too many open files", "emfile"]) {
-        return Some("it may not open more files: raise the limit with `ulimit -n`".to_owned());
+        return Some("it has reached its limit of open files: raise the limit with `ulimit -n`".to_owned());
     }
     if has(&[
         "unrecognized option",

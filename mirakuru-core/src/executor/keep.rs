@@ -78,8 +78,8 @@ impl Owned<'_> {
         }
         let description = self.core.description(&self.own.addrs, &self.own.paths);
         let until = match self.make_the_runs() {
-            Ok(()) => "it stays until the runner ends".to_owned(),
-            Err(error) => format!("it cannot be kept: {error}"),
+            Ok(()) => "its service stays until the runner ends".to_owned(),
+            Err(error) => format!("its service cannot be kept: {error}"),
         };
         live::print(&format!("mirakuru: the test has failed; {until}\n{description}"));
     }

@@ -157,8 +157,9 @@ fn privilege() -> String {
 }
 
 fn directory_hint(source: &io::Error) -> Option<String> {
-    (source.kind() == io::ErrorKind::NotFound)
-        .then(|| "make it before the service is started, or use \"{dir}\", which is made for it".to_owned())
+    (source.kind() == io::ErrorKind::NotFound).then(|| {
+        "make the directory before the service starts, or use \"{dir}\", which mirakuru makes".to_owned()
+    })
 }
 
 /// The first of the tried files that exists.
@@ -205,8 +206,8 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
     }
 }
 
-/// Finds at most three programs with similar names in the same directories. A similar name differs
-/// in a few letters, or begins with `program`.
+/// Finds at most three programs with similar names in the directories of `tried`. A similar name
+/// differs in a few letters, or begins with `program`.
 fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
     let mut near = Vec::new();
     for dir in tried.iter().filter_map(|path| path.parent()) {

@@ -22,7 +22,7 @@ use crate::sys::file_watch::Watching;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 use crate::util::deadline::Deadline;
 
-/// In a wait for a line, the longest pause between two checks whether the service has ended.
+/// The longest time before a wait for a line checks again whether the service has ended.
 const END_NOTICED: Duration = Duration::from_millis(20);
 
 impl<R: Readiness> Executor<R> {

@@ -109,8 +109,9 @@ impl<R: Readiness> Executor<R> {
         self.verb("start", |mut owned, readiness| owned.start(readiness))
     }
 
-    /// Ends the service. Sends the stop signal to its process group, waits for at most the grace,
-    /// then kills all processes that are left. Does nothing if the service is not running.
+    /// Ends the service, and returns when no process of it is left. Sends the stop signal to its
+    /// process group, waits for at most the grace, then kills all processes that are left. Does
+    /// nothing if the service is not running.
     ///
     /// Dropping the executor ends the service, too, but ignores errors. This method returns them.
     ///
@@ -136,9 +137,9 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadExit`] if the service crashed before, had to be killed, or ended with a status
-    /// that is not accepted. Exit code 0, death by the stop signal, and 128 plus that signal's
-    /// number are accepted. (A JVM or a shell that handles SIGTERM exits with 143.)
+    /// [`Error::BadExit`] if the service crashed before this call, had to be killed, or ended with
+    /// a status that is not accepted. Exit code 0, death by the stop signal, and 128 plus that
+    /// signal's number are accepted. (A JVM or a shell that handles SIGTERM exits with 143.)
     /// [`expected_exit`](ExecutorBuilder::expected_exit) adds another code. After this error the
     /// service is gone as well.
     pub fn stop(&mut self) -> Result<(), Error> {
@@ -153,7 +154,7 @@ impl<R: Readiness> Executor<R> {
     /// use std::time::Duration;
     /// use mirakuru::Executor;
     ///
-    /// // The grace does not matter to it.
+    /// // `kill` does not wait for the grace.
     /// let recipe = Executor::builder("sleep 60").stop_timeout(Duration::from_secs(3600));
     /// let mut service = recipe.start()?;
     /// service.kill()?;
@@ -371,8 +372,8 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Waits until another condition holds. The condition sees everything since the service's last
-    /// start.
+    /// Waits until another condition holds. A condition on output sees all lines since the
+    /// service's last start.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -394,7 +395,7 @@ impl<R: Readiness> Executor<R> {
     /// * [`Error::Exited`]: the service has ended, or ends during the wait.
     /// * [`Error::InvalidReadiness`]: the condition is invalid.
     ///
-    /// The error does not change the service.
+    /// After an error the service is left as it is.
     ///
     /// Output is searched first: a printed line counts even if the service has ended since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
@@ -520,7 +521,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// In the same case as [`addr`](Executor::addr).
+    /// If [`addr`](Executor::addr) panics.
     #[must_use]
     #[track_caller]
     pub fn port(&self) -> u16 {

@@ -29,7 +29,7 @@ struct Known {
 }
 
 impl Known {
-    /// Whether a text has one of the service's ports or paths.
+    /// Whether a text contains one of the service's ports or paths.
     fn is_named_in(&self, text: &[u8]) -> bool {
         let has_port = |port: &u16| has_number(text, port.to_string().as_bytes());
         let has_path = |path: &PathBuf| contains(text, path.as_os_str().as_bytes());

@@ -92,7 +92,7 @@ pub(super) struct Own {
     /// The lock on the endpoints, held while the service runs. Fixtures of one test may share it.
     pub(super) endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
     pub(super) stdin: Option<File>,
-    /// The time on CLOCK_MONOTONIC at which the service was executed.
+    /// The time of the last start on CLOCK_MONOTONIC.
     pub(super) started_ns: u64,
     pub(super) last_exit: Option<Exit>,
     pub(super) paused: bool,

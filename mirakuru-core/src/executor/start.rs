@@ -39,7 +39,7 @@ const PORT_RETRIES: u32 = 5;
 /// The smallest `log_limit`.
 const LEAST_LOG: u64 = 64 * 1024;
 /// The kernel gets at least this time to load the program, even if the time-out is shorter.
-const EXECUTION_TAKES_AT_MOST: Duration = Duration::from_secs(1);
+const LEAST_EXEC_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Owned<'_> {
     pub(super) fn start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Unmasked> {
@@ -172,7 +172,7 @@ impl Owned<'_> {
     /// Returns the pause until the program has been executed, or an error if that takes too long.
     /// The time counts towards the time-out.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
-        let deadline = starting.wait.deadline.at_least(Some(EXECUTION_TAKES_AT_MOST));
+        let deadline = starting.wait.deadline.at_least(Some(LEAST_EXEC_TIMEOUT));
         if !deadline.is_over() {
             return Ok(Some(Pause::of(deadline.remaining())));
         }
@@ -384,7 +384,7 @@ impl Owned<'_> {
         let missing = Missing::feature("IPv6").optional(self.core.spec.optional);
         Err(Error::Spawn {
             command: self.core.command.clone(),
-            attempt: "use an address of IPv6".to_owned(),
+            attempt: "use an IPv6 address".to_owned(),
             source,
             hint: Some("enable IPv6 on this machine, or let the service use 127.0.0.1".to_owned()),
             missing: Some(Box::new(missing)),

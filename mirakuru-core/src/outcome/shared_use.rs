@@ -134,8 +134,8 @@ impl SharedServices {
         }
     }
 
-    /// Records that, since the time `since`, the test on this thread has waited for another test to
-    /// make the fixture.
+    /// Records that the test on this thread has waited for another test to make the fixture. The
+    /// wait began at `since`.
     pub fn waited_since(&self, since: u64) {
         for service in &self.0.services {
             timeline::waited(since, service.id());

@@ -444,8 +444,8 @@ impl<R> ExecutorBuilder<R> {
     /// Sets the maximum size of the service's log on the disk, in bytes, over all starts. The
     /// default is 256 MiB, and the minimum is 64 KiB.
     ///
-    /// If the service prints more, the log keeps the first half of this size, and at least a
-    /// quarter of it from the end. [`Logs::dropped`](crate::output::logs::Logs::dropped) and the
+    /// If the service prints more, the log keeps half of this size from the beginning, and at least
+    /// a quarter from the end. [`Logs::dropped`](crate::output::logs::Logs::dropped) and the
     /// reports tell how many bytes are missing between them. Conditions such as
     /// [`Banner`](crate::readiness::Banner) see all output as it comes, unless the service prints
     /// faster than they read.

@@ -426,7 +426,7 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
     }
 }
 
-/// The remedy that gives the command of a service a shell.
+/// The remedy for a command that needs a shell.
 pub(crate) const ADD_SHELL: &str = "add `.shell(true)`";
 
 /// Replaces each quoted character by `_`, because text in quotes is literal.

@@ -108,7 +108,6 @@ pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     })
 }
 
-/// Texts as C strings.
 pub(crate) fn c_strings<T: AsRef<OsStr>>(texts: &[T], command: &str) -> Result<Vec<CString>, Error> {
     let mut strings = Vec::new();
     for text in texts {

@@ -33,13 +33,13 @@ const CHECK_EVERY: Duration = Duration::from_secs(10 * 60);
 const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
 /// Age at which an unfinished service directory counts as abandoned. Making one takes a fraction of
 /// a millisecond.
-const MAKING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
+const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
 /// A service directory whose creator and supervisor are gone. Dropping this value removes the
 /// directory.
 ///
-/// Kill the processes with the service's mark before the drop: once the directory is gone, no later
-/// sweep searches for them.
+/// Before the drop, kill the processes that carry the service's id: once the directory is gone, no
+/// later sweep searches for them.
 #[derive(Debug)]
 pub(crate) struct Stale {
     id: String,
@@ -108,8 +108,7 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 stale.push(found);
             }
         } else if let Some((pid, started)) = runner_of(name) {
-            // Normally the last service of a run removes the run's directory. This directory was
-            // left behind.
+            // The last service of a run removes this directory, unless its supervisor was killed.
             if !is_alive(pid, started) && !is_in_use(&path) {
                 remove_tree(&path);
             }
@@ -117,7 +116,7 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
             // In another pid namespace the process is not visible, so the age of the directory
             // decides.
             let is_dead = !is_alive(pid, started)
-                && (namespace == sys::procfs::pid_namespace() || is_older(&path, MAKING_TAKES_AT_MOST));
+                && (namespace == sys::procfs::pid_namespace() || is_older(&path, ABANDONED_AFTER));
             if is_dead {
                 remove_tree(&path);
             }
@@ -155,8 +154,8 @@ impl KeptLogs {
         self.names.contains(name)
     }
 
-    /// Adds new logs to the file; the newest come first. If this sweep checked all logs, removes
-    /// those that are too old, too many or too large.
+    /// Adds new logs to the file. If this sweep checked all logs, removes those that are too old,
+    /// too many or too large. `logs` begins with the newest log.
     fn update(&self, logs: &[(Reverse<SystemTime>, PathBuf)], new: &str) {
         if self.is_fresh {
             if !new.is_empty() {

@@ -18,15 +18,15 @@
 //!       lock         held (flock) by guard and worker, as long as one of them lives
 //! ```
 //!
-//! # Deaths of each process
+//! # If a process dies
 //!
 //! * The process that starts the service, before publication: the service ends with this process.
-//!   The lock is free once its last holder, the supervisor, is gone; then the next process starts
+//!   `KEY.lock` is free once its last holder, the supervisor, is gone; then the next process starts
 //!   another service. The test process must not be the only holder of the lock. Otherwise the lock
 //!   could become free while the supervisor still has an order to publish.
 //! * The same process, during publication: publication is one message to the worker, which renames
 //!   the state into place *and* stops watching the test process. So another process never sees a
-//!   service that is about to end.
+//!   service that is about to end, and sees each service that stays.
 //! * The service, after publication: the worker appends the service's end to the state. A process
 //!   that attaches later gets an error with the end of the log. No process starts another service,
 //!   because tests may have used the first.

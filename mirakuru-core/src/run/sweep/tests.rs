@@ -196,8 +196,8 @@ fn debris_is_removed_and_what_is_not_ours_is_left() {
     for name in leftovers.iter().chain(&others) {
         make(name);
     }
-    set_age(&temp.base().join(dead_old), MAKING_TAKES_AT_MOST * 2);
-    set_age(&temp.base().join(&alive), MAKING_TAKES_AT_MOST * 2);
+    set_age(&temp.base().join(dead_old), ABANDONED_AFTER * 2);
+    set_age(&temp.base().join(&alive), ABANDONED_AFTER * 2);
     assert_eq!(sweep_in(&temp.base()).len(), 0);
     let left: HashSet<String> = temp.names().into_iter().collect();
     assert_eq!(left, others.map(str::to_owned).into());
