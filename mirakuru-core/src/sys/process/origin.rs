@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 static PARENT: AtomicU32 = AtomicU32::new(0);
 static SELF: AtomicU32 = AtomicU32::new(0);
 
-/// The loader calls this on the only thread, before any other code of the program.
+/// The loader calls this before `main`, while the process has a single thread.
 extern "C" fn note_parent() {
     PARENT.store(parent_id(), Ordering::Relaxed);
     SELF.store(std::process::id(), Ordering::Relaxed);

@@ -322,8 +322,8 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
 /// statuses of its children.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
-        // SAFETY: the default action has no handler. libc refuses this for SIGKILL, SIGSTOP and its
-        // own two signals, which does no harm.
+        // SAFETY: the default action has no handler. libc refuses this for SIGKILL, SIGSTOP and the
+        // signals that it uses itself, which does no harm.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }

@@ -49,11 +49,11 @@ pub(super) fn digits(number: u64, room: &mut [u8; 20]) -> &[u8] {
     room.get(at..).unwrap_or(&[])
 }
 
-/// Writes a process id and a zero byte over a value that is longer than any process id.
+/// Writes a process id and a zero byte over a placeholder of `PID_DIGITS` bytes.
 pub(super) unsafe fn write_digits(to: *mut c_char, pid: i32) {
     let mut room = [0; 20];
     let digits = digits(pid.unsigned_abs().into(), &mut room);
-    // SAFETY: the old value is longer, so the digits and the zero byte have room.
+    // SAFETY: the placeholder has 10 bytes and a zero byte, and no `i32` has more than 10 digits.
     unsafe {
         ptr::copy_nonoverlapping(digits.as_ptr().cast(), to, digits.len());
         *to.add(digits.len()) = 0;

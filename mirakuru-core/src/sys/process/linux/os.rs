@@ -282,8 +282,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     unsafe { Box::from_raw(mine) }.forked
 }
 
-/// Whether supervisors are forked without most of this process's memory. If such a fork fails,
-/// later forks copy all memory.
+/// Whether supervisors are forked without most of this process's memory. If such a supervisor dies
+/// before its first message, later forks copy all memory.
 pub(in crate::sys::process) fn forks_are_lean() -> bool {
     memory::needs_all().is_none()
 }
