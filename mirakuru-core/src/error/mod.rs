@@ -240,7 +240,7 @@ pub struct Missing {
     pub what: String,
     /// The command that installs the program on this machine, if known.
     pub install: Option<String>,
-    /// Whether the recipe allows the test to be skipped if this is missing.
+    /// Whether the recipe allows the test to be skipped.
     optional: bool,
 }
 
@@ -268,7 +268,7 @@ impl Missing {
         Missing { optional, ..self }
     }
 
-    /// Whether the recipe allows the test to be skipped if this is missing.
+    /// Whether the recipe allows the test to be skipped.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_optional(&self) -> bool {

@@ -321,7 +321,7 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
         match (open, c) {
             (Some((quote, _)), _) if c == quote => open = None,
             (Some(('"', _)) | None, '\\') => {
-                // A backslash and a newline count as nothing: they neither begin nor end a word.
+                // A backslash and a newline join two lines, so `between_words` stays as it is.
                 if let Some((_, '\n')) = chars.next() {
                     continue;
                 }

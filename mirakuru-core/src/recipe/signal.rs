@@ -16,7 +16,7 @@ use crate::sys::signals;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Signal {
-    /// `SIGTERM`, the polite request to end: the default stop signal.
+    /// `SIGTERM`, which asks a program to end: the default stop signal.
     Term,
     /// `SIGINT`, which Ctrl-C sends. For PostgreSQL it means "fast shutdown".
     Int,

@@ -22,8 +22,8 @@ use crate::util::insert_sorted;
 
 /// Time that the log of a failed service is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// Beyond this number of kept logs, the oldest are kept only for [`MANY_KEPT_FOR`], because a check
-/// of all logs takes several system calls for each.
+/// If more logs than this are kept, the oldest are removed after [`MANY_KEPT_FOR`]. A check of all
+/// logs takes several system calls for each log.
 const MANY_KEPT: usize = 200;
 const MOST_KEPT: usize = 1_000;
 /// Size that all kept logs may have together. Beyond it, the oldest are removed.
