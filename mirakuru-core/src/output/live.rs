@@ -156,7 +156,7 @@ impl Followed {
 
 /// The stream to which services' output is printed.
 struct Terminal {
-    /// The standard error of nextest, if nextest runs this test and captures its output.
+    /// The standard error of nextest, if nextest runs this test.
     runner: Option<File>,
     colours: bool,
 }

@@ -76,7 +76,7 @@ impl View {
             };
             self.earlier_length = part.begin.log + part.log.metadata()?.len();
             // Measure the index before the log. The supervisor writes bytes before their record, so
-            // the log then has the bytes of all these records.
+            // the log then has the bytes of every measured record.
             let index = part.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64;
             let mut record = [0; log_record::SIZE];
             let last = index.checked_sub(log_record::SIZE as u64);

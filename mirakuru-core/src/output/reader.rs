@@ -177,8 +177,8 @@ impl OutputReader {
 
     /// Passes the output and the other records since the cursor to `each`, and advances the cursor.
     ///
-    /// Ignores output that is written during the call, so that the call ends even if the service
-    /// prints fast.
+    /// Leaves output that is written during the call to the next call, so that this call ends even
+    /// if the service prints fast.
     pub(crate) fn read_pieces(
         &self,
         cursor: &mut Cursor,

@@ -46,8 +46,8 @@ pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     host_addrs(host, port)
 }
 
-/// Resolves a host. `localhost` needs no hosts file. Names below `localhost` are loopback, without
-/// asking a name server (RFC 6761).
+/// Resolves a host. `localhost` needs no hosts file. Names that end in `.localhost` are loopback,
+/// and no name server is asked (RFC 6761).
 pub(crate) fn host_addrs(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -193,7 +193,7 @@ mod tests {
         for host in ["a.localhost", "a.b.LOCALHOST."] {
             assert_eq!(host_addrs(host, 80).unwrap(), loopback(80), "{host}");
         }
-        // This name is not below `localhost`, so it needs a name server.
+        // This name does not end in `.localhost`, so it needs a name server.
         assert!(host_addrs("notlocalhost.invalid", 80).is_err());
         let localhost = host_addrs("localhost", 80).unwrap();
         assert!(

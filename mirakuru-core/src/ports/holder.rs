@@ -39,7 +39,7 @@ pub(crate) struct Holder {
     pub(crate) age: Option<Duration>,
     /// Whether mirakuru started the process for a test.
     pub(crate) marked: bool,
-    /// Whether the process has a live supervisor, so that its test is still running.
+    /// Whether the process has a live supervisor, which means that its test is still running.
     pub(crate) supervised: bool,
     /// Whether the process belongs to a test of another user. Locks do not work between users.
     pub(crate) queues_apart: bool,
@@ -134,8 +134,8 @@ impl Holder {
         inodes.iter().find_map(|inode| Holder::of_socket(found, *inode))
     }
 
-    /// The process that has this socket. If several have it, returns one that is not a child of
-    /// another.
+    /// The process that has this socket. If several have it, returns one whose parent is not among
+    /// them.
     pub(crate) fn of_socket(found: &[(u64, u32)], inode: u64) -> Option<Holder> {
         let pids: Vec<u32> = found
             .iter()

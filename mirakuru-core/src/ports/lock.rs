@@ -11,7 +11,7 @@
 //!
 //! A `flock` belongs to the open file description, which the supervisor inherits from the test
 //! process. The test process then closes its own descriptor ([`EndpointLock::hand_over`]). From
-//! then on, the endpoint is free when the supervisor and the service's processes are gone. A
+//! then on, the endpoint is free once the supervisor and the service's processes are gone. A
 //! SIGKILL of any process does not change that. The descriptors are close-on-exec, so the service
 //! does not inherit them.
 //!
@@ -29,7 +29,8 @@
 //!
 //! The thread stands for the test, because libtest runs each test on its own thread. Thread ids are
 //! never reused in a process. If an executor moves to another thread, its lock still counts for the
-//! first thread. That thread then gets an error, even if it could have waited.
+//! first thread. If the first thread wants the endpoint again, it gets an error, although it could
+//! have waited.
 //!
 //! A service in a `static` lives as long as the process and belongs to no thread
 //! ([`EndpointLock::for_process`]). A wait for the service would never end, so every thread gets
@@ -531,7 +532,7 @@ mod tests {
         endpoint_lock.hand_over();
         assert_eq!(endpoint_lock.fds().count(), 0);
         assert!(temp.is_held(1));
-        // The supervisor has ended, but the executor still exists.
+        // The supervisor ends while the executor still exists.
         drop(heir);
         assert!(temp.becomes_free(1));
     }

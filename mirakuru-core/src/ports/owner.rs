@@ -1,10 +1,9 @@
 //! Finds out whether the sockets that answer on an address belong to a service's process tree.
 //!
 //! A test that talks to the wrong server passes or fails for the wrong reason. An address belongs
-//! to a service only if a process of the service's tree has **every** socket that could get a
-//! connection. If several sockets share the address (SO_REUSEPORT), the kernel distributes
-//! connections among them. Another process's socket is therefore an error even if the service has
-//! one as well.
+//! to a service only if **every** socket that could get a connection is open in the service's tree.
+//! If several sockets share the address (SO_REUSEPORT), the kernel distributes connections among
+//! them. Another process's socket is therefore an error even if the service has one as well.
 //!
 //! A socket that the service inherited, as with systemd's socket activation, is open in its tree
 //! and belongs to the service.

@@ -2,9 +2,9 @@
 //!
 //! If a process binds port 0, reads the number and closes the socket, another process may get the
 //! same port. That happens often enough to make tests flaky. A reservation here is a *hold*: a
-//! socket that is bound to the port and does not listen. While the hold is open, the kernel gives
-//! its port to no socket that asks for any free port. It also refuses connections to the port. The
-//! hold ends with its process.
+//! socket that is bound to the port and does not listen. While the hold is open, the kernel chooses
+//! its port for no other socket, not even for an outgoing connection. It also refuses connections
+//! to the port. The hold ends with its process.
 //!
 //! The service binds the port over the hold. That works because both sockets set SO_REUSEADDR and
 //! neither listens when the other binds. Nearly every server sets that option, because otherwise it

@@ -66,8 +66,8 @@ pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
 
 /// Connects, and checks that the connection does not lead to itself.
 ///
-/// A connection to a local port without a listener can reach itself, because the kernel may choose
-/// the same port for the client's end.
+/// A connection to a local ephemeral port without a listener can reach itself, because the kernel
+/// may choose the same port for the client's end.
 pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     not_itself(TcpStream::connect_timeout(&addr, timeout)?)
 }

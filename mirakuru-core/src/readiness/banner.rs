@@ -46,9 +46,9 @@ use crate::util::text::{distance_within, printable};
 /// text that a carriage return overwrites. With [`raw`](Banner::raw), it is matched against the
 /// bytes as they are.
 ///
-/// An unfinished line, such as `ready> `, may match as well. If later output could undo the match,
-/// the line counts once it has not changed for 50 ms. In a line of more than 64 KiB, a match of up
-/// to 32 KiB is found.
+/// An unfinished line, such as `ready> `, may match as well. If later output could undo the match
+/// (`$` needs the end of the line), the line counts once it has not changed for 50 ms. In a line of
+/// more than 64 KiB, a match of up to 32 KiB is found.
 ///
 /// Placeholders are filled in, and their values match literally: `listening on {port}`, `socket in
 /// {dir}/`. Repetition such as `a{2,3}` is not a placeholder. For `\p{greek}`, write `\p{{greek}}`,
@@ -94,7 +94,7 @@ pub struct Banner {
     line: Option<Line>,
     addr: Option<SocketAddr>,
     /// Length of an unfinished line that matches, and the time since the start at which the line
-    /// reached it.
+    /// reached this length.
     undecided: Option<(usize, Duration)>,
 }
 

@@ -11,8 +11,8 @@ use crate::error::Error;
 
 type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 
-/// Ready when a closure returns `Ok(true)`. Use it if no other condition fits. To share such a
-/// condition between tests, implement [`Readiness`] instead.
+/// Ready when a closure returns `Ok(true)`. Use it if no other condition fits. For a
+/// reusable condition, implement [`Readiness`] instead.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

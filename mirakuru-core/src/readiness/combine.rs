@@ -72,8 +72,8 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// Includes the second condition even while the first is awaited. An event other than output
-    /// may make the second hold.
+    /// While the first condition is awaited, both must wait for output, because another event may
+    /// make the second hold.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }

@@ -277,7 +277,8 @@ impl Probe<'_> {
             return None;
         }
         let is_localhost = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
-        // Suggest `localhost` only if it resolves to this address: a hosts file may list just one.
+        // Suggest `localhost` only if it resolves to this address. A hosts file may give it only
+        // one of the loopback addresses.
         let is_meant = |addr: &SocketAddr| {
             let meant = address::resolve(&format!("localhost:{}", addr.port()));
             meant.is_ok_and(|addrs| addrs.contains(addr))
@@ -385,8 +386,8 @@ impl Wake {
         self.within(poll_pause(self.elapsed));
     }
 
-    /// Like [`with_back_off`](Wake::with_back_off), but polls earlier by `sooner`. For conditions
-    /// whose successful poll takes that long.
+    /// Like [`with_back_off`](Wake::with_back_off), but polls earlier by `sooner`, the time that a
+    /// successful poll takes.
     #[cfg(feature = "http")]
     pub(crate) fn with_back_off_but(&mut self, sooner: Duration) {
         let pause = poll_pause(self.elapsed).saturating_sub(sooner).max(FIRST_POLL);

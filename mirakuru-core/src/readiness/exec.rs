@@ -1,7 +1,7 @@
 //! [`Exec`]: a command whose success means that the service is ready.
 //!
-//! Each run has its own supervisor, as a service has. The supervisor ends all processes of the
-//! command with the run, even those in a session of their own.
+//! Each run has its own supervisor, as a service has. When the run ends, the supervisor ends all
+//! processes of the run, even those in a session of their own.
 
 use crate::util::hash;
 use std::ffi::OsString;
@@ -192,8 +192,8 @@ impl Exec {
                 let text = format!("`{}` {}{last_line}", self.shown(), text::Ended(status));
                 Err(io::Error::other(text))
             }
-            // The end of the wait cut this run short, so return the more helpful error of the run
-            // before.
+            // The end of the wait cut this run short, so return the more helpful error of the
+            // previous run.
             Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
@@ -567,7 +567,7 @@ mod tests {
     #[test]
     fn it_is_executed_as_by_a_shell() {
         let harness = Harness::new();
-        // Rust ignores SIGPIPE, but the command must not inherit that.
+        // The command must not inherit blocked or ignored signals. Rust ignores SIGPIPE.
         let signals = [
             ("PIPE", "was killed by SIGPIPE"),
             ("TERM", "was killed by SIGTERM"),

@@ -21,7 +21,7 @@ const READ: u64 = 4096;
 /// Time after which an empty file counts although its writer has not closed it. Until then, the
 /// writer may still fill the file, which the test may want to read.
 const SETTLED: Duration = Duration::from_millis(10);
-/// The same time on systems that do not report the close of a file.
+/// Replaces [`SETTLED`] on systems that do not report when a writer closes a file.
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
 /// Ready when the service has written its pid file, or any other file at the path.

@@ -363,7 +363,7 @@ impl Readiness for Http {
                     };
                 match (answer, &self.last_error) {
                     // The end of the wait cut this request short, so return the more helpful error
-                    // of the one before.
+                    // of the previous request.
                     (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {
                         Err(io::Error::other(last.clone()))
                     }

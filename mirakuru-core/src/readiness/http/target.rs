@@ -144,7 +144,7 @@ impl<'a> Parts<'a> {
     pub(super) fn of(url: &'a str) -> Result<Parts<'a>, String> {
         if let Some(c) = url.chars().find(|c| c.is_whitespace() || c.is_control()) {
             return Err(format!(
-                "a URL has no {c:?}; write it percent-encoded (a space is %20)"
+                "a URL cannot contain {c:?}; percent-encode it (a space is %20)"
             ));
         }
         let Some((scheme, rest)) = url.split_once("://") else {

@@ -521,7 +521,7 @@ fn what_is_wrong_with_a_url_is_said() {
         ("http://::1/", "in brackets"),
         ("http://[::1/", "not closed"),
         ("http://[::1]80/", "a colon and the port"),
-        ("http://127.0.0.1/a b", "percent-encoded"),
+        ("http://127.0.0.1/a b", "cannot contain ' '; percent-encode it"),
         ("http://a<b/", "is not a host"),
         ("http://127.0.0.1/<>\\^", "percent-encode it"),
         ("http://no.such.host.invalid/", "cannot be resolved"),
