@@ -248,7 +248,7 @@ fn a_shared_service_of_an_older_program_is_another_one() {
     );
     let run = || {
         let mut command = workspace.cargo(&["test", "--package", "shared-e2e", "--test", "shared_tests"]);
-        // The session belongs to the nearest process without the variable, which is this one.
+        // The session belongs to the nearest ancestor without the variable, which is this process.
         command
             .env("MIRAKURU_SESSION_ID", "kept")
             .args(["--", "--nocapture"]);

@@ -132,7 +132,7 @@ fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
             if !is_test || is_missing || info.contains("compile_fail") {
                 continue;
             }
-            // These tests need images of containers, which are rarely installed. `it/containers.rs`
+            // These tests need container images, which are rarely installed. `it/containers.rs`
             // makes its own.
             let code = match page.as_str() {
                 "containers" => code.replace("#[test]\n", "#[test]\n#[ignore = \"needs an image\"]\n"),
@@ -214,8 +214,8 @@ fn every_test_that_is_shown_passes() {
     assert!(modules.len() > 10, "where is the guide? {modules:?}");
     write(&dir.join("tests/shown.rs"), &file);
 
-    // Runs `cargo run --example quickstart` in the copy, because users do not build the
-    // dependencies of these tests.
+    // Runs `cargo run --example quickstart` in the copy. There the example is built without the
+    // dependencies of these tests, as it is for users.
     fs::create_dir_all(dir.join("examples")).unwrap();
     let quickstart = fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
     write(&dir.join("examples/quickstart.rs"), &quickstart);

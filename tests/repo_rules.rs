@@ -235,7 +235,7 @@ fn members(group: &str) -> Vec<&str> {
 }
 
 /// The first names of all paths in a file that start at the root of its crate. The file is `depth`
-/// modules below the root, so as many `super::` also lead to the root.
+/// modules below the root, so `super::` repeated `depth` times also leads to the root.
 fn names_from_the_root(code: &str, depth: usize) -> Vec<String> {
     let up = "super::".repeat(depth);
     let mut names = Vec::new();
@@ -546,7 +546,7 @@ fn a_foreign_type_in_the_interface_is_seen() {
     ));
 }
 
-/// `rstest` is not in the list: it is re-exported for the attribute's expansion, see `docs/api.md`.
+/// `FOREIGN` lacks `rstest`, which is re-exported for the attribute's expansion: see `docs/api.md`.
 #[test]
 fn no_foreign_type_stands_in_the_interface() {
     let sys = root().join("mirakuru-core/src/sys");

@@ -173,8 +173,8 @@ impl Run {
         let status = self.child.wait().expect("a child");
         let services = self.services();
         let began = Instant::now();
-        // This takes milliseconds, or as long as Redis needs to notice a signal. The limit is for a
-        // busy machine.
+        // The services end within milliseconds, or as soon as Redis notices its signal. The limit
+        // is for a busy machine.
         let gone = wait_until(|| !services.iter().any(|pid| alive(*pid)), 2 * LONG);
         assert!(gone, "after the runner the services are still there");
         (status.success(), began.elapsed())

@@ -119,7 +119,7 @@ impl Scratch {
         // A process that was killed, or whose test failed, may have left this directory.
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).expect("a scratch directory");
-        // Services that run as another user must be able to enter it.
+        // Services that run as another user must be able to enter the directory.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
         Scratch(path)
     }

@@ -175,7 +175,7 @@ fn in_the_base(temp: &Path, kept: bool) -> Vec<String> {
             continue;
         }
         for entry in fs::read_dir(base.path()).into_iter().flatten().flatten() {
-            // Both belong to mirakuru, not to a service.
+            // `locks` and `kept-logs` belong to mirakuru, not to a service.
             let is_own = entry.file_name() == "locks" || entry.file_name() == "kept-logs";
             if !is_own && is_kept_log(&entry.path()) == kept {
                 found.push(entry.path().display().to_string());

@@ -485,7 +485,7 @@ fn killed_at_any_moment_no_record_stays() {
     }
 }
 
-/// Kills the test process. If `worker_first` is set, kills the worker of its service before.
+/// Kills the test process. If `worker_first` is set, first kills the worker of its service.
 /// Returns whether the supervisors have ended in time.
 fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
@@ -549,8 +549,8 @@ fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
 fn a_process_that_the_service_starts_at_its_end_may_finish() {
     let scratch = Scratch::new();
     let done = scratch.file("done");
-    // After the stop signal, the service starts a clean-up in a session of its own. The clean-up
-    // must not get the signal, although it still runs when other sessions get it.
+    // After the stop signal, the service starts a clean-up in a session of its own. The clean-up is
+    // still running when other sessions get the signal, but must not get it.
     let script = "trap 'sleep 0.02; setsid sh -c \"sleep 0.3; touch $1\"; exit 0' TERM; echo up; \
                   while :; do sleep 0.005; done";
     let mut service = Executor::builder(["sh", "-c", script, "sh", &done])

@@ -205,7 +205,7 @@ fn assert_program_flushes(program: impl Fn(&Path) -> Command, deaths: &[&str]) {
     }
 }
 
-/// Starts the victim with the database's file, and lets it end in this way.
+/// Starts the victim with the database's file, and lets it end as `death` says.
 fn die_of(death: &str, mut victim: Command, file: &Path) {
     obeys_signals(&mut victim);
     victim

@@ -42,7 +42,7 @@ fn supervisors_sleep_while_nothing_happens() {
         .collect();
     let used = || -> u64 { supervisors.iter().map(|pid| ticks(*pid)).sum() };
     let before = used();
-    // Nothing happens in this time.
+    // The service is idle during this pause.
     std::thread::sleep(Duration::from_millis(500));
     assert!(
         !supervisors.is_empty() && used() - before <= 5,

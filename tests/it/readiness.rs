@@ -478,10 +478,11 @@ fn exits_before(readiness: impl Readiness + Clone) {
         assert!(!awaited.is_empty() && text.contains(awaited.as_str()), "{text}");
         assert!(text.contains("its last words"), "{text}");
         assert!(!text.contains("correct-horse-battery"), "{text}");
-        // This takes milliseconds. The bound is for a machine that is busy with other tests.
+        // The exit is noticed within milliseconds. The bound is for a machine that is busy with
+        // other tests.
         let lag = now.saturating_sub(stamped(&stamp, "exit").expect("a stamp"));
         assert!(lag < Duration::from_secs(5), "noticed {lag:?} after the exit");
-        // The kept log is private, too.
+        // No other user may read the kept log.
         let log = evidence.log.as_deref().expect("the log is kept");
         assert_eq!(mode(log), 0o600);
         let _ = fs::remove_file(log);

@@ -249,7 +249,7 @@ macro_rules! text {
     ($($token:tt)*) => { stringify!($($token)*) };
 }
 
-/// In these expressions, names of services are names of other things.
+/// In these expressions, other things have the names of services.
 #[mirakuru::fixture]
 struct Names {
     #[fixture(

@@ -486,8 +486,8 @@ fn panic_is_abort() {
 
 // ---- the supervisors themselves -----------------------------------------------------------------
 
-/// A service of this process. This process does not hold its lifeline: a shell opens the lifeline
-/// and then executes the service.
+/// A service of this process. This process does not hold the service's lifeline: a shell opens the
+/// lifeline, and then executes the service.
 struct Supervised {
     service: TcpExecutor,
     lifeline: Lifeline,

@@ -1,5 +1,5 @@
-//! Mistakes that other tools have made, with a test for each that fails if mirakuru makes it. The
-//! file is long because it collects all of them.
+//! Mistakes that other tools have made. Each has a test, which fails if mirakuru makes the same
+//! mistake. The file is long because it collects all of them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -973,7 +973,7 @@ fn has_ten_services() {
     }
 }
 
-/// If a file system is mounted in a service's directory, its files are not removed.
+/// mirakuru does not remove files of a file system that is mounted in a service's directory.
 #[test]
 fn a_mount_in_the_private_directory_is_left_alone() {
     if !common::is_root() {
@@ -984,7 +984,7 @@ fn a_mount_in_the_private_directory_is_left_alone() {
     let precious = scratch.path().join("precious");
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("file"), "important").unwrap();
-    // In a mount namespace of its own, the mount disappears with the victim's last process.
+    // The victim has its own mount namespace, so the mount disappears with its last process.
     let victim = victim(test_name!(leaves_a_mount), scratch.path());
     let output = under(
         Path::new("unshare"),

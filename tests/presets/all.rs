@@ -199,7 +199,7 @@ impl Scratch {
     }
 
     /// Finds the run's living processes by their command line, environment or working directory.
-    /// Some processes overwrite the first two.
+    /// Some processes overwrite their command line and environment.
     fn processes(&self) -> Vec<u32> {
         let path = self.0.to_str().unwrap();
         let mentions = |file: PathBuf| {

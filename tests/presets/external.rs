@@ -721,7 +721,7 @@ fn mariadb_dump(server: &Mariadb) -> String {
         // The optimiser changes these tables by itself.
         "--ignore-table=mysql.innodb_index_stats",
         "--ignore-table=mysql.innodb_table_stats",
-        // This table has the manual.
+        // This table contains the server's manual, which no test changes.
         "--ignore-table=mysql.help_topic",
     ]));
     names + &dump

@@ -346,8 +346,7 @@ fn fork_all(o: &Options) {
             if sys::fork() != 0 {
                 sys::exit_now(0);
             }
-            // The environment in `/proc` is that of the last exec, so only another exec can empty
-            // it.
+            // `/proc` shows the environment of the last exec, so only another exec can empty it.
             let exe = or_die(std::env::current_exe(), &"current_exe");
             let mut args = vec![
                 "--lifetime".to_owned(),
@@ -722,7 +721,7 @@ fn options() -> Options {
             }
         }
     }
-    // These limits keep the processes below 100, without the links of the chains.
+    // These limits keep the number of processes below 100, not counting the links of the chains.
     o.fork = o.fork.min(20);
     o.stopped = o.stopped.min(20);
     o.deaf_daemons = o.deaf_daemons.min(20);

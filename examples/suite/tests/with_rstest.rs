@@ -1,4 +1,5 @@
-//! Fixtures that are functions: rstest passes them to the tests that have a parameter of that name.
+//! Fixtures that are functions. rstest passes their values to tests with parameters of the same
+//! names.
 
 use mirakuru::rstest::{self, rstest}; // Or use your own dependency on rstest.
 use mirakuru::{TcpExecutor, presets};

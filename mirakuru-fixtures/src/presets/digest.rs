@@ -95,7 +95,8 @@ pub(super) fn sha1(message: &[u8]) -> [u8; 20] {
     joined(&state, u32::to_be_bytes)
 }
 
-/// Computes the roots of the first `count` primes, and returns the first 32 bits of each fraction.
+/// Computes the roots of the first `count` primes, and returns the first 32 bits of their
+/// fractional parts.
 fn roots(count: usize, root: fn(f64) -> f64) -> Vec<u32> {
     let is_prime = |number: &u32| (2..*number).all(|divisor| number % divisor != 0);
     let primes = (2..).filter(is_prime).take(count);

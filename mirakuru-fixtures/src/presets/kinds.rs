@@ -12,7 +12,7 @@ const SHOWN: usize = 40;
 
 /// Most servers reply to an HTTP request in a way of their own, or send a greeting first.
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// memcached does not answer an HTTP request, because it suspects an attack, but answers this.
+/// memcached answers this command, but closes the connection at an HTTP request.
 const MEMCACHED: &[u8] = b"version\r\n";
 /// PostgreSQL's `SSLRequest`, which asks whether the server supports TLS.
 const TLS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
@@ -73,8 +73,8 @@ fn of_answer(question: &[u8], answer: &[u8]) -> Option<Kind> {
         [b'I', b'N', b'F', b'O', b' ', ..] => Kind::Known("NATS", &["NATS"]),
         [b'V', b'E', b'R', b'S', b'I', b'O', b'N', b' ', ..] => Kind::Known("memcached", &["memcached"]),
         [b'A', b'M', b'Q', b'P', ..] => Kind::Known("RabbitMQ", &["RabbitMQ"]),
-        // A first packet of MySQL's protocol: three bytes of length, number 0, and a greeting (10)
-        // or an error (0xff).
+        // A first packet of MySQL's protocol: three bytes of length, sequence number 0, and a
+        // greeting (10) or an error (0xff).
         [_, _, _, 0, 10 | 0xff, ..] => Kind::Known("MariaDB or MySQL", &["MariaDB"]),
         [b'N' | b'S' | b'E', ..] if question == TLS_REQUEST => Kind::Known("PostgreSQL", &["PostgreSQL"]),
         [0x20, 2, ..] if question == MQTT => Kind::Known("an MQTT broker", &["Mosquitto"]),

@@ -40,9 +40,9 @@
 //! - If the tests run as root, the server runs as an unprivileged user, and `file(..)` gives it
 //!   keys and other files. nginx stays root, so that it can read the files of the tests. If root
 //!   may not become another user, the server runs as root, except for PostgreSQL, which refuses to.
-//! - No two tests hold the same lease at a time, and a number is leased again as late as possible.
-//!   Clean-up takes at most a second. If something cannot be removed by then, mirakuru reports it,
-//!   and it stays until the server ends.
+//! - No two tests lease the same database or account at a time, and each is leased again as late as
+//!   possible. Clean-up takes at most a second. If something cannot be removed by then, mirakuru
+//!   reports it, and it stays until the server ends.
 //! - The handle dereferences to its [`Executor`](mirakuru_core::Executor), which has the logs, the
 //!   pid, and the methods.
 //!

@@ -280,7 +280,7 @@ fn no_password(source: io::Error) -> Error {
 
 /// Whether a node has routes to all nodes, and its JetStream has a leader.
 fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<bool> {
-    // Shortest wait for an answer. JetStream gives none without a leader.
+    // Shortest time limit for an answer. Without a leader, JetStream does not answer.
     const POLL: Duration = Duration::from_millis(20);
     let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
     let (password, _) = credentials(probe.dir())?;

@@ -207,7 +207,8 @@ impl Recipe for NginxRecipe {
         }
         Ok(
             recipe.wait_for(self.options.answers("answered in HTTP", |mut connection| {
-                // nginx itself refuses a request without a `Host`, and asks no server behind it.
+                // nginx itself refuses a request without a `Host`, so the check does not reach the
+                // servers behind nginx.
                 connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
                 match connection.line() {
                     Ok(_) => Ok(true),

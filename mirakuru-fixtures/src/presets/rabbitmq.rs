@@ -46,7 +46,7 @@ const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 /// call, and the management plugin would add seconds to each start and stop.
 ///
 /// The program starts at the end of the boot, and calls the same functions as `rabbitmqctl`. It
-/// also stops the part of RabbitMQ that would start `epmd` again each minute.
+/// also stops RabbitMQ's monitor of `epmd`, which would check it each minute and start it.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -89,9 +89,9 @@ spawn(fun() ->
 receive open -> ok after 10000 -> error(no_clerk) end.
 "#;
 
-/// An Erlang program that runs before the boot, and saves a third of the computing. RabbitMQ loads
-/// every module of its applications to look for boot steps. Erlang's own libraries have no boot
-/// steps, so the program empties their lists of modules.
+/// An Erlang program that runs before the boot, and saves a third of the start's processor time.
+/// RabbitMQ loads every module of its applications to look for boot steps. Erlang's own libraries
+/// have no boot steps, so the program empties their lists of modules.
 const PRELUDE: &str = r#"
 [case file:consult(code:where_is_file(atom_to_list(App) ++ ".app")) of
      {ok, [{application, App, Keys}]} ->

@@ -187,7 +187,7 @@ impl Server {
         }
     }
 
-    /// If the server must run as root and not as one of its users, the reason for it.
+    /// Returns a reason if the server must run as root, and not as one of its users.
     pub(crate) fn stays_root(&self) -> Option<String> {
         match unprivileged_user(self.users) {
             Some(Ok(_)) => None,

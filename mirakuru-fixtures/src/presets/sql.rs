@@ -84,7 +84,7 @@ fn is_sql(given: &str) -> bool {
 
 fn find_in(dir: &Path, scripts: &mut Vec<Script>) -> Result<(), Error> {
     let failed = |source| failed(format!("load the SQL in {}", dir.display()), source);
-    // Sorted by name.
+    // `entries` is kept sorted by name.
     let mut entries = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;

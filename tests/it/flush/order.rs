@@ -81,7 +81,7 @@ fn has_services_that_name_each_other() {
     }
 }
 
-/// Starts services in this way, and checks their order in each way to end.
+/// Starts services as `way` says, and checks for each of [`DEATHS`] that they end in this order.
 fn assert_order(way: &str, order: &str) {
     for death in DEATHS {
         let scratch = Scratch::new();

@@ -431,8 +431,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
         if !is_shim(program) {
             install = install.current_dir("{dir}");
         }
-        // Without this option the server refuses to run as root. The script passes it on to the
-        // server. `--user` would fail in the script if the path has a space.
+        // The server refuses to run as root without a user option. The script passes `--loose-user`
+        // on to the server, but `--user` would fail in the script if the path has a space.
         if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }
@@ -447,8 +447,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// Identifies the server's version by the size and time of its file. To run the server with
-/// `--version` would take a tenth of a start.
+/// Identifies the server's version by its file: name, size, time and inode. Running the server with
+/// `--version` would take a tenth of the time of a start.
 fn version_of(program: &Path) -> Option<String> {
     let metadata = fs::metadata(program).ok()?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -736,7 +736,8 @@ impl MariadbDatabase {
 /// Ends the connections to a database, and drops it.
 fn drop_database(address: &Address, name: &str, within: Duration) -> io::Result<()> {
     let mut client = Client::connect(address, within)?;
-    // Limits the wait for a lock that a connection to another database holds in this one.
+    // A connection with another default database may hold a lock in this one. Wait 1 s at most for
+    // the lock.
     client.query("SET lock_wait_timeout = 1")?;
     let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");
     for id in client.query(&connections)? {

@@ -36,7 +36,7 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
     if let Some(found) = places.find(|path| path.is_file()) {
         return Ok(found);
     }
-    // The other programs beside this `postgres` have the same version.
+    // Checks only `postgres`, because the other programs beside it have the same version.
     let on_path = find_program("postgres").filter(|path| {
         let output = std::process::Command::new(path).arg("--version").output();
         // For example "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)" or "postgres

@@ -21,7 +21,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 /// The first version with `DROP DATABASE .. WITH (FORCE)`.
 const OLDEST: u32 = 130_000;
 
-/// Number of waits of 50 ms for sessions to end.
+/// Maximum number of 50 ms waits for sessions to end.
 const ENDS_IN_STEPS: u32 = 100;
 
 fn connect(external: &External) -> io::Result<Client> {

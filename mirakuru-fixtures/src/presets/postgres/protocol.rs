@@ -233,7 +233,7 @@ impl Client {
                     let fields = Fields(&body);
                     let severity = fields.get(b'V').or(fields.get(b'S'));
                     let error = fields.error(sql);
-                    // After such an error, the server closes the connection.
+                    // After a fatal error, the server closes the connection.
                     if matches!(severity.as_deref(), Some("FATAL" | "PANIC")) {
                         return Err(error);
                     }

@@ -213,7 +213,7 @@ impl RedisRecipe {
             text.push_str(&line(name, value));
         }
         if let Some(master) = self.master {
-            // The master's port in the text makes the replica end before its master.
+            // mirakuru finds the master's port in this text, and ends the replica before the master.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
         if let Some(place) = &self.place {
@@ -465,7 +465,7 @@ pub struct RedisDatabase {
 
 #[derive(Debug)]
 enum Leased {
-    /// A lease that a file lock holds.
+    /// A lease on a server that mirakuru started: a lock on a file.
     Here(#[allow(dead_code, reason = "dropping the lease ends it")] Lease),
     /// A lease on an external server, with its token.
     OnServer(String),
