@@ -132,10 +132,10 @@
 //! which the runner was started. The variable also works with `cargo nextest run`. The file is
 //! always complete, and may be opened while the run goes on.
 //!
-//! A test begins with its first use of a service, and ends with its thread. A service of the whole
-//! run ends after the last test, which cannot record that. So the page draws the service up to the
-//! end. If a process is killed and no other process of the run follows, its events of the last
-//! second are missing.
+//! A test begins with its first use of a service, and ends with its thread. No process is left to
+//! record the end of a service of the whole run, so the page draws the service up to the end. If a
+//! process is killed and no other process of the run follows, its events of the last second are
+//! missing.
 //!
 //! # Features
 //!

@@ -45,8 +45,8 @@ const IN_USE: Duration = Duration::from_secs(600);
 /// the running service, see [`Recipe::seed_key`].
 ///
 /// `make` gets an empty directory of mode 0700. The directory's content is then copied into
-/// [`Executor::dir`], over files of the same names. If the result of `make` would change, use
-/// another key: put the version of a program into it, or a hash of the files that `make` reads
+/// [`Executor::dir`], and replaces files of the same names. If the result of `make` would change,
+/// use another key: put the version of a program into it, or a hash of the files that `make` reads
 /// (`presets::hash_of_dir`). Each user of the machine has a cache of their own. If two processes
 /// need the same directory, one makes it and the other waits, for at most 15 minutes.
 ///
@@ -153,7 +153,7 @@ type Make<'a> = Box<dyn FnOnce(&Path) -> Result<(), Error> + 'a>;
 
 fn cached_by(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
     let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
-    // `service` is `<base>/<id>/d`, and only this user can access `<base>`.
+    // `service` is `<base>/<id>/d`. Only this user can write to `<base>`.
     let base = service
         .ancestors()
         .nth(2)
@@ -343,7 +343,7 @@ fn bound(cache: &Path) {
     }
 }
 
-/// The paths in a directory, as far as it can be read.
+/// The paths in a directory. Entries that cannot be read are left out.
 fn paths(dir: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

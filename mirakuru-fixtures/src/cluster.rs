@@ -42,8 +42,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// ```
 ///
 /// The closure may return any recipe of one service: a builder, a preset, a type of your own. It
-/// must do nothing else, because it may be called more than once for a node. Each node is named
-/// [`Node::name`], which `{name}` stands for, unless its recipe sets another name.
+/// may be called more than once for a node, so it must have no side effects. In a recipe, `{name}`
+/// stands for the node's name, which is [`Node::name`] by default.
 ///
 /// A recipe of several services, such as another cluster, cannot be a node. A test with such a node
 /// does not compile:

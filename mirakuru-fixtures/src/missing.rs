@@ -1,7 +1,7 @@
 //! Decides whether a test fails or is skipped if its service is missing, and reports skipped tests.
 //!
-//! A test whose skip nobody notices may not run for months. So each skip is reported three times:
-//! in the output of the test, in one summary at the end, and in a file for programs.
+//! If nobody notices that a test is skipped, it may not run for months. So each skip is reported
+//! three times: in the output of the test, in one summary at the end, and in a file for programs.
 //!
 //! ```text
 //! cargo test            the summary is written when the test binary ends, after "test result"
@@ -52,8 +52,8 @@ pub(crate) fn why_not_skipped(error: &Error) -> String {
     })
 }
 
-/// Returns `Ok` if the test is skipped. The error is the reason for refusing a skip that the recipe
-/// or a variable asks for, or `None` if neither does.
+/// Returns `Ok` if the test is skipped. The error is the reason for refusing a requested skip, or
+/// `None` if no skip was requested.
 fn decide(missing: &Missing) -> Result<(), Option<String>> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let (given, ci) = (variable("MIRAKURU_MISSING"), variable("CI"));
@@ -234,7 +234,8 @@ fn at_end_of_process(skipped: Skipped) {
     }
 }
 
-/// Text of the summary: the skips, grouped by the missing thing, the most frequent first.
+/// Text of the summary. The skips are grouped by the missing program, and the largest group comes
+/// first.
 fn summary(all: &[Skipped]) -> String {
     let mut tests = HashSet::new();
     let mut by_cause: Vec<(String, usize)> = Vec::new();

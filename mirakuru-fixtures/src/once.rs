@@ -113,7 +113,8 @@ impl<T> Once<T> {
 /// Message for values that need each other. The chain begins and ends with the same name.
 fn in_a_circle(chain: &[&str]) -> String {
     if let [_, _] = chain {
-        return "its own start uses it, and would wait for ever: use the start's argument instead".to_owned();
+        return "its own start uses it, and would wait for ever: use the executor that the start gets"
+            .to_owned();
     }
     let names = chain.iter().map(|name| match *name {
         "" => "one without a name".to_owned(),
@@ -132,8 +133,8 @@ struct Use {
     makes: bool,
 }
 
-/// Uses of values that are not made yet. If a thread has several entries, it makes each of these
-/// values except perhaps the last.
+/// Uses of values that are not made yet, in the order in which they began. A thread can only wait
+/// in its last entry. In all other entries, it makes the value.
 static USES: Mutex<Vec<Use>> = Mutex::new(Vec::new());
 
 fn uses() -> MutexGuard<'static, Vec<Use>> {

@@ -172,7 +172,7 @@ impl<'s, R: Recipe + Clone> Named<'s, AsItIs> for R {
     }
 }
 
-/// The name of a generic struct may consist of capitals, such as `DB`.
+/// A generic struct may have a name in capitals, such as `DB`. A function returns its recipe.
 #[diagnostic::do_not_recommend]
 impl<'s, F: Fn() -> Plan<S>, S> Named<'s, Called> for F {
     type Recipe = Plan<S>;
@@ -192,7 +192,7 @@ pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
 pub struct Taken<'a, N>(pub &'a N);
 
 impl<S> Taken<'_, Shared<S>> {
-    /// The handle, for a user that takes it as a `T` or `&mut T`.
+    /// Returns the handle for a parameter of type `T` or `&mut T`.
     pub fn take<T: OfStatic<S>>(self, handle: &'static S) -> T::Handle {
         T::of(handle)
     }
@@ -209,7 +209,7 @@ impl<S> Taken<'static, Shared<S>> {
 
 /// The methods of [`Taken`] for a name that is not a static.
 pub trait AnyTaken<H>: Sized {
-    /// The handle, for a user that takes it as a `T` or `&mut T`.
+    /// Returns the handle for a parameter of type `T` or `&mut T`.
     fn take<T>(self, handle: H) -> H {
         handle
     }

@@ -17,7 +17,7 @@ use crate::lease;
 use crate::recipe::Recipe;
 use crate::system::{Joining, Reach, Service, Slot, System};
 
-/// Adds the service of a recipe with one executor to a system.
+/// Adds a recipe that has one executor to a system.
 pub(crate) fn join<'a, R: Recipe + 'a>(
     recipe: R,
     system: &mut System<'a>,
@@ -221,7 +221,7 @@ impl<R: Recipe> Service for Single<R> {
     }
 
     fn failed(&mut self, error: &Error) {
-        // Other processes find out by themselves that a program is missing.
+        // A missing program is not reported, because other processes notice it by themselves.
         if let Some(permit) = self.permit.take().filter(|_| error.missing().is_none()) {
             permit.failed(error);
         }

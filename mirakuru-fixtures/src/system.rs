@@ -46,7 +46,7 @@ pub struct System<'a> {
     locks: Vec<SharedLock>,
 }
 
-/// How long a system's services live, and which processes use them.
+/// Lifetime and users of a system's services.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
     /// The services live as long as their handles.
@@ -283,8 +283,7 @@ impl<'a> System<'a> {
     /// with the test on this thread.
     #[must_use]
     pub fn of_test() -> System<'a> {
-        // The test must be noted before a recipe is made: on a busy machine, its time may run out
-        // first.
+        // Notes the test before any recipe is made, because its `#[timeout]` may pass meanwhile.
         test_may_start();
         let mut system = System::new();
         system.is_for_test = true;
@@ -315,8 +314,8 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Adds a service whose recipe uses the handles of others. It starts as soon as these are
-    /// ready.
+    /// Adds a service whose recipe uses the handles of other services. It starts as soon as they
+    /// are ready.
     pub fn after<N: Needs<'a> + 'a, R: Recipe + 'a>(
         &mut self,
         name: &str,
@@ -587,7 +586,7 @@ impl<'a> System<'a> {
                 service.end_with_test();
             }
         }
-        // One call takes all locks, because it sorts them: then two tests cannot wait for each
+        // All locks are taken in one call, which sorts them. So two tests cannot wait for each
         // other.
         let endpoints = new.iter().filter_map(|(_, service)| service.borrow().endpoints());
         if let Some(endpoints) = endpoints.reduce(Endpoints::and) {
@@ -835,7 +834,7 @@ fn startables<'s>(services: &'s mut [Borrowed<'_, '_>]) -> (Vec<usize>, Vec<&'s 
     (indices, startables)
 }
 
-/// Appends the directories of the needs to `dirs`. A need that is gone has none.
+/// Appends the directories of the needs to `dirs`. Needs that are gone are left out.
 fn dirs_of(needs: &[Weak<dyn Need + '_>], mut dirs: Vec<PathBuf>) -> Vec<PathBuf> {
     for need in needs {
         if let Some(need) = need.upgrade() {

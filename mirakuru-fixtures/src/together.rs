@@ -127,9 +127,9 @@ mod sealed {
     pub trait Stop {}
 }
 
-/// Stops several services at once, which takes as long as the slowest of them. (Dropping them one
-/// by one takes as long as all stops together.) Each service ends before the services that it
-/// needs, whatever their order in the list. Each has its own `stop_timeout`.
+/// Stops several services at once, which takes as long as the slowest of them. (Dropping services
+/// one by one takes the sum of their times.) Each service ends before the services that it needs,
+/// whatever their order in the list. Each has its own `stop_timeout`.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -149,7 +149,7 @@ mod sealed {
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::stop`]. The other services are stopped all the same.
+/// The first error of [`Executor::stop`]. All other services are stopped as well.
 pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     services.stop_all()
 }

@@ -84,7 +84,7 @@ pub(crate) fn known() -> impl Iterator<Item = &'static str> {
         .copied()
 }
 
-/// One attribute of mirakuru.
+/// One `#[mirakuru::fixture(..)]` attribute.
 #[derive(Default)]
 pub(crate) struct Args {
     /// The attribute's path, for errors about missing keys. `None` for the outermost attribute,

@@ -73,7 +73,7 @@ pub(crate) fn on_struct(item: &ItemStruct, arguments: &TokenStream, others: &[Ar
         errors.at(
             name.span(),
             format!(
-                "a system has a field with a name for each service, as in `struct {name} {{ #[fixture(..)] \
+                "a system needs a named field for each service, as in `struct {name} {{ #[fixture(..)] \
                     db: Postgres }}`"
             ),
         );
@@ -214,8 +214,8 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
     if lacks_a_test_attribute(item, fixtures, bindings) {
         errors.at(
             item.sig.ident.span(),
-            "`#[test]` is missing: write it below this attribute; a function without it is a fixture, and \
-             says what it gives: `-> T`",
+            "`#[test]` is missing: write it below this attribute; a function without `#[test]` is a \
+             fixture, and needs a return type `-> T`",
         );
         return;
     }
@@ -636,7 +636,7 @@ fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
 
 // The checks that several kinds of item share.
 
-/// Each fixture that has a parameter, with that parameter.
+/// Pairs each fixture with its parameter. Fixtures without a parameter are left out.
 fn bound<'a>(
     item: &'a Function,
     fixtures: &'a [Args],

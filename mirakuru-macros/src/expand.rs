@@ -57,9 +57,9 @@ pub(crate) fn on_test(
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
-        // Without the item, the body would be the tail expression. Before edition 2024, its
-        // temporaries would outlive the services. An item also causes no warning after a body that
-        // never ends, as a statement would.
+        // Without the item `const _`, the body would be the tail expression, and before edition
+        // 2024 its temporaries would outlive the services. A statement in its place would cause a
+        // warning after a body that never ends.
         Gives::Nothing => quote!(#body const _: () = ();),
         Gives::Unnameable => quote!(#body),
         // The closure catches an `Err` from `?` or `return`, so that the failure is recorded before
@@ -416,8 +416,8 @@ fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream 
     }
 }
 
-/// The value of a variable that holds a handle. It has the span of the type, so that rustc reports
-/// there that the type is wrong, or that the handle of a static cannot be moved.
+/// The value of a variable that holds a handle. It has the span of the type. So rustc reports there
+/// that the type is wrong, or that the handle of a static cannot be moved.
 fn taken(fixture: &Args, service: &Ident, ty: &Type) -> TokenStream {
     let service = located(service, ty);
     taken_value(fixture, service.span(), &quote!(#service), ty)
@@ -683,7 +683,7 @@ fn ours(name: &str) -> Ident {
     Ident::new(name, Span::mixed_site())
 }
 
-/// One of our variables, located at the end of a type that the user wrote.
+/// A variable of the generated code, located at the end of a type that the user wrote.
 fn located(variable: &Ident, ty: &Type) -> Ident {
     let last = ty.to_token_stream().into_iter().last();
     let place = last.as_ref().map_or_else(Span::call_site, TokenTree::span);

@@ -9,7 +9,7 @@ use crate::args::{self, Args};
 use crate::errors::Errors;
 use crate::names::{self, Needs};
 
-/// If a struct has `cfg` conditions, `#[fixture(..)]` on its fields is renamed to this.
+/// The new name of `#[fixture(..)]` on the fields of a struct with `cfg` conditions.
 pub(crate) const RENAMED: &str = "__mirakuru_fixture";
 
 /// A struct, and the fixtures of its fields.

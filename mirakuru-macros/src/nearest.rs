@@ -35,7 +35,7 @@ pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     let (distance, best) = known
         .map(|candidate| (distance(word, candidate), candidate))
         .min_by_key(|(distance, _)| *distance)?;
-    // Up to a third of the letters may be wrong, and always one.
+    // Up to a third of the letters may be wrong. One wrong letter is always allowed.
     (distance <= (word.len() / 3).max(1)).then_some(best)
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn check_private(path: &Path) -> io::Result<()> {
 
 fn check(metadata: &Metadata) -> io::Result<()> {
     let refuse = |problem: String| {
-        // If the path is longer, `base_in` chooses the fallback again.
+        // With a longer `TMPDIR`, `base_in` would choose the fallback again.
         let longest = SOCKET_PATH_MAX - ROOM_BELOW_BASE - "/mirakuru-4294967295".len();
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,

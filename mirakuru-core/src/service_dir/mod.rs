@@ -327,7 +327,7 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let dir = path.join("d");
     DirBuilder::new().mode(0o700).create(&dir)?;
     if let Some((uid, gid)) = foreign {
-        // A umask may have removed rights, and the service's user needs all rights of the owner.
+        // Undoes the umask, because the service's user needs all rights of the owner.
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         match chown(&dir, Some(uid), Some(gid)) {
             // A process without the right to `chown` cannot become that user either. The start then

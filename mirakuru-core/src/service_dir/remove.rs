@@ -13,7 +13,7 @@ pub(crate) fn clear(path: &Path, kept: bool) {
     }
 }
 
-/// Removes a directory with all its content.
+/// Removes a directory with all its content. Reports a failure to the user.
 pub(crate) fn remove_tree(path: &Path) {
     if !sys::remove_tree(path) {
         tell(path);

@@ -48,10 +48,9 @@ const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The shortest wait for a lock that is recorded, in ns.
 const NO_WAIT: u64 = 500_000;
-/// The most bytes in a field, so that a line is one write of less than PIPE_BUF.
+/// Maximum number of bytes in a field, so that a whole line is shorter than PIPE_BUF.
 const TEXT: usize = 600;
 
-/// The format of the timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     Page,

@@ -164,7 +164,7 @@ impl Run {
     /// Reads the events. `is_alive` tells whether a process lives, by its id and start time.
     pub(crate) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
         let mut reader = Reader::default();
-        // If its process was killed, the last line may be incomplete. It is then ignored.
+        // The last line may be incomplete, because its process was killed. It is then ignored.
         let whole = events.rfind('\n').map_or("", |at| &events[..at]);
         for line in whole.split('\n') {
             reader.read(line);
@@ -377,7 +377,7 @@ impl Reader {
         self.end_processes();
         self.note_uses();
         let mut run = self.run;
-        // The earliest time need not come from the first event, because events may be written late.
+        // The earliest time may come from a later event, because events may be written late.
         let first = self.first.unwrap_or(0);
         run.shift(first);
         if let Some((at, wall)) = self.clocks {

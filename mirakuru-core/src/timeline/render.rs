@@ -153,7 +153,7 @@ fn data(run: &Run) -> String {
     )
 }
 
-/// A thread without a name was started by a test.
+/// Returns the name of a lane. If its thread has no name, a test has started the thread.
 fn lane_name(run: &Run, lane: &Lane) -> String {
     match lane.name.as_str() {
         "" => format!("a thread of {}", run.processes[lane.process].name),

@@ -14,7 +14,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// A deadline after `timeout`, multiplied by `MIRAKURU_TIMEOUT_SCALE`.
+    /// A deadline after `timeout`, scaled by `MIRAKURU_TIMEOUT_SCALE`.
     pub(crate) fn after(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -22,7 +22,7 @@ impl Deadline {
         }
     }
 
-    /// A deadline after `timeout`, which is multiplied already.
+    /// A deadline after `timeout`, which is already scaled.
     pub(crate) fn after_scaled(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),

@@ -11,8 +11,8 @@ pub(crate) mod text;
 pub(crate) mod thread;
 pub(crate) mod wakeup;
 
-/// Puts an item into its place in a sorted list, unless the list has it already. This is for short
-/// lists: each type that is sorted otherwise costs a user a hundred times as much code to compile.
+/// Inserts an item into a sorted list, unless the list already contains it. For short lists only.
+/// Sorting would cost each user of the crate much more code to compile.
 pub(crate) fn insert_sorted<T: Ord>(list: &mut Vec<T>, item: T) {
     if let Err(at) = list.binary_search(&item) {
         list.insert(at, item);

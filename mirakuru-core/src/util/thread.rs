@@ -1,5 +1,3 @@
-//! Starts threads.
-
 use std::io;
 use std::thread::{Builder, JoinHandle};
 

@@ -152,7 +152,7 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
         let out_dir = env!("OUT_DIR");
         by_variable(
             bin,
-            &format!("mirakuru was built in `{out_dir}`, which is no directory of cargo's"),
+            &format!("mirakuru was built in `{out_dir}`, which is not a build directory of cargo"),
         )
     })?;
     check_is_beside(&built).map_err(|reason| by_variable(bin, &reason))?;

@@ -14,7 +14,7 @@ pub use self::cargo::skipped_list;
 
 /// A program of the test's workspace. It may belong to the test's own package or to any other one.
 ///
-/// It can be used as a command. The attribute's key `bin` makes one, too:
+/// Use a `Bin` as a command, as here, or write the attribute's key `bin`:
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;

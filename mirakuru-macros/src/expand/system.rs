@@ -15,7 +15,7 @@ use crate::item::{self, Item, Static};
 pub(crate) fn item_struct(mut item: ItemStruct) -> TokenStream {
     fields::reverse(&mut item);
     for field in &mut item.fields {
-        // rustc would warn of a field that no test reads, but other services may need it.
+        // Silences rustc's warning if no test reads the field, because other services may need it.
         field.attrs.push(syn::parse_quote!(#[allow(dead_code)]));
     }
     item.into_token_stream()
