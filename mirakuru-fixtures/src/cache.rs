@@ -101,6 +101,8 @@ where
     })
 }
 
+type Make<'a> = Box<dyn FnOnce(&Path) -> Result<(), Error> + 'a>;
+
 /// Prepares and sets up a service that is not running. Keeps the content of its directory under a
 /// key; later starts copy that content.
 pub(crate) fn seed<R: Recipe>(
@@ -109,24 +111,28 @@ pub(crate) fn seed<R: Recipe>(
     executor: &mut Executor<R::Readiness>,
 ) -> Result<(), Error> {
     let name = format!("seed-{}", recipe_key(key, type_name::<R>(), &recipe.executor()?));
-    let mut is_made = false;
-    let kept = cached(&executor.dir(), &name, |kept| {
-        executor.__prepare(|executor| recipe.prepare(executor))?;
+    let (dir, mut is_made) = (executor.dir(), false);
+    let make = |kept: &Path| {
+        executor.__prepare(&mut |executor| recipe.prepare(executor))?;
         executor.start()?;
-        recipe
-            .set_up(executor)
-            .map_err(|source| Error::other(format!("run the seed `{key}`"), source))?;
+        if let Err(error) = recipe.set_up(executor) {
+            return Err(seed_failed("run the", key, error.into()));
+        }
         // The service is stopped first, because no process may write to the directory during the
         // copy.
         executor.stop()?;
         is_made = true;
-        copy_tree(&executor.dir(), kept)
-            .map_err(|source| Error::other(format!("keep the result of the seed `{key}`"), source))
-    })?;
-    if is_made {
-        return Ok(());
+        copy_tree(&dir, kept).map_err(|error| seed_failed("keep the result of the", key, error.into()))
+    };
+    let kept = cached(&dir, &name, Box::new(make))?;
+    match is_made {
+        true => Ok(()),
+        false => executor.__prepare(&mut |_| copy(&kept, &dir)),
     }
-    executor.__prepare(|executor| copy(&kept, &executor.dir()))
+}
+
+fn seed_failed(attempt: &str, key: &str, source: Box<dyn StdError + Send + Sync>) -> Error {
+    Error::other(format!("{attempt} seed `{key}`"), source)
 }
 
 /// Fills the private directory of a service from the cache. If the cache lacks the key, `make` runs
@@ -136,22 +142,12 @@ pub(crate) fn fill(
     key: &str,
     make: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    copy(&cached(dir, key, make)?, dir)
+    copy(&cached(dir, key, Box::new(make))?, dir)
 }
 
 /// Returns the cached directory for a key, and makes it if necessary. `service` is the private
 /// directory of the service that needs it.
-fn cached(
-    service: &Path,
-    key: &str,
-    make: impl FnOnce(&Path) -> Result<(), Error>,
-) -> Result<PathBuf, Error> {
-    cached_by(service, key, Box::new(make))
-}
-
-type Make<'a> = Box<dyn FnOnce(&Path) -> Result<(), Error> + 'a>;
-
-fn cached_by(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
+fn cached(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
     let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
     // `service` is `<base>/<id>/d`. Only this user can write to `<base>`.
     let base = service
@@ -197,7 +193,8 @@ fn file_name(key: &str) -> String {
     if key.len() <= 64 && key.chars().all(is_plain) {
         return key.to_owned();
     }
-    let start: String = key.chars().filter(|c| is_plain(*c)).take(40).collect();
+    let mut start = key.replace(|c| !is_plain(c), "");
+    start.truncate(40);
     format!("{start}-{:016x}", hash(0, key))
 }
 
@@ -277,7 +274,9 @@ struct Age {
 /// Identifies the current boot of the machine. Empty if it is unknown.
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
+    let mut short = id.replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    short.truncate(12);
+    short
 }
 
 /// Removes the directories of earlier boots, and those from before the previous period. Also
@@ -285,7 +284,7 @@ fn boot() -> String {
 fn remove_old(cache: &Path, now: &Age) {
     for path in paths(cache) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let mut parts = name.trim_end_matches(".new").rsplitn(3, '.');
+        let mut parts = name.strip_suffix(".new").unwrap_or(&name).rsplitn(3, '.');
         let period = parts.next().and_then(|period| period.parse::<u64>().ok());
         if let (Some(period), Some(boot)) = (period, parts.next()) {
             if boot != now.boot || period + 1 < now.period {
@@ -378,23 +377,28 @@ mod tests {
         let _ = fs::remove_dir_all(&base);
         let service = base.join("id/d");
         fs::create_dir_all(&service).unwrap();
-        let failure = cached(&service, "a/1", |dir| {
-            fs::write(dir.join("half"), "").unwrap();
-            Err(Error::other("make it", "no"))
-        });
+        let failure = cached(
+            &service,
+            "a/1",
+            Box::new(|dir| {
+                fs::write(dir.join("half"), "").unwrap();
+                Err(Error::other("make it", "no"))
+            }),
+        );
         assert!(failure.is_err());
         let count = AtomicU32::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let found = cached(&service, "a/1", |dir| {
+                    let make = |dir: &Path| {
                         count.fetch_add(1, Ordering::Relaxed);
                         assert!(!dir.join("half").exists());
                         fs::create_dir(dir.join("sub")).unwrap();
                         thread::sleep(Duration::from_millis(20));
                         fs::write(dir.join("sub/file"), "text").unwrap();
                         Ok(())
-                    });
+                    };
+                    let found = cached(&service, "a/1", Box::new(make));
                     assert!(found.unwrap().join("sub/file").exists());
                 });
             }
@@ -402,7 +406,11 @@ mod tests {
         assert_eq!(count.into_inner(), 1);
         let copy = base.join("copy");
         fs::create_dir(&copy).unwrap();
-        copy_tree(&cached(&service, "a/1", |_| unreachable!()).unwrap(), &copy).unwrap();
+        copy_tree(
+            &cached(&service, "a/1", Box::new(|_| unreachable!())).unwrap(),
+            &copy,
+        )
+        .unwrap();
         assert_eq!(fs::read_to_string(copy.join("sub/file")).unwrap(), "text");
         fs::remove_dir_all(&base).unwrap();
     }
@@ -470,7 +478,7 @@ mod tests {
             let next = fs::File::options().write(true).open(lock.join("next")).unwrap();
             next.set_modified(taken).unwrap();
         }
-        cached(&base.join("id/d"), "k", |_| Ok(())).unwrap();
+        cached(&base.join("id/d"), "k", Box::new(|_| Ok(()))).unwrap();
         assert!(old.iter().all(|name| !cache.join(name).exists()));
         assert!(others.iter().all(|name| cache.join(name).exists()));
         assert_eq!(locks.map(|lock| lock.exists()), [false, true]);

@@ -162,11 +162,12 @@ pub struct Node {
 impl Node {
     fn all(identities: Vec<Identity>) -> Vec<Node> {
         let all: Arc<[Identity]> = identities.into();
-        let node = |index| Node {
-            all: Arc::clone(&all),
-            index,
-        };
-        (0..all.len()).map(node).collect()
+        let mut nodes = Vec::new();
+        for index in 0..all.len() {
+            let all = Arc::clone(&all);
+            nodes.push(Node { all, index });
+        }
+        nodes
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -441,9 +442,9 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                 return Ok(Entered::NotShared);
             }
             let slot = run.slot(&full_name(joining, node), type_name::<R>(), &key)?;
-            match slot.enter(key)? {
-                SlotState::Running(executor) if permits.is_empty() => found.push(*executor),
-                SlotState::Empty(permit, _) if found.is_empty() => permits.push(permit),
+            match slot.enter()? {
+                SlotState::Running(node) if permits.is_empty() => found.push(node.attach(key)?),
+                SlotState::Empty(permit) if found.is_empty() => permits.push(permit),
                 _ => return Ok(Entered::InPart),
             }
         }
@@ -456,11 +457,12 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
         let (mut handles, mut dirs) = (Vec::new(), Vec::new());
         for (node, key) in real.iter().zip(&nodes) {
             let slot = run.slot(&full_name(joining, node), type_name::<R>(), &builder(key)?)?;
-            let SlotState::Running(executor) = slot.enter(builder(node)?)? else {
+            let SlotState::Running(service) = slot.enter()? else {
                 return Err(Error::other("use the run's cluster", "it is gone"));
             };
+            let executor = service.attach(builder(node)?)?;
             dirs.push(executor.dir());
-            handles.push((self.node)(node).handle(*executor)?);
+            handles.push((self.node)(node).handle(executor)?);
         }
         Ok(Entered::Running(handles, dirs))
     }

@@ -89,7 +89,10 @@ impl<R: Recipe> Single<R> {
 
     pub(crate) fn builder(recipe: &R, queue: bool) -> Result<ExecutorBuilder<R::Readiness>, Error> {
         let builder = recipe.executor()?;
-        Ok(if queue { builder.queue(true) } else { builder })
+        Ok(match queue {
+            true => builder.queue(true),
+            false => builder,
+        })
     }
 
     pub(crate) fn executor(&mut self) -> Option<&mut Executor<R::Readiness>> {
@@ -98,13 +101,13 @@ impl<R: Recipe> Single<R> {
 
     /// Publishes the started service for the run, and fills the slot with its handle.
     pub(crate) fn hand_out(&mut self) -> Result<Slot<R::Handle>, Error> {
-        let (Some(mut executor), Some(recipe)) = (self.executor.take(), self.recipe.take()) else {
-            return too_early();
-        };
-        if let Some(permit) = &mut self.permit {
-            permit.publish(&mut executor)?;
+        if let (Some(permit), Some(executor)) = (&mut self.permit, &mut self.executor) {
+            permit.publish(executor)?;
         }
         self.permit = None;
+        let (Some(executor), Some(recipe)) = (self.executor.take(), self.recipe.take()) else {
+            return too_early();
+        };
         let dirs = vec![executor.dir()];
         self.slot.fill(recipe.handle(executor)?, dirs);
         Ok(self.slot.clone())
@@ -125,42 +128,38 @@ impl<R: Recipe> Service for Single<R> {
         };
         let builder = Self::builder(recipe, self.queue)?.__label(name);
         let identity = self.member.as_ref().map(|member| member.node.identity());
-        let executor = match self.reach {
-            _ if self.permit.is_some() || identity.is_some() => match (&self.permit, identity) {
-                (Some(permit), identity) => permit.build(builder, identity)?,
-                (None, Some(identity)) => builder.__build_as(identity)?,
-                (None, None) => return too_early(),
-            },
-            Reach::Run(run) if !builder.__is_for_one_process() => {
-                match run.slot(name, type_name::<R>(), &builder)?.enter(builder)? {
-                    SlotState::Running(executor) => {
+        match self.reach {
+            Reach::Run(run) if self.member.is_none() && !builder.__is_for_one_process() => {
+                match run.slot(name, type_name::<R>(), &builder)?.enter()? {
+                    SlotState::Running(service) => {
+                        self.executor = Some(service.attach(builder)?);
                         self.is_attached = true;
-                        *executor
+                        return Ok(());
                     }
-                    SlotState::Empty(permit, builder) => {
-                        let executor = permit.build(*builder, None);
-                        self.permit = Some(permit);
-                        executor?
-                    }
+                    SlotState::Empty(permit) => self.permit = Some(permit),
                 }
             }
-            _ => builder.build()?,
+            _ => {}
+        }
+        let executor = match &self.permit {
+            Some(permit) => permit.build(builder, identity),
+            None => builder.__build_as(identity),
         };
-        self.executor = Some(executor);
+        self.executor = Some(executor?);
         Ok(())
     }
 
     fn endpoints(&self) -> Option<Endpoints> {
-        let waits = self.queue && !self.is_attached;
-        self.executor
-            .as_ref()
-            .filter(|_| waits)
-            .map(Executor::__endpoints)
+        match &self.executor {
+            Some(executor) if self.queue && !self.is_attached => Some(executor.__endpoints()),
+            _ => None,
+        }
     }
 
     fn give_lock(&mut self, lock: &SharedLock) {
-        if let Some(executor) = self.executor.as_mut().filter(|_| self.queue && !self.is_attached) {
-            executor.__give_lock(lock);
+        match &mut self.executor {
+            Some(executor) if self.queue && !self.is_attached => executor.__give_lock(lock),
+            _ => {}
         }
     }
 
@@ -176,12 +175,12 @@ impl<R: Recipe> Service for Single<R> {
                 for dir in &self.needs {
                     executor.__needs(dir);
                 }
-                match recipe.seed_key().filter(|_| self.member.is_none()) {
-                    Some(key) => {
+                match recipe.seed_key() {
+                    Some(key) if self.member.is_none() => {
                         self.is_seeded = true;
                         cache::seed(recipe, &key, executor)
                     }
-                    None => executor.__prepare(|executor| recipe.prepare(executor)),
+                    _ => executor.__prepare(&mut |executor| recipe.prepare(executor)),
                 }
             }
             _ => Ok(()),
@@ -189,8 +188,10 @@ impl<R: Recipe> Service for Single<R> {
     }
 
     fn startable(&mut self) -> Option<&mut dyn Startable> {
-        let executor = self.executor.as_mut().filter(|_| !self.is_attached);
-        executor.map(|executor| executor as _)
+        match &mut self.executor {
+            Some(executor) if !self.is_attached => Some(executor),
+            _ => None,
+        }
     }
 
     fn finish(&mut self) -> Result<(), Error> {
@@ -221,9 +222,10 @@ impl<R: Recipe> Service for Single<R> {
     }
 
     fn failed(&mut self, error: &Error) {
-        // A missing program is not reported, because other processes notice it by themselves.
-        if let Some(permit) = self.permit.take().filter(|_| error.missing().is_none()) {
-            permit.failed(error);
+        match self.permit.take() {
+            // A missing program is not reported, because other processes notice it by themselves.
+            Some(permit) if error.missing().is_none() => permit.failed(error),
+            _ => {}
         }
     }
 }

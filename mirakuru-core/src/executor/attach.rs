@@ -19,7 +19,7 @@ use crate::readiness::Readiness;
 use crate::recipe::builder::{ExecutorBuilder, Spec};
 use crate::run::state::State;
 use crate::service_dir::ServiceDir;
-use crate::sys::{self, Exit, RunPlan, User};
+use crate::sys::{self, Exit, User};
 use crate::timeline::events as timeline;
 use crate::util::wakeup::Wakeup;
 
@@ -107,7 +107,8 @@ fn how_it_ended(published: PathBuf) -> HowItEnded {
 }
 
 impl<R: Readiness> Executor<R> {
-    /// Attaches to a service of the run that another process has started.
+    /// Attaches to a service of the run that another process has started. `asked` is the time at
+    /// which this process began to wait for it, for the timeline.
     ///
     /// # Errors
     ///
@@ -117,28 +118,16 @@ impl<R: Readiness> Executor<R> {
         state: State,
         published: PathBuf,
         user: Option<User>,
+        asked: Option<u64>,
     ) -> Result<Executor<R>, Error> {
         let ExecutorBuilder { spec, readiness } = recipe;
         let (core, attached) = attach(spec, &readiness, state, published, user)?;
+        timeline::attached(asked, core.service_dir.id(), core.values.name(), &core.command);
         Ok(Executor {
             core,
             process: Process::Attached(Box::new(attached)),
             readiness,
         })
-    }
-
-    /// Records in the timeline that this process has attached. `asked` is the time at which its
-    /// wait began.
-    pub(crate) fn note_attached(&self, asked: Option<u64>) {
-        let core = &self.core;
-        timeline::attached(asked, core.service_dir.id(), core.values.name(), &core.command);
-    }
-
-    /// Sets the plan for handing the service over to the run after its start.
-    pub(crate) fn for_run(&mut self, plan: RunPlan) {
-        if let Process::Own(own) = &mut self.process {
-            own.run = Some(plan);
-        }
     }
 
     /// The state from which other processes can attach to the service.

@@ -9,6 +9,7 @@ use crate::readiness::no_wait::NoWait;
 use crate::recipe::builder::{ExecutorBuilder, Spec};
 use crate::recipe::command::IntoCommand;
 use crate::run::sweep::sweep;
+use crate::sys::RunPlan;
 
 impl Executor<NoWait> {
     /// Begins a recipe. The command is one string, or a list of the program and its arguments. A
@@ -55,32 +56,27 @@ impl<R: Readiness> ExecutorBuilder<R> {
     /// * [`Error::InvalidReadiness`]: the condition is invalid.
     /// * [`Error::System`]: there is no free port, or the directory cannot be made.
     pub fn build(self) -> Result<Executor<R>, Error> {
-        self.build_as(None)
+        self.build_as(None, None)
     }
 
     /// Makes the executor with the directory and the ports of `identity`, which other services may
     /// already know.
     #[doc(hidden)]
-    pub fn __build_as(self, identity: &Identity) -> Result<Executor<R>, Error> {
-        self.build_as(Some(identity))
+    pub fn __build_as(self, identity: Option<&Identity>) -> Result<Executor<R>, Error> {
+        self.build_as(identity, None)
     }
 
-    pub(crate) fn build_as(self, identity: Option<&Identity>) -> Result<Executor<R>, Error> {
-        sweep();
+    /// `run` is the plan for handing the service over to the run after its start.
+    pub(crate) fn build_as(
+        self,
+        identity: Option<&Identity>,
+        run: Option<RunPlan>,
+    ) -> Result<Executor<R>, Error> {
         let ExecutorBuilder { spec, mut readiness } = self;
-        let (mut core, mut own) = (Core::new(spec, &readiness, identity)?, Own::default());
-        let mut owned = Owned {
-            core: &mut core,
-            own: &mut own,
-        };
-        let resolved = owned.resolve(&mut readiness);
-        // The needs are recorded in the order of building, so that services that name each other
-        // form no circle.
-        let resolved = resolved.map(|()| owned.find_needs());
-        core.masked(resolved)?;
+        let (core, own) = build(spec, &mut readiness, identity, run)?;
         Ok(Executor {
             core,
-            process: Process::Own(Box::new(own)),
+            process: Process::Own(own),
             readiness,
         })
     }
@@ -95,4 +91,26 @@ impl<R: Readiness> ExecutorBuilder<R> {
         executor.start()?;
         Ok(executor)
     }
+}
+
+/// Not generic over the readiness, so it is compiled only once.
+fn build(
+    spec: Spec,
+    readiness: &mut dyn Readiness,
+    identity: Option<&Identity>,
+    run: Option<RunPlan>,
+) -> Result<(Core, Box<Own>), Error> {
+    sweep();
+    let (mut core, mut own) = (Core::new(spec, readiness, identity)?, Box::<Own>::default());
+    own.run = run;
+    let mut owned = Owned {
+        core: &mut core,
+        own: &mut own,
+    };
+    let resolved = owned.resolve(readiness);
+    // The needs are recorded in the order of building, so that services that name each other form
+    // no circle.
+    let resolved = resolved.map(|()| owned.find_needs());
+    core.masked(resolved)?;
+    Ok((core, own))
 }

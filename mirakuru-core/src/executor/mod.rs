@@ -703,7 +703,7 @@ impl<R: Readiness> Executor<R> {
     #[doc(hidden)]
     pub fn __prepare(
         &mut self,
-        fill: impl FnOnce(&mut Executor<R>) -> Result<(), Error>,
+        fill: &mut dyn FnMut(&mut Executor<R>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let owner = self.core.spec.owner();
         if owner.is_none() {

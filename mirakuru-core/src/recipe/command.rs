@@ -110,9 +110,12 @@ impl Command {
     }
 
     fn list(list: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-        let list = list.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        let mut words = Vec::new();
+        for word in list {
+            words.push(word.as_ref().to_owned());
+        }
         Command {
-            words: Words::List(list),
+            words: Words::List(words),
             extra: Vec::new(),
         }
     }

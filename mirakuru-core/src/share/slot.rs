@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::executor::Executor;
 use crate::ports::identity::Identity;
 use crate::readiness::Readiness;
-use crate::recipe::builder::ExecutorBuilder;
+use crate::recipe::builder::{ExecutorBuilder, Spec};
 use crate::run::state::State;
 use crate::run::{Run, make_dir, this_process};
 use crate::service_dir;
@@ -41,10 +41,10 @@ impl Run {
         recipe: &ExecutorBuilder<R>,
     ) -> Result<RunSlot, Error> {
         recipe.spec.command.find_program()?;
-        self.slot_of(&recipe_key(name, kind, recipe), recipe.spec.stop_timeout)
+        self.slot_of(&recipe_key(name, kind, recipe), &recipe.spec)
     }
 
-    fn slot_of(&self, key: &str, grace: Duration) -> Result<RunSlot, Error> {
+    fn slot_of(&self, key: &str, spec: &Spec) -> Result<RunSlot, Error> {
         // A service that ends with its last user has its own directory, which is removed with the
         // service.
         let (dir, prefix) = match self.with_users {
@@ -58,7 +58,8 @@ impl Run {
             dir,
             runner: self.runner,
             runner_started: self.started,
-            grace: scaled(grace),
+            grace: scaled(spec.stop_timeout),
+            patience: PATIENCE.saturating_add(scaled(spec.timeout.saturating_add(spec.stop_timeout))),
         };
         slot.check_runner().map_err(|source| slot.error(source))?;
         slot.make_dir().map_err(|source| slot.error(source))?;
@@ -87,16 +88,29 @@ pub struct RunSlot {
     users: Option<PathBuf>,
     /// The longest time that the service may take to end.
     grace: Duration,
+    /// The longest wait for another process that is starting the service.
+    patience: Duration,
 }
 
 /// The state of a run slot.
 #[doc(hidden)]
 #[derive(Debug)]
-pub enum SlotState<R> {
-    /// The service runs.
-    Running(Box<Executor<R>>),
-    /// The slot is empty: the caller gets the permit to start the service, and its recipe back.
-    Empty(StartPermit, Box<ExecutorBuilder<R>>),
+pub enum SlotState {
+    /// The service runs, or has ended since it was published.
+    Running(PublishedService),
+    /// The slot is empty: the caller gets the permit to start the service.
+    Empty(StartPermit),
+}
+
+/// The service that another process has started for the run.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct PublishedService {
+    slot: RunSlot,
+    state: Box<State>,
+    user: Option<User>,
+    /// The time at which this process asked for the service.
+    asked: Option<u64>,
 }
 
 /// The permit to start the service of a run slot. Dropping the permit lets another process start
@@ -109,32 +123,14 @@ pub struct StartPermit {
     user: Option<User>,
 }
 
-/// The result of the search for the service of a slot.
-enum Found {
-    /// The service has been published. It may have ended since.
-    Published(RunSlot, Box<State>, Option<User>),
-    Empty(StartPermit),
-}
-
 impl RunSlot {
-    /// Attaches to the service, or gives the permit to start it. Waits if another process is
-    /// starting it.
+    /// Finds the service, or gives the permit to start it. Waits if another process is starting it.
     ///
     /// # Errors
     ///
-    /// * [`Error::FailedBefore`]: the start has failed in this run.
-    /// * [`Error::Died`]: the service has ended.
-    /// * [`Error::System`]: the run's files cannot be used, or the runner has ended.
-    pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
+    /// [`Error::System`] if the run's files cannot be used, or the runner has ended.
+    pub fn enter(self) -> Result<SlotState, Error> {
         let asked = timeline_now();
-        let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
-        match self.find(PATIENCE.saturating_add(scaled(allowed)))? {
-            Found::Published(slot, state, user) => slot.attach(recipe, *state, asked, user),
-            Found::Empty(permit) => Ok(SlotState::Empty(permit, Box::new(recipe))),
-        }
-    }
-
-    fn find(self, patience: Duration) -> Result<Found, Error> {
         let mut pauses = Pauses::new();
         loop {
             let mut published = State::read(&self.published).map_err(|e| self.error(e))?;
@@ -147,7 +143,7 @@ impl RunSlot {
             }
             if let Some(state) = published {
                 if user.is_some() || self.users.is_none() {
-                    return Ok(Found::Published(self, Box::new(state), user));
+                    return Ok(self.published(state, user, asked));
                 }
                 // The old service has ended and a new one was published: try again.
                 continue;
@@ -159,16 +155,16 @@ impl RunSlot {
                     lock,
                     user: None,
                 };
-                return permit.check();
+                return permit.check(asked);
             }
             // The processes that a killed runner left behind must not wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
-            if pauses.elapsed() > patience {
+            if pauses.elapsed() > self.patience {
                 return Err(self.error(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!(
                         "another process has been starting it for {} s",
-                        patience.as_secs()
+                        self.patience.as_secs()
                     ),
                 )));
             }
@@ -189,21 +185,13 @@ impl RunSlot {
         }
     }
 
-    fn attach<R: Readiness>(
-        &self,
-        recipe: ExecutorBuilder<R>,
-        state: State,
-        asked: Option<u64>,
-        user: Option<User>,
-    ) -> Result<SlotState<R>, Error> {
-        match Executor::attach(recipe, state, self.published.clone(), user) {
-            Ok(executor) => {
-                executor.note_attached(asked);
-                Ok(SlotState::Running(Box::new(executor)))
-            }
-            // If the runner has ended, reports that: the service has ended with it.
-            Err(error) => Err(self.check_runner().map_or_else(|e| self.error(e), |()| error)),
-        }
+    fn published(self, state: State, user: Option<User>, asked: Option<u64>) -> SlotState {
+        SlotState::Running(PublishedService {
+            slot: self,
+            state: Box::new(state),
+            user,
+            asked,
+        })
     }
 
     fn error(&self, source: io::Error) -> Error {
@@ -268,9 +256,24 @@ impl RunSlot {
     }
 }
 
+impl PublishedService {
+    /// Attaches to the service.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FailedBefore`] if the start has failed in this run; [`Error::Died`] if the service
+    /// has ended; [`Error::System`] if the runner has ended.
+    pub fn attach<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<Executor<R>, Error> {
+        let slot = self.slot;
+        Executor::attach(recipe, *self.state, slot.published.clone(), self.user, self.asked)
+            // If the runner has ended, reports that: the service has ended with it.
+            .map_err(|error| slot.check_runner().map_or_else(|e| slot.error(e), |()| error))
+    }
+}
+
 impl StartPermit {
     /// Checks, with the lock held, that the slot is still empty.
-    fn check(mut self) -> Result<Found, Error> {
+    fn check(mut self, asked: Option<u64>) -> Result<SlotState, Error> {
         if let Err(error) = self.slot.check_runner() {
             // The process that would have removed this file is gone.
             let _ = fs::remove_file(&self.slot.lock);
@@ -281,11 +284,11 @@ impl StartPermit {
         match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
             None => {
                 self.user = self.slot.join().map_err(|e| self.slot.error(e))?;
-                Ok(Found::Empty(self))
+                Ok(SlotState::Empty(self))
             }
             Some(state) => {
                 let user = self.slot.join().map_err(|e| self.slot.error(e))?;
-                Ok(Found::Published(self.slot, Box::new(state), user))
+                Ok(self.slot.published(state, user, asked))
             }
         }
     }
@@ -324,9 +327,7 @@ impl StartPermit {
         identity: Option<&Identity>,
     ) -> Result<Executor<R>, Error> {
         let plan = self.plan().map_err(|source| self.slot.error(source))?;
-        let mut executor = recipe.build_as(identity)?;
-        executor.for_run(plan);
-        Ok(executor)
+        recipe.build_as(identity, Some(plan))
     }
 
     /// Hands a service over to the run, after its start and its set-up.
