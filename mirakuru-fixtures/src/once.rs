@@ -116,11 +116,13 @@ fn in_a_circle(chain: &[&str]) -> String {
         return "its own start uses it, and would wait for ever: use the executor that the start gets"
             .to_owned();
     }
-    let names = chain.iter().map(|name| match *name {
-        "" => "one without a name".to_owned(),
-        name => format!("`{name}`"),
-    });
-    let names: Vec<String> = names.collect();
+    let mut names = Vec::new();
+    for name in chain {
+        names.push(match *name {
+            "" => "one without a name".to_owned(),
+            name => format!("`{name}`"),
+        });
+    }
     let names = names.join(" -> ");
     format!("its own start needs it: {names}; one of them must start without the next one")
 }
@@ -197,13 +199,23 @@ fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'sta
     for _ in uses {
         let first = uses.iter().position(|it| it.makes && it.once == wanted)?;
         let maker = uses[first].thread;
-        let mut theirs = uses[first..].iter().filter(|it| it.thread == maker);
-        chain.extend(theirs.clone().filter(|it| it.makes).map(|it| it.name));
+        let mut last = &uses[first];
+        for it in &uses[first..] {
+            if it.thread == maker {
+                last = it;
+                if it.makes {
+                    chain.push(it.name);
+                }
+            }
+        }
         if maker == thread {
             return Some(chain);
         }
         // If the maker also makes the last value of its list, it does not wait.
-        wanted = theirs.next_back().filter(|it| !it.makes)?.once;
+        if last.makes {
+            return None;
+        }
+        wanted = last.once;
     }
     None
 }

@@ -576,6 +576,7 @@ impl<'a> System<'a> {
         if new.is_empty() {
             return Ok(());
         }
+        let mut endpoints: Option<Endpoints> = None;
         for (index, service) in &new {
             *at = *index;
             let mut service = service.borrow_mut();
@@ -585,11 +586,14 @@ impl<'a> System<'a> {
             if self.is_for_test {
                 service.end_with_test();
             }
+            endpoints = match (endpoints, service.endpoints()) {
+                (Some(others), Some(own)) => Some(others.and(own)),
+                (others, own) => others.or(own),
+            };
         }
         // All locks are taken in one call, which sorts them. So two tests cannot wait for each
         // other.
-        let endpoints = new.iter().filter_map(|(_, service)| service.borrow().endpoints());
-        if let Some(endpoints) = endpoints.reduce(Endpoints::and) {
+        if let Some(endpoints) = endpoints {
             *at = new[0].0;
             let lock = endpoints.queue()?;
             for (_, service) in &new {

@@ -142,7 +142,8 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    /// A clone. Every crate that calls a derived `clone` compiles it again; this one, only the core.
+    /// A clone that only the core compiles. Each crate that calls a derived `clone` compiles it
+    /// again.
     fn copied(&self) -> Spec {
         self.clone()
     }

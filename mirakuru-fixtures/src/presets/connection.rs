@@ -43,6 +43,30 @@ impl Connection {
     }
 }
 
+/// Reads up to `most` bytes. The buffer takes only as much memory as the data that really comes.
+pub(super) fn read(from: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 8192]);
+    while bytes.len() < most {
+        let room = buffer.len().min(most - bytes.len());
+        match from.read(&mut buffer[..room]) {
+            Ok(0) => break,
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Reads this number of bytes.
+pub(super) fn read_exactly(from: &mut impl Read, count: usize) -> io::Result<Vec<u8>> {
+    let bytes = read(from, count)?;
+    match bytes.len() == count {
+        true => Ok(bytes),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
 /// A connection to a server: over a Unix socket if mirakuru started the server, otherwise over TCP.
 pub(super) enum Stream {
     Unix(UnixStream),

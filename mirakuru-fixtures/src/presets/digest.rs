@@ -14,17 +14,11 @@ fn blocks(message: &[u8], word: fn([u8; 4]) -> u32, length: [u8; 8]) -> Vec<[u32
     }
     let end = bytes.len() - 8;
     bytes[end..].copy_from_slice(&length);
-    let words = |block: &[u8]| {
-        std::array::from_fn(|at| {
-            word([
-                block[4 * at],
-                block[4 * at + 1],
-                block[4 * at + 2],
-                block[4 * at + 3],
-            ])
-        })
-    };
-    bytes.chunks(64).map(words).collect()
+    let mut blocks = vec![[0; 16]; bytes.len() / 64];
+    for (at, part) in bytes.chunks(4).enumerate() {
+        blocks[at / 16][at % 16] = word([part[0], part[1], part[2], part[3]]);
+    }
+    blocks
 }
 
 fn bits(message: &[u8]) -> u64 {
@@ -98,11 +92,16 @@ pub(super) fn sha1(message: &[u8]) -> [u8; 20] {
 /// Computes the roots of the first `count` primes, and returns the first 32 bits of their
 /// fractional parts.
 fn roots(count: usize, root: fn(f64) -> f64) -> Vec<u32> {
-    let is_prime = |number: &u32| (2..*number).all(|divisor| number % divisor != 0);
-    let primes = (2..).filter(is_prime).take(count);
-    primes
-        .map(|prime| (root(f64::from(prime)).fract() * 4_294_967_296.0) as u32)
-        .collect()
+    let (mut roots, mut primes) = (Vec::new(), Vec::new());
+    let mut number: u32 = 2;
+    while roots.len() < count {
+        if primes.iter().all(|prime| number % prime != 0) {
+            primes.push(number);
+            roots.push((root(f64::from(number)).fract() * 4_294_967_296.0) as u32);
+        }
+        number += 1;
+    }
+    roots
 }
 
 /// SHA-256. The constants are computed once, because one login hashes thousands of times.
@@ -193,7 +192,11 @@ pub(super) fn xor<const N: usize>(mut one: [u8; N], other: [u8; N]) -> [u8; N] {
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in bytes {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
 }
 
 pub(super) fn to_base64(bytes: impl AsRef<[u8]>) -> String {

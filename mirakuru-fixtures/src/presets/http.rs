@@ -1,11 +1,11 @@
 //! A minimal HTTP client, for servers that are administered over HTTP.
 
-use std::io::{self, Read};
+use std::io;
 
-use super::connection::Connection;
+use super::connection::{self, Connection};
 
 /// Maximum size of an answer in bytes. The rest is cut off.
-const LONGEST: u64 = 64 << 20;
+const LONGEST: usize = 64 << 20;
 
 /// Sends a request, and closes the connection. Returns the status and the body of the answer.
 pub(super) fn request(
@@ -22,8 +22,7 @@ pub(super) fn request(
         body.len()
     );
     connection.send((head + body).as_bytes())?;
-    let mut answer = Vec::new();
-    connection.0.take(LONGEST).read_to_end(&mut answer)?;
+    let answer = connection::read(&mut connection.0, LONGEST)?;
     let answer = String::from_utf8_lossy(&answer);
     let parts = answer.split_once("\r\n\r\n");
     let status = |head: &str| head.split(' ').nth(1)?.parse().ok();

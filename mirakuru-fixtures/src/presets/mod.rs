@@ -131,6 +131,12 @@ fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)
 }
 
+/// Adds a text to a list in alphabetical order.
+fn insert(list: &mut Vec<String>, text: String) {
+    let at = list.partition_point(|known| *known < text);
+    list.insert(at, text);
+}
+
 /// Encodes a text for a URL: everything except for letters, digits and `-._~` becomes `%XX`.
 fn percent_encoded(text: &str) -> String {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC

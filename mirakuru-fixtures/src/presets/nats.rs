@@ -167,15 +167,14 @@ impl NatsRecipe {
         } else {
             ""
         };
-        let users = (0..accounts).map(user).chain([EVERYBODY.to_owned()]);
+        let account = |user: &str| {
+            format!("  {user} {{ users: [{{ user: {user}, password: \"{password}\" }}]{jetstream} }}\n")
+        };
         let mut text = "accounts {\n".to_owned();
-        for user in users {
-            text.push_str(&format!(
-                "  {user} {{ users: [{{ user: {user}, password: \"{password}\" }}]{jetstream} }}\n"
-            ));
+        for number in 0..accounts {
+            text.push_str(&account(&user(number)));
         }
-        text.push_str("}\n");
-        text
+        text + &account(EVERYBODY) + "}\n"
     }
 }
 
@@ -216,10 +215,13 @@ impl Recipe for NatsRecipe {
             // SIGINT and SIGTERM both shut the server down cleanly, but after SIGTERM it exits with
             // 1.
             .stop_signal(Signal::Int)
-            .wait_for(self.options.answers_in("answered PING", |question| {
-                let (password, _) = credentials(question.dir)?;
-                log_in(&mut question.connect()?, EVERYBODY, &password).map(|_| true)
-            })))
+            .wait_for(self.options.answers_in(
+                "answered PING",
+                Box::new(|question| {
+                    let (password, _) = credentials(question.dir)?;
+                    log_in(&mut question.connect()?, EVERYBODY, &password).map(|_| true)
+                }),
+            )))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
@@ -592,8 +594,11 @@ fn json_string(rest: &mut std::str::Chars<'_>) -> Option<String> {
             '\\' => match rest.next()? {
                 // Go encodes `&` and `<` as `\u` escapes.
                 'u' => {
-                    let code: String = rest.by_ref().take(4).collect();
-                    text.push(char::from_u32(u32::from_str_radix(&code, 16).ok()?)?);
+                    let mut code = 0;
+                    for _ in 0..4 {
+                        code = code * 16 + rest.next()?.to_digit(16)?;
+                    }
+                    text.push(char::from_u32(code)?);
                 }
                 plain @ ('"' | '\\' | '/') => text.push(plain),
                 _ => return None,

@@ -1,7 +1,7 @@
 //! RabbitMQ, a message broker.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::server::{
     AsRoot, Options, Server, handle, new_password, options, password, unique_name, write_password,
     write_secret,
 };
-use super::{Answers, expect, failed, percent_encoded};
+use super::{Answers, expect, failed, insert, percent_encoded};
 use crate::Recipe;
 use crate::cache::private_dir;
 
@@ -144,13 +144,15 @@ impl RabbitmqRecipe {
     }
 
     fn script(&self) -> Option<PathBuf> {
-        let usual = || SCRIPTS.iter().map(PathBuf::from).find(|path| path.is_file());
-        self.options
-            .program
-            .clone()
-            .or_else(|| SERVER.chosen())
-            .or_else(usual)
-            .or_else(|| SERVER.find())
+        if let Some(program) = self.options.program.clone().or_else(|| SERVER.chosen()) {
+            return Some(program);
+        }
+        for script in SCRIPTS {
+            if Path::new(script).is_file() {
+                return Some(script.into());
+            }
+        }
+        SERVER.find()
     }
 
     /// Finds the plugins that the server and the recipe need.
@@ -199,9 +201,12 @@ impl Plugins {
         let mut open = vec!["rabbit".to_owned()];
         for name in asked {
             if self.path(name).is_none() {
-                let known = self.0.iter().map(|(name, _)| name.as_str());
-                let mut known: Vec<&str> = known.filter(|name| name.starts_with("rabbitmq_")).collect();
-                known.sort();
+                let mut known = Vec::new();
+                for (name, _) in &self.0 {
+                    if name.starts_with("rabbitmq_") {
+                        insert(&mut known, name.clone());
+                    }
+                }
                 return Err(Error::other(
                     format!("enable the plugin {name} of RabbitMQ"),
                     format!("it is not installed; installed are {}", known.join(", ")),
@@ -234,9 +239,11 @@ fn applications(app: &str) -> Vec<String> {
         .split_once("{applications")
         .and_then(|(_, rest)| Some(rest.split_once('[')?.1.split_once(']')?.0));
     let names = list.unwrap_or_default().split(',');
-    names
-        .map(|name| name.trim().trim_matches('\'').to_owned())
-        .collect()
+    let mut applications = Vec::new();
+    for name in names {
+        applications.push(name.trim().trim_matches('\'').to_owned());
+    }
+    applications
 }
 
 // Keeps this type out of the compiler's list of types that implement `Recipe`.
@@ -320,11 +327,14 @@ impl Recipe for RabbitmqRecipe {
             // Erlang prints this line first, and then a long report about the error.
             .fail_on("^Error during startup:")
             .fail_on("eaddrinuse")
-            .wait_for(options.answers_in("answered as AMQP 0-9-1", |question| {
-                // A connection that closes without a login leaves a warning in the log. So ask the
-                // program in `CLERK` first, which answers only at the end of the boot.
-                Ok(ask(question.dir, "ping", ANSWER_WITHIN).is_ok() && speaks_amqp(question.connect()?)?)
-            })))
+            .wait_for(options.answers_in(
+                "answered as AMQP 0-9-1",
+                Box::new(|question| {
+                    // A connection that closes without a login leaves a warning in the log. So ask
+                    // the program in `CLERK` first, which answers only at the end of the boot.
+                    Ok(ask(question.dir, "ping", ANSWER_WITHIN).is_ok() && speaks_amqp(question.connect()?)?)
+                }),
+            )))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
@@ -389,9 +399,11 @@ fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
     socket.set_read_timeout(Some(within))?;
     socket.set_write_timeout(Some(within))?;
     socket.write_all(format!("{request}\n").as_bytes())?;
-    let mut answer = String::new();
-    BufReader::new(socket).read_line(&mut answer)?;
-    match answer.trim_end() {
+    let (mut answer, mut byte) = (Vec::new(), [0]);
+    while socket.read(&mut byte)? == 1 && byte != *b"\n" {
+        answer.push(byte[0]);
+    }
+    match String::from_utf8_lossy(&answer).trim_end() {
         "ok" => Ok(()),
         "" => Err(io::ErrorKind::UnexpectedEof.into()),
         answer => Err(io::Error::other(answer.to_owned())),

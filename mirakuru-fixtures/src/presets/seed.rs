@@ -59,11 +59,11 @@ impl Seed {
 
 /// A text that identifies the seeds and their order.
 pub(super) fn digest(seeds: &[Seed]) -> String {
-    let keys: Vec<String> = seeds
-        .iter()
-        .map(|seed| format!("{} {}", seed.key.len(), seed.key))
-        .collect();
-    format!("{:016x}", hash(0, &keys.join("\n")))
+    let mut keys = String::new();
+    for seed in seeds {
+        keys.push_str(&format!("{} {}\n", seed.key.len(), seed.key));
+    }
+    format!("{:016x}", hash(0, &keys))
 }
 
 /// Makes a key from the files in a directory and its subdirectories. The key changes if a file is
@@ -84,8 +84,11 @@ pub fn hash_of_dir(path: impl AsRef<Path>) -> io::Result<String> {
     let mut text = Vec::new();
     add_dir(path.as_ref(), Path::new(""), &mut text)?;
     // The hash takes a text, so each byte becomes a character.
-    let text: String = text.into_iter().map(char::from).collect();
-    Ok(format!("{:016x}", hash(0, &text)))
+    let mut characters = String::new();
+    for byte in text {
+        characters.push(char::from(byte));
+    }
+    Ok(format!("{:016x}", hash(0, &characters)))
 }
 
 fn add_dir(root: &Path, below: &Path, text: &mut Vec<u8>) -> io::Result<()> {

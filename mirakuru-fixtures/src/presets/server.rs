@@ -1,7 +1,7 @@
 //! Code that all presets share: facts about a server's program ([`Server`]), settings of recipes
 //! ([`Options`]), and macros for recipes and handles.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -92,8 +92,10 @@ impl Server {
     /// The program in the preset's variable, such as `MIRAKURU_REDIS_PROGRAM`, or else an installed
     /// one.
     pub(crate) fn find(&self) -> Option<PathBuf> {
-        let found = || self.programs.iter().find_map(|program| find_program(program));
-        self.chosen().or_else(found)
+        match self.chosen() {
+            Some(chosen) => Some(chosen),
+            None => find_one(self.programs),
+        }
     }
 
     /// Whether the server misreads or refuses this character in the path of its directory.
@@ -200,6 +202,16 @@ impl Server {
     }
 }
 
+/// The first of these programs that is installed.
+pub(super) fn find_one(programs: &[&str]) -> Option<PathBuf> {
+    for program in programs {
+        if let Some(path) = find_program(program) {
+            return Some(path);
+        }
+    }
+    None
+}
+
 /// Whether two paths lead to the same file, also through symbolic links.
 fn is_same(a: &Path, b: &Path) -> bool {
     a == b || fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b))
@@ -222,12 +234,14 @@ pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
 pub(super) fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        let is_known = NOT_INHERITED.iter().any(|known| match known.strip_suffix('*') {
-            Some(prefix) => text.starts_with(prefix),
-            None => text == *known,
-        });
-        if is_known {
-            command.env_remove(&name);
+        for known in NOT_INHERITED {
+            let is_it = match known.strip_suffix('*') {
+                Some(prefix) => text.starts_with(prefix),
+                None => text == known,
+            };
+            if is_it {
+                command.env_remove(&name);
+            }
         }
     }
     command.env("TZ", "UTC").env("LC_ALL", "C.UTF-8");
@@ -256,6 +270,14 @@ impl Options {
         server: &Server,
         args: &[impl AsRef<OsStr>],
     ) -> Result<ExecutorBuilder<NoWait>, Error> {
+        let mut list = Vec::new();
+        for arg in args {
+            list.push(arg.as_ref().to_owned());
+        }
+        self.recipe_with(server, list)
+    }
+
+    fn recipe_with(&self, server: &Server, args: Vec<OsString>) -> Result<ExecutorBuilder<NoWait>, Error> {
         let found = self.program.clone().or_else(|| server.find());
         let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
         let is_there = program.is_file();
@@ -348,14 +370,14 @@ impl Options {
         sentence: &str,
         ask: impl Fn(Connection) -> io::Result<bool> + Send + Sync + 'static,
     ) -> Answers {
-        self.answers_in(sentence, move |probe| ask(probe.connect()?))
+        self.answers_in(sentence, Box::new(move |question| ask(question.connect()?)))
     }
 
     /// Like [`answers`](Options::answers), for a check that needs the private directory.
     pub(crate) fn answers_in(
         &self,
         sentence: &str,
-        ask: impl Fn(Question<'_>) -> io::Result<bool> + Send + Sync + 'static,
+        ask: Box<dyn Fn(Question<'_>) -> io::Result<bool> + Send + Sync>,
     ) -> Answers {
         let fixed = self.port;
         let check = Check::new(sentence, move |cx: &Probe<'_>| {
@@ -413,7 +435,12 @@ pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
 pub(super) fn reason(stderr: &str, all: &str) -> Option<String> {
     const TAIL: usize = 20;
     let text = if stderr.trim().is_empty() { all } else { stderr };
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if !line.trim().is_empty() {
+            lines.push(line);
+        }
+    }
     (!lines.is_empty()).then(|| lines[lines.len().saturating_sub(TAIL)..].join("\n"))
 }
 

@@ -16,8 +16,8 @@ use super::connection::{ANSWER_WITHIN, TIDY_WITHIN, tidied};
 use super::external::External;
 use super::seed::{self, Seed};
 use super::server::{
-    AsRoot, Options, Server, clean, clean_program, flags, handle, is_shim, last_lines, new_password, options,
-    password, reason, unique_name, write_password, write_secret,
+    AsRoot, Options, Server, clean, clean_program, find_one, flags, handle, is_shim, last_lines,
+    new_password, options, password, reason, unique_name, write_password, write_secret,
 };
 use super::sql::{self, Dialect, Script};
 use super::{Answers, expect, failed};
@@ -485,12 +485,7 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
             }
         }
     }
-    for program in programs {
-        if let Some(path) = find_program(program) {
-            return path;
-        }
-    }
-    programs.first().copied().unwrap_or_default().into()
+    find_one(programs).unwrap_or_else(|| programs.first().copied().unwrap_or_default().into())
 }
 
 // ---- the handle ---------------------------------------------------------------------------------

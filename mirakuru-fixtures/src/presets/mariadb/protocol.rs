@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::OURS;
-use crate::presets::connection::{Connection, Stream};
+use crate::presets::connection::{Connection, Stream, read_exactly};
 use crate::presets::digest::{Sha256, sha1, xor};
 use crate::presets::external::External;
 
@@ -184,12 +184,8 @@ fn proof(plugin: &str, password: &str, salt: &[u8]) -> Option<Vec<u8>> {
 fn read_packet(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let mut head = [0; 4];
     stream.read_exact(&mut head)?;
-    let length = u64::from(u32::from_le_bytes([head[0], head[1], head[2], 0]));
-    let mut packet = Vec::new();
-    if stream.take(length).read_to_end(&mut packet)? as u64 != length {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok((head[3], packet))
+    let length = u32::from_le_bytes([head[0], head[1], head[2], 0]);
+    Ok((head[3], read_exactly(stream, length as usize)?))
 }
 
 /// Decodes an error packet: a number, optionally `#` and a five-letter state, and a text.

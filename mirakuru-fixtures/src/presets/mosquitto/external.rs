@@ -142,8 +142,8 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     let begin = format!("{BEGIN}{owner}_");
     let until = Instant::now() + Duration::from_secs(5);
     loop {
-        let topics = retained(external)?;
-        let ours: Vec<&String> = topics.iter().filter(|topic| topic.starts_with(&begin)).collect();
+        let mut ours = retained(external)?;
+        ours.retain(|topic| topic.starts_with(&begin));
         // A broker limits how many retained messages it sends at once, so repeat until none is
         // left.
         if ours.is_empty() {
@@ -155,7 +155,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
         let mut connection = connect(external)?;
         for topic in ours {
             // An empty message removes a retained message.
-            let body = [&text(topic)[..], &[0, 1]].concat();
+            let body = [&text(&topic)[..], &[0, 1]].concat();
             send(&mut connection, PUBLISH_AT_LEAST_ONCE | RETAINED, &body)?;
             while receive(&mut connection)?.0 != PUBACK {}
         }

@@ -12,8 +12,8 @@ use mirakuru_core::{Error, Executor, NoWait, Signal};
 
 use super::{SERVER, USER};
 use crate::cache::{copy_tree, fill};
-use crate::presets::failed;
 use crate::presets::server::{clean_program, is_shim, last_lines};
+use crate::presets::{failed, insert};
 
 /// Time limit for `initdb`, enough for a slow disk and a busy machine.
 const INITDB_WITHIN: Duration = Duration::from_secs(300);
@@ -30,37 +30,32 @@ const PLACES: [(&str, &str); 5] = [
 
 /// Finds the server of this major version.
 pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
-    let mut places = PLACES
-        .iter()
-        .map(|(before, after)| PathBuf::from(format!("{before}{major}{after}/postgres")));
-    if let Some(found) = places.find(|path| path.is_file()) {
-        return Ok(found);
+    for (before, after) in PLACES {
+        let path = PathBuf::from(format!("{before}{major}{after}/postgres"));
+        if path.is_file() {
+            return Ok(path);
+        }
     }
     // Checks only `postgres`, because the other programs beside it have the same version.
     let on_path = find_program("postgres").filter(|path| {
         let output = std::process::Command::new(path).arg("--version").output();
         // For example "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)" or "postgres
         // (PostgreSQL) 18beta1".
-        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-        text.ok()
-            .and_then(|text| {
-                let number = text
-                    .split_whitespace()
-                    .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-                let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
-                digits.parse::<u32>().ok()
-            })
-            .is_some_and(|found| found == major)
+        let text = output.map_or_else(|_| Vec::new(), |output| output.stdout);
+        let text = String::from_utf8_lossy(&text);
+        let number = text.trim_start_matches(|c: char| !c.is_ascii_digit());
+        let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+        number[..end].parse() == Ok(major)
     });
     on_path.ok_or_else(|| {
-        let installed = fs::read_dir("/usr/lib/postgresql")
+        let mut installed = Vec::new();
+        for entry in fs::read_dir("/usr/lib/postgresql")
             .into_iter()
             .flatten()
-            .flatten();
-        let mut installed: Vec<String> = installed
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        installed.sort();
+            .flatten()
+        {
+            insert(&mut installed, entry.file_name().to_string_lossy().into_owned());
+        }
         let reason = match installed.is_empty() {
             true => "it is not installed".to_owned(),
             false => format!("it is not installed; installed are {}", installed.join(", ")),

@@ -502,8 +502,9 @@ impl Recipe for PostgresRecipe {
         if !self.initdb.is_empty() {
             recipe = recipe.env("MIRAKURU_INITDB", self.initdb.join(" "));
         }
-        Ok(
-            recipe.wait_for(options.answers_in("it took a client", move |question| {
+        Ok(recipe.wait_for(options.answers_in(
+            "it took a client",
+            Box::new(move |question| {
                 // A client that connects too early leaves an error in the log, so check the pid
                 // file first.
                 if !is_ready(question.dir) {
@@ -519,8 +520,8 @@ impl Recipe for PostgresRecipe {
                     return Ok(client.query("SELECT status FROM pg_stat_wal_receiver")? == ["streaming"]);
                 }
                 Ok(taken)
-            })),
-        )
+            }),
+        )))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use mirakuru_core::Executor;
 
 use super::{COMMON, SHARED, TEMPLATE, USER};
 use crate::presets::Answers;
-use crate::presets::connection::{Connection, Stream};
+use crate::presets::connection::{Connection, Stream, read_exactly};
 use crate::presets::digest::{Sha256, from_base64, hex, md5, to_base64, xor};
 use crate::presets::external::External;
 
@@ -311,13 +311,7 @@ fn read_message(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let mut head = [0; 5];
     stream.read_exact(&mut head)?;
     let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
-    let mut body = Vec::new();
-    let expected = u64::from(size.saturating_sub(4));
-    // `read_to_end` allocates only for bytes that arrive, even if the size is wrong.
-    if stream.take(expected).read_to_end(&mut body)? as u64 != expected {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok((head[0], body))
+    Ok((head[0], read_exactly(stream, size.saturating_sub(4) as usize)?))
 }
 
 /// Whether the server accepts a login. During its start, the server accepts connections but refuses
@@ -358,8 +352,13 @@ impl Fields<'_> {
         let mut text = format!("{severity}: {}", self.get(b'M').unwrap_or_default());
         let position = self.get(b'P').and_then(|position| position.parse::<usize>().ok());
         if let Some(position) = position.filter(|_| sql.contains('\n')) {
-            let before = sql.chars().take(position.saturating_sub(1));
-            text = format!("line {}: {text}", before.filter(|c| *c == '\n').count() + 1);
+            let mut line = 1;
+            for (at, c) in sql.chars().enumerate() {
+                if at + 1 < position && c == '\n' {
+                    line += 1;
+                }
+            }
+            text = format!("line {line}: {text}");
         }
         for (letter, name) in [(b'D', "DETAIL"), (b'H', "HINT"), (b'W', "CONTEXT")] {
             if let Some(value) = self.get(letter) {

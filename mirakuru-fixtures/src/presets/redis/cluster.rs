@@ -35,11 +35,14 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new(node: &Node, masters: usize) -> Place {
-        let ports = node.nodes().map(|node| (node.port(), node.port_named("bus")));
+        let mut ports = Vec::new();
+        for node in node.nodes() {
+            ports.push((node.port(), node.port_named("bus")));
+        }
         Place {
             node: node.clone(),
             masters,
-            ports: ports.collect(),
+            ports,
         }
     }
 
@@ -47,8 +50,9 @@ impl Place {
     /// of the private directories, so no other cluster has the same ids.
     pub(super) fn nodes_conf(&self) -> String {
         let masters = self.masters;
-        let dirs: Vec<_> = self.node.nodes().map(|node| node.dir()).collect();
-        let phantom = |index: usize| id(PHANTOM, index, &dirs[0]);
+        let mut nodes = self.node.nodes();
+        let first = nodes.next().map(|node| node.dir()).unwrap_or_default();
+        let phantom = |index: usize| id(PHANTOM, index, &first);
         let mut text = String::new();
         for index in 0..masters {
             let (from, to) = (index * SLOTS / masters, (index + 1) * SLOTS / masters - 1);
@@ -57,8 +61,10 @@ impl Place {
                 "{id} 127.0.0.1:1@1 master - 0 0 {epoch} connected {from}-{to}\n"
             ));
         }
-        for (index, (dir, (port, bus))) in dirs.iter().zip(&self.ports).enumerate() {
-            let id = id(if index < masters { MASTER } else { REPLICA }, index, dir);
+        for node in self.node.nodes() {
+            let index = node.index();
+            let (port, bus) = self.ports[index];
+            let id = id(if index < masters { MASTER } else { REPLICA }, index, &node.dir());
             let flags = match index == self.node.index() {
                 true => "myself,slave",
                 false => "slave",
@@ -132,27 +138,38 @@ fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<b
     if own.split(' ').nth(3).is_none_or(is_phantom) {
         return Ok(false);
     }
-    let others = view.lines().filter(|line| *line != own && !is_phantom(line));
-    for place in others.filter_map(|line| line.split([' ', ',']).nth(1)) {
+    for line in view.lines() {
+        let place = line.split([' ', ',']).nth(1);
+        let Some(place) = place.filter(|_| line != own && !is_phantom(line)) else {
+            continue;
+        };
         // The format is `IP:PORT@BUS`.
-        let parts: Vec<&str> = place.split([':', '@']).collect();
-        ask(connection, &[&["CLUSTER", "MEET"], &parts[..]].concat())?;
+        let mut words = vec!["CLUSTER", "MEET"];
+        for word in place.split([':', '@']) {
+            words.push(word);
+        }
+        ask(connection, &words)?;
     }
     Ok(true)
 }
 
 /// Whether `masters` masters have slots, and no phantom has slots or replicas.
 fn knows_masters(view: &str, masters: usize) -> bool {
-    let nodes = || view.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    // Fields: id, address, flags, master, ping, pong, epoch, link, slots.
-    let has_slots = |node: &[&str]| node.len() > 8;
-    let is_over = |node: Vec<&str>| match node[..] {
-        [id, ..] if is_phantom(id) => !has_slots(&node),
-        [_, _, _, master, ..] => !is_phantom(master),
-        _ => true,
-    };
-    let real = nodes().filter(|node| has_slots(node) && node[2].contains("master"));
-    nodes().all(is_over) && real.count() == masters
+    let mut real = 0;
+    for line in view.lines() {
+        // Fields: id, address, flags, master, ping, pong, epoch, link, slots.
+        let field = |at: usize| line.split(' ').nth(at).unwrap_or_default();
+        let has_slots = !field(8).is_empty();
+        match is_phantom(line) {
+            true if has_slots => return false,
+            false if is_phantom(field(3)) => return false,
+            _ => {}
+        }
+        if has_slots && field(2).contains("master") {
+            real += 1;
+        }
+    }
+    real == masters
 }
 
 /// Forgets the phantoms. Returns whether the node has all slots and knows all nodes. A replica must

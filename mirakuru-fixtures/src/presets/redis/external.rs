@@ -228,9 +228,10 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
         let random = random_id()?;
         // The search begins at a random number, so that a client that outlives its lease seldom
         // meets the next holder.
-        let first = random
-            .bytes()
-            .fold(0, |sum: u32, byte| sum * 31 % 65_521 + u32::from(byte));
+        let mut first = 0;
+        for byte in random.bytes() {
+            first = first * 31 % 65_521 + u32::from(byte);
+        }
         let first = first.to_string();
         let end = format!("{owner} {} {random}", Owner::this_process());
         let silent = server_time(&mut connection)?
@@ -239,9 +240,15 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
         let kept = kept(&mut connection, external)?;
         let count = kept.len().to_string();
         let tokens = all_tokens(&mut connection)?;
-        let ended = tokens.iter().filter(|token| Token::has_ended(token));
         let mut words: Vec<&str> = vec!["EVAL", LEASE, "0", &first, &end, &silent, &count];
-        words.extend(kept.iter().chain(ended).map(String::as_str));
+        for number in &kept {
+            words.push(number);
+        }
+        for token in &tokens {
+            if Token::has_ended(token) {
+                words.push(token);
+            }
+        }
         let answer = bulk(&mut connection, &words)?;
         let answer = answer.trim_end();
         if let Some(token) = Token::parse(answer) {

@@ -250,16 +250,10 @@ impl Recipe for RedisRecipe {
         }
         let mut args = vec!["{dir}/redis.conf"];
         // In the configuration file, special characters of a path would need escapes.
-        for (directive, path) in [("dir", "{dir}"), ("unixsocket", "{dir}/socket")] {
-            if self.options.setting(directive).is_none() {
-                args.extend([
-                    if directive == "dir" {
-                        "--dir"
-                    } else {
-                        "--unixsocket"
-                    },
-                    path,
-                ]);
+        for (option, path) in [("--dir", "{dir}"), ("--unixsocket", "{dir}/socket")] {
+            if self.options.setting(&option[2..]).is_none() {
+                args.push(option);
+                args.push(path);
             }
         }
         let password = self.options.setting("requirepass").map(str::to_owned);
@@ -549,9 +543,14 @@ fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> 
         Err(e) => return Err(e),
     };
     let db = format!("db={number}");
-    let ours = text.lines().filter(|line| line.split(' ').any(|word| word == db));
-    let ids = ours.filter_map(|line| line.split(' ').next()?.strip_prefix("id="));
-    Ok(ids.map(str::to_owned).collect())
+    let mut ids = Vec::new();
+    for line in text.lines() {
+        let id = line.split(' ').next().and_then(|first| first.strip_prefix("id="));
+        if let Some(id) = id.filter(|_| line.split(' ').any(|word| word == db)) {
+            ids.push(id.to_owned());
+        }
+    }
+    Ok(ids)
 }
 
 impl Drop for RedisDatabase {
@@ -565,11 +564,11 @@ impl Drop for RedisDatabase {
 }
 
 fn authenticate(connection: &mut Connection, user: Option<&str>, password: Option<&str>) -> io::Result<()> {
-    if let Some(password) = password {
-        let words: Vec<&str> = ["AUTH"].into_iter().chain(user).chain([password]).collect();
-        ask(connection, &words)?;
+    match (user, password) {
+        (_, None) => Ok(()),
+        (None, Some(password)) => ask(connection, &["AUTH", password]).map(drop),
+        (Some(user), Some(password)) => ask(connection, &["AUTH", user, password]).map(drop),
     }
-    Ok(())
 }
 
 /// Sends a command in Redis' own protocol, and returns the first line of the answer. A line that
