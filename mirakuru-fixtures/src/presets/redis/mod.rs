@@ -213,7 +213,7 @@ impl RedisRecipe {
             text.push_str(&line(name, value));
         }
         if let Some(master) = self.master {
-            // mirakuru finds the master's port in this text, and ends the replica before the master.
+            // With the master's port in this text, mirakuru ends the replica before the master.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
         if let Some(place) = &self.place {
