@@ -340,7 +340,7 @@ fn stream() -> impl Strategy<Value = Stream> {
 }
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    // These bytes often make line feeds and incomplete characters.
+    // Make line feeds and incomplete characters frequent.
     let byte = prop_oneof![
         3 => Just(b'\n'),
         6 => b'a'..=b'e',

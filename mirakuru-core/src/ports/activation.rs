@@ -97,7 +97,7 @@ fn is_of_a_name(c: char) -> bool {
 fn check_name(name: &str) -> Result<(), &'static str> {
     match name.len() {
         1..=255 if name.chars().all(is_of_a_name) => Ok(()),
-        _ => Err("a socket's name has 1 to 255 visible ASCII characters, and no colon among them"),
+        _ => Err("a socket's name must have 1 to 255 visible ASCII characters and no colon"),
     }
 }
 
