@@ -212,7 +212,7 @@ impl Reader {
             .iter()
             .rposition(|process| process.pid == pid)?;
         let mut ends = at;
-        // These events also have the end of their piece.
+        // The next field of these events is the end of their piece.
         if matches!(kind, "W" | "A" | "V" | "X") {
             ends = fields.next()?.parse().ok()?;
         }

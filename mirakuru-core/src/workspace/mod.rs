@@ -164,7 +164,7 @@ impl Bin {
         self.known.map(PathBuf::from).filter(|path| path.is_file())
     }
 
-    /// The name as the attribute has it.
+    /// The name, with the package if the user gave one.
     fn shown(&self) -> String {
         match &self.package {
             Some(package) => format!("{package}:{}", self.name),
