@@ -443,8 +443,11 @@ pub(crate) fn fixed_port() -> u16 {
     let (first, _) = FIRST.get_or_init(|| {
         let begin = std::process::id() as u16 % 25;
         let windows = (0..25).map(|n| 20_000 + (begin + n) % 25 * WINDOW);
-        let claim = |first| Some((first, TcpListener::bind(("127.0.0.1", first + WINDOW - 1)).ok()?));
-        windows.filter_map(claim).next().expect("a free window of ports")
+        let reserve = |first| Some((first, TcpListener::bind(("127.0.0.1", first + WINDOW - 1)).ok()?));
+        windows
+            .filter_map(reserve)
+            .next()
+            .expect("a free window of ports")
     });
     loop {
         let n = NEXT.fetch_add(1, Ordering::SeqCst);
