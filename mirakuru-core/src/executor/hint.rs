@@ -80,7 +80,9 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut candidates = symptoms.addrs.to_vec();
     for line in symptoms.tail.iter().filter(|line| says_in_use(line)) {
-        candidates.extend(ports_in(line).into_iter().map(loopback));
+        for port in ports_in(line) {
+            candidates.push(loopback(port));
+        }
     }
     for addr in candidates.iter().copied() {
         let Some(holder) = holder::listener_beside(addr, symptoms.root) else {
@@ -95,7 +97,9 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
             "{text}\n{remedy}, or let a free port be chosen with `{{port}}`"
         ));
     }
-    candidates.extend(symptoms.chosen.iter().copied().map(loopback));
+    for port in &symptoms.chosen {
+        candidates.push(loopback(*port));
+    }
     candidates.into_iter().find_map(time_wait::hint)
 }
 

@@ -100,8 +100,13 @@ pub(super) fn dependents_among(services: &[&Path]) -> Vec<Vec<usize>> {
     let mut all = Vec::new();
     for service in services {
         let found = find(service).map_or_else(Vec::new, |service| dependents(&known, service.number));
-        let is_found = |at: &usize| find(services[*at]).is_some_and(|other| found.contains(&other.number));
-        all.push((0..services.len()).filter(is_found).collect());
+        let mut places = Vec::new();
+        for (at, other) in services.iter().enumerate() {
+            if find(other).is_some_and(|other| found.contains(&other.number)) {
+                places.push(at);
+            }
+        }
+        all.push(places);
     }
     all
 }

@@ -590,8 +590,10 @@ impl Owned<'_> {
     pub(super) fn find_needs(&self) -> Vec<PathBuf> {
         // Applies the changes first, because a later change of a variable replaces an earlier one.
         let environment = environment(BTreeMap::new(), &self.core.env, "");
-        let words = self.core.argv.iter().chain(environment.values());
-        let mut texts: Vec<&[u8]> = words.map(|word| word.as_bytes()).collect();
+        let mut texts: Vec<&[u8]> = Vec::new();
+        for word in self.core.argv.iter().chain(environment.values()) {
+            texts.push(word.as_bytes());
+        }
         for (_, text) in &self.own.files {
             texts.push(text);
         }

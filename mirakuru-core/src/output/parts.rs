@@ -95,9 +95,16 @@ impl View {
             };
             let dir = self.parts[0].0.paths[0].parent().unwrap_or(Path::new("."));
             // The next part may have been removed already. Take the oldest later part that is left.
-            let found = [1, 2, 3].into_iter().filter_map(|name| Part::open(dir, name));
-            let found = found.filter(|part| part.number >= next);
-            let Some(found) = found.min_by_key(|part| part.number) else {
+            let mut found: Option<Part> = None;
+            for name in 1..=3 {
+                let limit = found.as_ref().map_or(u32::MAX, |part| part.number);
+                if let Some(part) = Part::open(dir, name) {
+                    if (next..limit).contains(&part.number) {
+                        found = Some(part);
+                    }
+                }
+            }
+            let Some(found) = found else {
                 // There is no later part, because all parts have been removed.
                 self.earlier_length = self.end().log;
                 return Ok(());
@@ -184,7 +191,8 @@ impl Part {
         let log = File::open(&paths[0]).ok()?;
         let mut head = [0; 2 * log_record::SIZE];
         index.read_exact_at(&mut head, 0).ok()?;
-        let [first, second] = [0, 1].map(|n| Record::decode(&head[n * log_record::SIZE..]));
+        let first = Record::decode(&head);
+        let second = Record::decode(&head[log_record::SIZE..]);
         let begin = Place {
             log: first.as_part()?,
             index: second.time,

@@ -324,10 +324,11 @@ impl Probe<'_> {
                 continue;
             };
             // Limit the number of entries, because a directory such as `/tmp` may have thousands.
-            let mut paths = entries.take(1000).flatten().map(|entry| entry.path());
-            let found = paths.find(|path| path != awaited && is_new(path) && is_kind(path));
-            if found.is_some() {
-                return found;
+            for entry in entries.take(1000).flatten() {
+                let path = entry.path();
+                if path != awaited && is_new(&path) && is_kind(&path) {
+                    return Some(path);
+                }
             }
         }
         None

@@ -204,7 +204,7 @@ impl Spec {
     /// The words of the command that a shell would replace by file names.
     pub(crate) fn globs(&self) -> Vec<String> {
         match &self.command.words {
-            Words::Line(line) if !self.shell => globs(line).collect(),
+            Words::Line(line) if !self.shell => globs(line),
             _ => Vec::new(),
         }
     }

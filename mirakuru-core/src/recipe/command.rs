@@ -495,11 +495,14 @@ pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
 }
 
 /// The words of a command line that a shell would replace by file names.
-pub(crate) fn globs(line: &str) -> impl Iterator<Item = String> {
-    let words: Vec<String> = unquoted(line).split_whitespace().map(str::to_owned).collect();
-    words
-        .into_iter()
-        .filter(|word| word.len() > 1 && word.contains(['*', '?', '[']))
+pub(crate) fn globs(line: &str) -> Vec<String> {
+    let mut globs = Vec::new();
+    for word in unquoted(line).split_whitespace() {
+        if word.len() > 1 && word.contains(['*', '?', '[']) {
+            globs.push(word.to_owned());
+        }
+    }
+    globs
 }
 
 #[cfg(test)]

@@ -362,10 +362,9 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     }
     let full_name = |(_, package, name): &(&str, &str, &str)| format!("`{package}:{name}`");
     let is_wanted = |package: &str| bin.package.as_deref().is_none_or(|wanted| wanted == package);
-    let found: Vec<_> = all
-        .iter()
-        .filter(|(_, package, name)| *name == bin.name && is_wanted(package))
-        .collect();
+    let mut found = all.clone();
+    found.retain(|(_, package, name)| *name == bin.name && is_wanted(package));
+    let mut names = Vec::new();
     match found.as_slice() {
         [(id, _, _)] => Ok((*id).to_owned()),
         [] => {
@@ -374,14 +373,18 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
             for (at, (_, package, name)) in all.iter().enumerate() {
                 insert_sorted(&mut near, (distance(name, &bin.name), !is_wanted(package), at));
             }
-            let names = near.iter().map(|(_, _, at)| full_name(&all[*at]));
+            for (_, _, at) in near {
+                names.push(full_name(&all[at]));
+            }
             Err(format!(
                 "there is none of this name; {}",
-                listed(&names.collect::<Vec<_>>(), bin.kind())
+                listed(&names, bin.kind())
             ))
         }
         several => {
-            let names: Vec<String> = several.iter().map(|found| full_name(found)).collect();
+            for found in several {
+                names.push(full_name(found));
+            }
             let names = names.join(" and ").replacen(" and ", " or ", 1);
             Err(format!("there is more than one of this name: write {names}"))
         }

@@ -11,10 +11,13 @@ pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
 /// Waits like [`wait_readable`], and returns the descriptors with something to read or at their
 /// end.
 pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
-    let told = poll(fds, timeout)
-        .into_iter()
-        .filter(|polled| polled.revents != 0);
-    told.map(|polled| polled.fd).collect()
+    let mut readable = Vec::new();
+    for polled in poll(fds, timeout) {
+        if polled.revents != 0 {
+            readable.push(polled.fd);
+        }
+    }
+    readable
 }
 
 /// An entry for `poll` that waits until there is something to read. The supervisor may call this

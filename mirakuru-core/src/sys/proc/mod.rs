@@ -225,13 +225,23 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
 
 /// All visible processes, each with its parent.
 fn parents() -> Vec<(u32, u32)> {
-    let with_parent = |pid| Some((pid, stat(pid)?.parent));
-    pids().into_iter().filter_map(with_parent).collect()
+    let mut parents = Vec::new();
+    for pid in pids() {
+        if let Some(stat) = stat(pid) {
+            parents.push((pid, stat.parent));
+        }
+    }
+    parents
 }
 
 fn children_among(parents: &[(u32, u32)], parent: u32) -> Vec<u32> {
-    let of_parent = parents.iter().filter(|(_, other)| *other == parent);
-    of_parent.map(|(pid, _)| *pid).collect()
+    let mut children = Vec::new();
+    for (pid, other) in parents {
+        if *other == parent {
+            children.push(*pid);
+        }
+    }
+    children
 }
 
 /// A process and its ancestors, nearest first. Each call of `next` reads one process.

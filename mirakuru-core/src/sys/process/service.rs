@@ -14,7 +14,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -122,31 +122,33 @@ impl Service {
     }
 
     fn try_to_launch(plans: Vec<Plan>, retries: u32) -> Vec<Result<Service, SpawnFailure>> {
-        let mut launches: Vec<Result<LaunchResources<'_>, SpawnFailure>> =
-            plans.iter().map(LaunchResources::new).collect();
-        let mut mappings: Vec<&mut Mapping> = launches
-            .iter_mut()
-            .filter_map(|launch| launch.as_mut().ok())
-            .map(|launch| &mut launch.mapping)
-            .collect();
+        let mut launches = Vec::new();
+        for plan in &plans {
+            launches.push(LaunchResources::new(plan));
+        }
+        let mut mappings = Vec::new();
+        for launch in launches.iter_mut().flatten() {
+            mappings.push(&mut launch.mapping);
+        }
         // Blocks all signals, so that no signal handler of the test runs in the supervisor.
         let mut before = SigSet::empty();
-        let guards =
-            nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
-                .map(|()| {
-                    let guards = os::fork(&mut mappings);
-                    // The same call has just succeeded, so this one cannot fail.
-                    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-                    guards
-                })
-                .unwrap_or_else(|errno| mappings.iter().map(|_| Err(errno)).collect());
+        let guards = match pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before)) {
+            Ok(()) => {
+                let guards = os::fork(&mut mappings);
+                // The same call has just succeeded, so this one cannot fail.
+                let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+                guards
+            }
+            Err(errno) => vec![Err(errno); mappings.len()],
+        };
         let mut guards = guards.into_iter();
-        let launched = launches.into_iter().map(|launch| {
-            let launch = launch?;
-            let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
-            Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
-        });
-        let mut launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
+        let mut launched = Vec::new();
+        for launch in launches {
+            launched.push(launch.and_then(|launch| {
+                let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
+                Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
+            }));
+        }
         // Dropping a plan closes this process's copies of the descriptors, so that only the
         // supervisor holds the locks. A plan is kept if its supervisor might die before its first
         // message.

@@ -13,10 +13,8 @@ pub(super) fn signal_tree(root: u32, signal: i32) {
     let mut done = Vec::new();
     // The limit is for a tree that forks faster than it is walked.
     for _ in 0..100 {
-        let new: Vec<u32> = procfs::tree(root)
-            .into_iter()
-            .filter(|pid| *pid != root && !done.contains(pid))
-            .collect();
+        let mut new = procfs::tree(root);
+        new.retain(|pid| *pid != root && !done.contains(pid));
         if new.is_empty() {
             return;
         }

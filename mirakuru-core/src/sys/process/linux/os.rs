@@ -219,10 +219,13 @@ static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 /// Forks a supervisor for each mapping. The caller has blocked all signals.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let process = std::process::id();
-    let parts = |mapping: &&mut Mapping| (mapping.range(), mapping.guard_stack(), mapping.arena().cast());
+    let mut parts = Vec::new();
+    for mapping in mappings {
+        parts.push((mapping.range(), mapping.guard_stack(), mapping.arena().cast()));
+    }
     let mine = Box::into_raw(Box::new(Batch {
         process,
-        mappings: mappings.iter().map(parts).collect(),
+        mappings: parts,
         forked: Vec::new(),
         next: ptr::null_mut(),
     }));
@@ -248,7 +251,9 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
                 // In a fork of the test process, the list has copies of batches of the parent's
                 // threads.
                 if batch.process == process {
-                    ranges.extend(batch.mappings.iter().map(|(range, ..)| range.clone()));
+                    for (range, ..) in &batch.mappings {
+                        ranges.push(range.clone());
+                    }
                     waiting.borrow_mut().push(ptr::from_mut(batch));
                 }
             }
