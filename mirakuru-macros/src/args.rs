@@ -74,14 +74,8 @@ pub(crate) const REPEATABLE: &[&str] = &[
 pub(crate) const FLAGS: &[&str] = &["env_clear", "optional"];
 
 /// Every key.
-pub(crate) fn known() -> impl Iterator<Item = &'static str> {
-    PROGRAM
-        .iter()
-        .chain(BUILD)
-        .chain(READINESS)
-        .chain(SETTERS)
-        .chain(&["scope"])
-        .copied()
+pub(crate) fn known() -> Vec<&'static str> {
+    [PROGRAM, BUILD, READINESS, SETTERS, &["scope"]].concat()
 }
 
 /// One `#[mirakuru::fixture(..)]` attribute.
@@ -341,7 +335,7 @@ impl Entry {
             return false;
         };
         let equals = fork.peek(Token![=]) && !fork.peek(Token![==]);
-        let known = known().any(|key| word == key);
+        let known = known().iter().any(|key| word == key);
         let no_path = !fork.peek(Token![::]) && !fork.peek(Token![.]) && !fork.peek(Token![!]);
         equals || (known && no_path)
     }

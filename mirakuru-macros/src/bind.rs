@@ -70,18 +70,22 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
             });
         }
     }
-    let name = |(index, fixture): (usize, &Args)| match fixture.target() {
-        Target::Named(name) => Some(name.clone()),
-        _ => bindings
-            .of(index)
-            .and_then(|index| parameter_name(item.parameter(index)?))
-            .cloned(),
-    };
-    bindings.names = fixtures.iter().enumerate().map(name).collect();
+    for (index, fixture) in fixtures.iter().enumerate() {
+        bindings.names[index] = match fixture.target() {
+            Target::Named(name) => Some(name.clone()),
+            _ => bindings
+                .of(index)
+                .and_then(|index| parameter_name(item.parameter(index)?))
+                .cloned(),
+        };
+    }
     names_stand_once(item, &mut bindings, errors);
-    let others = item.sig.inputs.iter().enumerate();
-    let others = others.filter(|(index, _)| !bindings.is_bound(*index));
-    let others: Vec<Ident> = others.flat_map(|(_, it)| declared_by(it)).collect();
+    let mut others = Vec::new();
+    for (index, input) in item.sig.inputs.iter().enumerate() {
+        if !bindings.is_bound(index) {
+            others.append(&mut declared_by(input));
+        }
+    }
     let fixtures: Vec<&Args> = fixtures.iter().collect();
     bindings.needs = names::needs(&fixtures, &bindings.names, &others, errors);
     bindings
@@ -123,8 +127,11 @@ fn names_of(item: &Function) -> impl Iterator<Item = (usize, &Ident)> {
 }
 
 fn named(item: &Function, name: &Ident, bindings: &Bindings) -> Result<usize, String> {
-    let names: Vec<String> = names_of(item).map(|(_, name)| format!("`{name}`")).collect();
     let Some((found, _)) = names_of(item).find(|(_, known)| is_same(known, name)) else {
+        let mut names = Vec::new();
+        for (_, name) in names_of(item) {
+            names.push(format!("`{name}`"));
+        }
         let there_are = match names.len() {
             0 => "the function has none; a name for the service is a string, `name = \"..\"`".to_owned(),
             _ => format!("there is {}", names.join(", ")),
@@ -185,12 +192,14 @@ fn is_context(item: &Function, parameter: &PatType) -> bool {
             .is_some_and(|last| last.ident == "test_context");
         let arguments = attr.meta.require_list().ok().filter(|_| is_it);
         arguments.is_some_and(|list| {
-            let before_comma = list
-                .tokens
-                .clone()
-                .into_iter()
-                .take_while(|token| !matches!(token, TokenTree::Punct(punct) if punct.as_char() == ','));
-            before_comma.collect::<TokenStream>().to_string() == ty
+            let mut before_comma = TokenStream::new();
+            for token in list.tokens.clone() {
+                if matches!(&token, TokenTree::Punct(punct) if punct.as_char() == ',') {
+                    break;
+                }
+                before_comma.extend([token]);
+            }
+            before_comma.to_string() == ty
         })
     })
 }

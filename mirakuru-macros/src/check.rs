@@ -292,7 +292,7 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
         return;
     }
     let unknown = fixture.entries.iter().find(|entry| is_unknown(entry));
-    if unknown.is_some_and(|entry| nearest(&entry.key.to_string(), PROGRAM.iter().copied()).is_some()) {
+    if unknown.is_some_and(|entry| nearest(&entry.key.to_string(), PROGRAM).is_some()) {
         return; // Another check reports the mistyped `cmd`.
     }
     let message = if fixture.entries.is_empty() {
@@ -306,15 +306,15 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
 }
 
 fn is_unknown(entry: &Entry) -> bool {
-    !known().any(|key| entry.key == key)
+    !known().iter().any(|key| entry.key == key)
 }
 
 fn keys_are_known(fixture: &Args, errors: &mut Errors) {
     for entry in fixture.entries.iter().filter(|entry| is_unknown(entry)) {
         let key = entry.key.to_string();
-        let remedy = match nearest(&key, known()) {
+        let remedy = match nearest(&key, &known()) {
             Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!("the keys are {}", known().collect::<Vec<_>>().join(", ")),
+            None => format!("the keys are {}", known().join(", ")),
         };
         errors.at(entry.key.span(), format!("unknown key `{key}`: {remedy}"));
     }

@@ -176,7 +176,7 @@ fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bind
         (None, None) => shared_value(&fixtures[0], ty, &name),
         (Some(body), _) => {
             let body = relocated(body);
-            let services = services(item, fixtures, bindings, |members| {
+            let services = services(item, fixtures, bindings, &|members| {
                 let started = started_shared(members);
                 quote!(#started?)
             });
@@ -246,13 +246,12 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     let rstest = (form == Form::Fixture && sig.receiver().is_none() && !lacks_its_body)
         .then(|| rstest_attribute(item))
         .flatten();
-    let lets = (0..sig.inputs.len())
-        .filter(missing)
-        .filter_map(|index| item.parameter(index))
-        .map(|parameter| {
-            let PatType { pat, ty, .. } = parameter;
-            quote!(let #pat: #ty = ::core::unreachable!();)
-        });
+    let mut lets = TokenStream::new();
+    for index in 0..sig.inputs.len() {
+        if let Some(PatType { pat, ty, .. }) = item.parameter(index).filter(|_| missing(&index)) {
+            lets.extend(quote!(let #pat: #ty = ::core::unreachable!();));
+        }
+    }
     let nothing_runs_it = form == Form::Test && item.lacks_an_async_test_attribute().is_some();
     if nothing_runs_it {
         signature.asyncness = None;
@@ -266,7 +265,7 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
         #(#attrs)*
         #[allow(unused, unreachable_code)]
         #vis #signature {
-            #(#lets)*
+            #lets
             #body
         }
     }
@@ -282,50 +281,52 @@ fn services(
     item: &Function,
     fixtures: &[Args],
     bindings: &Bindings,
-    start: impl FnOnce(&[Member<'_>]) -> TokenStream,
+    start: &dyn Fn(&[Member<'_>]) -> TokenStream,
 ) -> TokenStream {
     let parameter = |index: usize| bindings.of(index).and_then(|index| item.parameter(index));
     let is_shared = |index: usize| {
         let behind_static = parameter(index).and_then(|it| behind_static(&it.ty));
         behind_static.is_some() && !fixtures[index].is_static()
     };
-    let shared = (0..fixtures.len())
-        .filter(|index| is_shared(*index))
-        .map(|index| service_shared(item, &fixtures[index], bindings, index));
-    let own: Vec<usize> = (0..fixtures.len()).filter(|index| !is_shared(*index)).collect();
-    let members = own.iter().map(|&index| Member {
-        fixture: &fixtures[index],
-        name: name_of(item, bindings, index),
-        slot: handle(index),
-        // A shared service is already a variable, and has no slot.
-        needs: bindings
-            .needs(index)
-            .filter(|(other, _)| !is_shared(*other))
-            .map(|(other, name)| (handle(other), name))
-            .collect(),
-    });
-    let members: Vec<Member<'_>> = members.collect();
-    let start = if own.is_empty() {
+    let (mut shared, mut members, mut lets) = (TokenStream::new(), Vec::new(), TokenStream::new());
+    for (index, fixture) in fixtures.iter().enumerate() {
+        if is_shared(index) {
+            shared.extend(service_shared(item, fixture, bindings, index));
+            continue;
+        }
+        let service = handle(index);
+        match parameter(index) {
+            Some(parameter) => lets.extend(binding(fixture, parameter, &service)),
+            None if item.body.is_some() => lets.extend(quote!(let #service = #service;)),
+            None => {}
+        }
+        let mut needs = Vec::new();
+        for (other, name) in bindings.needs(index) {
+            // A shared service is already a variable, and has no slot.
+            if !is_shared(other) {
+                needs.push((handle(other), name));
+            }
+        }
+        members.push(Member {
+            fixture,
+            name: name_of(item, bindings, index),
+            slot: service,
+            needs,
+        });
+    }
+    let start = if members.is_empty() {
         quote!()
     } else {
         let handles = members.iter().map(|member| &member.slot).rev();
         let started = start(&members);
         quote!(let (#(#handles,)*) = #started;)
     };
-    let lets = own.iter().map(|&index| {
-        let service = handle(index);
-        match parameter(index) {
-            Some(parameter) => binding(&fixtures[index], parameter, &service),
-            None if item.body.is_some() => quote!(let #service = #service;),
-            None => quote!(),
-        }
-    });
-    quote!(#(#shared)* #start #(#lets)*)
+    quote!(#shared #start #lets)
 }
 
 /// Writes the start of services for one test only.
 fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
-    services(item, fixtures, bindings, |members| {
+    services(item, fixtures, bindings, &|members| {
         let (system, add, take) = (system_variable(), add(members), take(members));
         let skip = match item.gives() {
             _ if item.form() != Form::Test => None,
@@ -448,7 +449,8 @@ struct Member<'a> {
 /// Statements that add services to the variable `__system`: `let db = __system.service("db",
 /// recipe);`. If a recipe uses the handles of others, it is in a closure.
 fn add(members: &[Member<'_>]) -> TokenStream {
-    let lets = members.iter().map(|member| {
+    let mut lets = TokenStream::new();
+    for member in members {
         let Member {
             fixture,
             name,
@@ -481,9 +483,9 @@ fn add(members: &[Member<'_>]) -> TokenStream {
         let arguments = place.parenthesised(arguments);
         let system = at(&system_variable(), Span::mixed_site().located_at(place.first));
         let call = quote_spanned!(place.first=> #system.#method #arguments);
-        quote!(let #slot = #call;)
-    });
-    quote!(#(#lets)*)
+        lets.extend(quote!(let #slot = #call;));
+    }
+    lets
 }
 
 /// Writes a tuple. A long one contains tuples, because the runtime takes at most eight slots in

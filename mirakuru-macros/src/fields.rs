@@ -40,18 +40,16 @@ pub(crate) fn parse(mut item: ItemStruct, errors: &mut Errors) -> System {
             }
         }
     }
-    let first: Vec<&Args> = services
-        .iter()
-        .filter_map(|service| service.fixtures.first())
-        .collect();
+    let (mut first, mut names, mut constants) = (Vec::new(), Vec::new(), Vec::new());
+    for service in &services {
+        first.extend(service.fixtures.first());
+        names.push(Some(service.name.clone()));
+    }
     // `check` reports a field without an attribute.
     let needs = if first.len() == services.len() {
-        let names: Vec<Option<Ident>> = services
-            .iter()
-            .map(|service| Some(service.name.clone()))
-            .collect();
-        let constants = item.generics.const_params();
-        let constants: Vec<Ident> = constants.map(|constant| constant.ident.clone()).collect();
+        for constant in item.generics.const_params() {
+            constants.push(constant.ident.clone());
+        }
         names::needs(&first, &names, &constants, errors)
     } else {
         Needs::new()
@@ -135,28 +133,26 @@ pub(crate) fn rename_attributes(item: &mut ItemStruct) {
 fn renamed(attributes: TokenStream) -> TokenStream {
     let is_comma = |token: &TokenTree| matches!(token, TokenTree::Punct(it) if it.as_char() == ',');
     let tokens: Vec<TokenTree> = attributes.into_iter().collect();
-    let one = |attribute: &[TokenTree]| -> TokenStream {
-        let new = |name: &Ident| TokenTree::from(Ident::new(RENAMED, name.span()));
-        match attribute {
-            [.., TokenTree::Ident(name)] if name == "fixture" => new(name).into(),
+    let mut all = TokenStream::new();
+    for attribute in tokens.split_inclusive(is_comma) {
+        let (attribute, comma) = match attribute {
+            [attribute @ .., comma] if is_comma(comma) => (attribute, Some(comma)),
+            attribute => (attribute, None),
+        };
+        let new = |name: &Ident| Ident::new(RENAMED, name.span());
+        all.extend(match attribute {
+            [.., TokenTree::Ident(name)] if name == "fixture" => new(name).into_token_stream(),
             [.., TokenTree::Ident(name), arguments] if name == "fixture" => {
-                [new(name), arguments.clone()].into_iter().collect()
+                let name = new(name);
+                quote!(#name #arguments)
             }
             [name @ TokenTree::Ident(word), TokenTree::Group(inner)] if word == "cfg_attr" => {
                 let inner = Group::new(inner.delimiter(), renamed(inner.stream()));
-                [name.clone(), inner.into()].into_iter().collect()
+                quote!(#name #inner)
             }
-            other => other.iter().cloned().collect(),
-        }
-    };
-    tokens
-        .split_inclusive(is_comma)
-        .map(|attribute| match attribute {
-            [attribute @ .., comma] if is_comma(comma) => {
-                let attribute = one(attribute);
-                quote!(#attribute #comma)
-            }
-            attribute => one(attribute),
-        })
-        .collect()
+            other => quote!(#(#other)*),
+        });
+        comma.to_tokens(&mut all);
+    }
+    all
 }

@@ -126,7 +126,7 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
             let next = place(names, name).filter(is_edge);
             if let Some(next) = next.filter(|next| !seen.contains(next)) {
                 seen.push(next);
-                ways.push(way.iter().copied().chain([next]).collect());
+                ways.push([&way[..], &[next]].concat());
             }
         }
     }
@@ -140,11 +140,11 @@ fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
             .as_ref()
             .map_or_else(String::new, |name| format!("`{name}`"))
     };
-    let circle: Vec<usize> = [at].iter().chain(chain).copied().collect();
-    let needs = circle
-        .windows(2)
-        .map(|pair| format!("{} needs {}", name(pair[0]), name(pair[1])));
-    let needs: Vec<String> = needs.collect();
+    let (mut needs, mut user) = (Vec::new(), at);
+    for &needed in chain {
+        needs.push(format!("{} needs {}", name(user), name(needed)));
+        user = needed;
+    }
     let (last, first) = needs.split_last().expect("two services at least");
     let who = match chain.len() {
         2 => "one of the two must start without the other",
@@ -171,22 +171,29 @@ pub(crate) fn uses_name(args: &Args, name: &Ident) -> bool {
 
 /// The names that an attribute's expressions use.
 fn uses(args: &Args) -> Vec<Use> {
-    let values = args
-        .entries
-        .iter()
-        .filter(|entry| matches!(entry.target(), Target::Free));
-    let values = values.filter_map(|entry| entry.value.as_ref());
-    uses::uses(args.expr.iter().chain(values))
+    let mut expressions = Vec::new();
+    expressions.extend(&args.expr);
+    for entry in &args.entries {
+        if let Target::Free = entry.target() {
+            expressions.extend(&entry.value);
+        }
+    }
+    uses::uses(&expressions)
 }
 
 /// The service with nearly this name, which the user probably meant.
 fn mistyped(word: &str, above: &[Option<Ident>]) -> Option<usize> {
-    let known = above.iter().flatten().map(|name| name.unraw().to_string());
-    let known: Vec<String> = known.collect();
     // A word of one letter resembles every short name, and a capital letter begins a constant.
     let is_likely = word.len() > 1 && !word.starts_with(char::is_uppercase);
-    let meant = is_likely.then(|| closest(word, known.iter().map(String::as_str)));
-    place(above, meant.flatten()?)
+    if !is_likely {
+        return None;
+    }
+    let mut known = Vec::new();
+    for name in above.iter().flatten() {
+        known.push(name.unraw().to_string());
+    }
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    place(above, closest(word, &known)?)
 }
 
 #[cfg(test)]

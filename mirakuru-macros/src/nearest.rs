@@ -22,21 +22,26 @@ const SYNONYMS: &[(&str, &str)] = &[
 ];
 
 /// The known word that the user probably meant, if there is a close one.
-pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let synonym = SYNONYMS.iter().find(|(other, _)| *other == word);
-    if let Some((_, meant)) = synonym {
-        return Some(meant);
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    for (other, meant) in SYNONYMS {
+        if *other == word {
+            return Some(meant);
+        }
     }
     closest(word, known)
 }
 
 /// The known word that is spelled most like this word, if there is a close one.
-pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let (distance, best) = known
-        .map(|candidate| (distance(word, candidate), candidate))
-        .min_by_key(|(distance, _)| *distance)?;
+pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     // Up to a third of the letters may be wrong. One wrong letter is always allowed.
-    (distance <= (word.len() / 3).max(1)).then_some(best)
+    let (mut best, mut limit) = (None, (word.len() / 3).max(1) + 1);
+    for candidate in known {
+        let distance = distance(word, candidate);
+        if distance < limit {
+            (best, limit) = (Some(*candidate), distance);
+        }
+    }
+    best
 }
 
 /// The edit distance: how many letters must be inserted, deleted, replaced, or swapped with a
@@ -76,12 +81,12 @@ mod tests {
 
     #[test]
     fn the_nearest_word_is_named_and_a_far_one_is_not() {
-        let known = || ["cmd", "tcp", "timeout", "stop_timeout"].into_iter();
-        assert_eq!(nearest("timout", known()), Some("timeout"));
-        assert_eq!(nearest("stoptimeout", known()), Some("stop_timeout"));
-        assert_eq!(nearest("tpc", known()), Some("tcp"));
-        assert_eq!(nearest("command", known()), Some("cmd"));
-        assert_eq!(nearest("colour", known()), None);
-        assert_eq!(nearest("x", known()), None);
+        let known = ["cmd", "tcp", "timeout", "stop_timeout"];
+        assert_eq!(nearest("timout", &known), Some("timeout"));
+        assert_eq!(nearest("stoptimeout", &known), Some("stop_timeout"));
+        assert_eq!(nearest("tpc", &known), Some("tcp"));
+        assert_eq!(nearest("command", &known), Some("cmd"));
+        assert_eq!(nearest("colour", &known), None);
+        assert_eq!(nearest("x", &known), None);
     }
 }

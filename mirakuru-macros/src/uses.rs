@@ -36,9 +36,11 @@ pub(crate) enum Certainty {
 }
 
 /// Finds the uses in these expressions, in their order.
-pub(crate) fn uses<'a>(expressions: impl Iterator<Item = &'a Expr>) -> Vec<Use> {
+pub(crate) fn uses(expressions: &[&Expr]) -> Vec<Use> {
     let mut search = Search::default();
-    expressions.for_each(|expr| search.visit_expr(expr));
+    for expr in expressions {
+        search.visit_expr(expr);
+    }
     search.found
 }
 
@@ -153,17 +155,18 @@ impl Search {
     }
 
     /// Searches the arguments of a macro of the standard library.
-    fn arguments(&mut self, arguments: &[Argument], format_string: Option<usize>) {
-        let is_named = |name: &String| {
-            let mut names = arguments.iter().filter_map(|argument| argument.name.as_ref());
-            names.any(|known| known.unraw() == *name)
-        };
+    fn arguments(&mut self, arguments: &Arguments, format_string: Option<usize>) {
+        let mut named = Vec::new();
+        for argument in arguments {
+            named.extend(argument.name.as_ref().map(|name| name.unraw()));
+        }
         for (at, Argument { value, .. }) in arguments.iter().enumerate() {
             match literal(value) {
                 Some(text) if format_string == Some(at) => {
-                    let names = captures(&text.value()).into_iter();
-                    for name in names.filter(|name| !is_named(name)) {
-                        self.add_word(name, text.span(), Certainty::Variable, None);
+                    for name in captures(&text.value()) {
+                        if !named.iter().any(|known| *known == name) {
+                            self.add_word(name, text.span(), Certainty::Variable, None);
+                        }
                     }
                 }
                 _ if format_string.is_some() => self.variable(value, None),
@@ -321,6 +324,8 @@ impl<'ast> Visit<'ast> for Search {
     fn visit_type(&mut self, _: &'ast syn::Type) {}
 }
 
+type Arguments = Punctuated<Argument, Token![,]>;
+
 /// A macro's argument: `value`, or `name = value`.
 struct Argument {
     name: Option<Ident>,
@@ -341,7 +346,7 @@ impl Parse for Argument {
 
 /// The arguments of a macro of the standard library that takes expressions, and the position of its
 /// format string. `None` for any other macro.
-fn arguments_of(mac: &Macro) -> Option<(Vec<Argument>, Option<usize>)> {
+fn arguments_of(mac: &Macro) -> Option<(Arguments, Option<usize>)> {
     let words = &mac.path.segments;
     let is_std = ["std", "core", "alloc"].iter().any(|word| words[0].ident == word);
     if words.len() > 1 && !is_std {
@@ -355,9 +360,8 @@ fn arguments_of(mac: &Macro) -> Option<(Vec<Argument>, Option<usize>)> {
         "vec" | "dbg" => None,
         _ => return None,
     };
-    let parser = Punctuated::<Argument, Token![,]>::parse_terminated;
-    let arguments = parser.parse2(mac.tokens.clone()).ok()?;
-    Some((arguments.into_iter().collect(), format_string))
+    let arguments = Arguments::parse_terminated.parse2(mac.tokens.clone()).ok()?;
+    Some((arguments, format_string))
 }
 
 /// The variables that a format string names, such as `db` and `width` in `"{db:>width$}"`.
@@ -374,28 +378,39 @@ fn captures(text: &str) -> Vec<String> {
         let Some(end) = rest.find('}') else { break };
         let (name, spec) = rest[..end].split_once(':').unwrap_or((&rest[..end], ""));
         words.push(name.trim());
-        let before_dollar = spec.split('$').rev().skip(1);
-        words.extend(before_dollar.map(|spec| {
-            let word = spec.rsplit(|char| !is_in_word(char)).next().unwrap_or_default();
-            word.trim_start_matches(|digit: char| digit.is_ascii_digit())
-        }));
+        let mut spec = spec;
+        while let Some((before_dollar, _)) = spec.rsplit_once('$') {
+            let word = before_dollar
+                .rsplit(|char| !is_in_word(char))
+                .next()
+                .unwrap_or_default();
+            words.push(word.trim_start_matches(|digit: char| digit.is_ascii_digit()));
+            spec = before_dollar;
+        }
         rest = &rest[end + 1..];
     }
-    let is_name = |word: &&str| {
-        word.starts_with(|first: char| first == '_' || first.is_alphabetic()) && word.chars().all(is_in_word)
-    };
-    words.into_iter().filter(is_name).map(str::to_owned).collect()
+    let mut names = Vec::new();
+    for word in words {
+        let begins_a_name = word
+            .chars()
+            .next()
+            .is_some_and(|first| first == '_' || first.is_alphabetic());
+        if begins_a_name && word.chars().all(is_in_word) {
+            names.push(word.to_owned());
+        }
+    }
+    names
 }
 
 /// The variables that a pattern declares.
 pub(crate) fn declared_by(pat: &Pat) -> Vec<Ident> {
     let mut search = Search::default();
     search.visit_pat(pat);
-    search
-        .declared
-        .into_iter()
-        .map(|declared| declared.name)
-        .collect()
+    let mut names = Vec::new();
+    for declared in search.declared {
+        names.push(declared.name);
+    }
+    names
 }
 
 /// Whether two identifiers are one name: `r#db` is `db`.
@@ -411,7 +426,7 @@ mod tests {
     /// any kind, `db~` in an unknown macro.
     fn found(expr: &str) -> String {
         let expr: Expr = syn::parse_str(expr).unwrap_or_else(|error| panic!("{expr}: {error}"));
-        let found = uses([&expr].into_iter()).into_iter().filter_map(|used| {
+        let found = uses(&[&expr]).into_iter().filter_map(|used| {
             let mark = match used.certainty {
                 Certainty::Variable => "",
                 Certainty::Value => "?",

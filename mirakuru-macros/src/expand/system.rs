@@ -163,11 +163,9 @@ fn recipe(head: Head<'_>, plan: &TokenStream) -> TokenStream {
         let types = generics.type_params().map(|it| it.ident.to_token_stream());
         let lifetimes = generics.lifetimes().map(|it| it.lifetime.to_token_stream());
         let bounds = &mut bounded.make_where_clause().predicates;
-        bounds.extend(
-            types
-                .chain(lifetimes)
-                .map(|it| -> syn::WherePredicate { syn::parse_quote!(#it: 'static) }),
-        );
+        for it in types.chain(lifetimes) {
+            bounds.push(syn::parse_quote!(#it: 'static));
+        }
         let (parameters, _, bounds) = bounded.split_for_impl();
         quote! {
             #[allow(non_snake_case, clippy::multiple_bound_locations)]
@@ -183,16 +181,22 @@ fn recipe(head: Head<'_>, plan: &TokenStream) -> TokenStream {
 
 fn plan(system: &System) -> TokenStream {
     let slot = |name: &Ident| at(name, Span::mixed_site());
-    let members = system.services.iter().enumerate().filter_map(|(index, service)| {
-        let needs = system.needs(index);
-        Some(Member {
-            fixture: service.fixtures.first()?,
+    let mut members = Vec::new();
+    for (index, service) in system.services.iter().enumerate() {
+        let Some(fixture) = service.fixtures.first() else {
+            continue;
+        };
+        let mut needs = Vec::new();
+        for other in system.needs(index) {
+            needs.push((slot(&other.name), &other.name));
+        }
+        members.push(Member {
+            fixture,
             name: service.name.unraw().to_string(),
             slot: slot(&service.name),
-            needs: needs.map(|other| (slot(&other.name), &other.name)).collect(),
-        })
-    });
-    let members: Vec<Member<'_>> = members.collect();
+            needs,
+        });
+    }
     let add = add(&members);
     let ident = &system.item.ident;
     let (_, arguments, _) = system.item.generics.split_for_impl();
