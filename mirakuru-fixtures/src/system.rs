@@ -434,34 +434,39 @@ impl<'a> System<'a> {
 
     /// Like [`start`](System::start), but async. Dropping the future before it is complete ends all
     /// services.
-    pub async fn start_async<T>(mut self, take: impl FnOnce() -> T) -> Started<T> {
+    pub async fn start_async<T>(self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
+        Started(self.start_all_async().await.map(|()| take()))
+    }
+
+    async fn start_all_async(mut self) -> Result<(), Box<Failure>> {
         let mut at = 0;
         loop {
             match self.step(&mut at) {
-                Ok(Step::Over) => break,
+                Ok(Step::Over) => return Ok(()),
                 Ok(Step::Again) => yield_now().await,
                 Ok(Step::Wait(polled)) => polled.wakeup().await,
-                Err(stopped) => return Started(Err(self.fail(at, stopped))),
+                Err(stopped) => return Err(self.fail(at, stopped)),
             }
         }
-        drop(self);
-        Started(Ok(take()))
     }
 
     /// Starts all services, each as soon as its needs are ready. If one fails, the others end.
-    pub(crate) fn run<T>(mut self, take: impl FnOnce() -> T) -> Result<T, Box<Failure>> {
+    pub(crate) fn run<T>(self, take: impl FnOnce() -> T) -> Result<T, Box<Failure>> {
+        self.start_all()?;
+        Ok(take())
+    }
+
+    fn start_all(mut self) -> Result<(), Box<Failure>> {
         let mut at = 0;
         loop {
             match self.step(&mut at) {
-                Ok(Step::Over) => break,
+                Ok(Step::Over) => return Ok(()),
                 Ok(Step::Again) => {}
                 Ok(Step::Wait(polled)) => polled.wait(),
                 Err(stopped) => return Err(self.fail(at, stopped)),
             }
         }
-        drop(self);
-        Ok(take())
     }
 
     /// Does the next step of the start. A panic, for example in `set_up`, becomes an error, so that

@@ -142,6 +142,21 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
+    fn is_for_one_process(&self) -> bool {
+        let inherits = |stdio: &Stdio| matches!(stdio.0, StdioKind::Inherit);
+        matches!(self.stdin.0, StdioKind::Piped)
+            || inherits(&self.stdin)
+            || inherits(&self.stdout)
+            || inherits(&self.stderr)
+    }
+
+    fn set_label(&mut self, label: &str) {
+        self.label = match label {
+            "" => None,
+            label => Some(label.to_owned()),
+        };
+    }
+
     /// A clone that only the core compiles. Each crate that calls a derived `clone` compiles it
     /// again.
     fn copied(&self) -> Spec {
@@ -297,16 +312,7 @@ impl<R> ExecutorBuilder<R> {
     #[doc(hidden)]
     #[must_use]
     pub fn __is_for_one_process(&self) -> bool {
-        let Spec {
-            stdin,
-            stdout,
-            stderr,
-            ..
-        } = &self.spec;
-        matches!(stdin.0, StdioKind::Piped)
-            || [stdin, stdout, stderr]
-                .iter()
-                .any(|stdio| matches!(stdio.0, StdioKind::Inherit))
+        self.spec.is_for_one_process()
     }
 
     /// Whether [`name`](ExecutorBuilder::name) has been called.
@@ -731,7 +737,7 @@ impl<R> ExecutorBuilder<R> {
     /// no name, `MIRAKURU_LIVE` shows this one before each line. An empty text sets no name.
     #[doc(hidden)]
     pub fn __label(mut self, label: &str) -> Self {
-        self.spec.label = Some(label.to_owned()).filter(|label| !label.is_empty());
+        self.spec.set_label(label);
         self
     }
 
