@@ -1,28 +1,28 @@
-//! The guide: short chapters, in the order in which a reader needs them. All code in them is
-//! compiled and run by mirakuru's own tests.
+//! The guide: a short chapter for each topic, the first steps first. mirakuru's own tests compile
+//! and run the code in them.
 //!
 //! | chapter | |
 //! | --- | --- |
 //! | [A first test](first_test) | the attribute, `{port}`, presets, your own program, more than one service |
-//! | [Choosing a readiness](readiness) | what to wait for, and why not always for the port |
-//! | [Programs of the workspace](programs) | `bin`: another package's daemon, its features, runners, coverage |
+//! | [Choosing a readiness condition](readiness) | how a test knows that a service can be used |
+//! | [Programs of the workspace](programs) | `bin`: programs of any package, features, test runners, coverage |
 //! | [Systems](systems) | services that need each other, clusters, upgrades |
-//! | [Sharing and scopes](sharing) | one service for many tests, and how they keep out of each other's way |
-//! | [Lines of a log](logs) | wait for the next line, capture a value, check that no error was logged |
-//! | [Looking on](looking_on) | live output, services that stay, the environment variables |
+//! | [Sharing and scopes](sharing) | one service for many tests, and a part of it for each test |
+//! | [Lines of a log](logs) | wait for a line, capture a value, check that no error was logged |
+//! | [Watch services while tests run](looking_on) | live output, services that stay, the environment variables |
 //! | [Migrations in code](migrations) | run your own migrations once, and keep the result |
-//! | [Nextest](nextest) | what a process for each test means here |
+//! | [Nextest](nextest) | mirakuru under a runner that starts a process for each test |
 //! | [Async tests](async_tests) | tokio and others |
-//! | [Containers](containers) | `podman run` and `docker run` as recipes, and the command at the end |
+//! | [Containers](containers) | services in containers of podman or Docker, and `on_end` |
 //! | [CI](ci) | GitHub Actions, GitLab, slow machines, root |
-//! | [Servers that are there already](external_servers) | use a service container, a colleague's Docker |
-//! | [Resistance tests](resistance) | what your code does while a service is down, or hangs |
-//! | [Writing a preset](writing_a_preset) | a service of your own, with a handle of its own |
-//! | [When a start hangs or fails](debugging) | how to read a report, and what to look at |
-//! | [Coming from Python mirakuru](from_python) | every option and verb, side by side |
-//! | [Coming from Testcontainers](from_testcontainers) | what is the same, what is not, when to stay |
-//! | [Limits](limits) | honestly |
-//! | [What others can do](attackers) | another user, a service, a service of another user |
+//! | [Servers that already run](external_servers) | a service container of CI, a shared test database |
+//! | [Resistance tests](resistance) | how your code behaves while a service is down, or hangs |
+//! | [Writing a preset](writing_a_preset) | a reusable service of your own, with a handle type |
+//! | [When a start hangs or fails](debugging) | how to read a report, and how to find the cause |
+//! | [Coming from Python mirakuru](from_python) | each option and method, and its replacement |
+//! | [Coming from Testcontainers](from_testcontainers) | similarities, differences, when to stay |
+//! | [Limits](limits) | what mirakuru does not do, and where it was run |
+//! | [What hostile processes can do](attackers) | attacks by another user, by a service, by a service of another user |
 
 /// One module for each chapter. On a code forge, the links of a chapter go to files and to docs.rs.
 /// The definitions here come first and override them, so that the links go to the items.
@@ -37,7 +37,10 @@ macro_rules! chapters {
         #[doc = "[start_all]: crate::start_all"]
         #[doc = "[stop_all]: crate::stop_all"]
         #[doc = "[attackers]: crate::guide::attackers"]
+        #[doc = "[external_servers]: crate::guide::external_servers"]
         #[doc = "[limits]: crate::guide::limits"]
+        #[doc = "[looking_on]: crate::guide::looking_on"]
+        #[doc = "[logs]: crate::guide::logs"]
         #[doc = "[migrations]: crate::guide::migrations"]
         #[doc = "[programs]: crate::guide::programs"]
         #[doc = "[readiness]: crate::guide::readiness"]
