@@ -120,7 +120,7 @@ impl Run {
         };
         for (name, value) in variables {
             let entry = format!("{name}={value}");
-            let giver = ancestors.all().find(|(pid, stat)| {
+            let giver = ancestors.find(&|(pid, stat)| {
                 // If a test under nextest starts `cargo test`, that is a run of its own.
                 let is_inner = *name == NEXTEST && stat.comm == "cargo";
                 // If a wrapper has changed the user, the variables cannot be read. Then only cargo
@@ -139,11 +139,8 @@ impl Run {
             }
         }
         // `cargo watch` starts the same runner again and again, and each start is a run of its own.
-        let (pid, stat) = ancestors
-            .all()
-            .take_while(|(_, stat)| stat.comm != "cargo-watch")
-            .find(|(_, stat)| is_cargo(stat))?;
-        Some(Run::of(pid, stat.start(), "cargo"))
+        let (pid, stat) = ancestors.find(&|(_, stat)| is_cargo(stat))?;
+        (stat.comm != "cargo-watch").then(|| Run::of(pid, stat.start(), "cargo"))
     }
 
     fn of(runner: u32, started: u64, id: &str) -> Run {
@@ -196,9 +193,16 @@ struct Ancestors<'a> {
 }
 
 impl Ancestors<'_> {
-    /// Returns the ancestors, nearest first.
-    fn all(&mut self) -> impl Iterator<Item = (u32, Stat)> {
-        (1..).map_while(|at| self.get(at).cloned())
+    /// Finds the nearest ancestor for which `is_it` returns true.
+    fn find(&mut self, is_it: &dyn Fn(&(u32, Stat)) -> bool) -> Option<(u32, Stat)> {
+        let mut at = 1;
+        loop {
+            let ancestor = self.get(at)?;
+            if is_it(ancestor) {
+                return Some(ancestor.clone());
+            }
+            at += 1;
+        }
     }
 
     fn get(&mut self, at: usize) -> Option<&(u32, Stat)> {

@@ -4,7 +4,6 @@
 //! runs.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -130,8 +129,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
 /// time to time a sweep rewrites the file and removes old logs.
 struct KeptLogs {
     list: PathBuf,
-    /// The names in the file. Empty if this sweep checks all logs.
-    names: HashSet<String>,
+    /// The names in the file, sorted. Empty if this sweep checks all logs.
+    names: Vec<String>,
     is_fresh: bool,
 }
 
@@ -143,15 +142,21 @@ impl KeptLogs {
             true => fs::read_to_string(&list).unwrap_or_default(),
             false => String::new(),
         };
+        let mut names = Vec::new();
+        for name in text.lines() {
+            insert_sorted(&mut names, name.to_owned());
+        }
         KeptLogs {
             list,
-            names: text.lines().map(str::to_owned).collect(),
+            names,
             is_fresh,
         }
     }
 
     fn have(&self, name: &str) -> bool {
-        self.names.contains(name)
+        self.names
+            .binary_search_by(|known| known.as_str().cmp(name))
+            .is_ok()
     }
 
     /// Adds new logs to the file. If this sweep checked all logs, removes those that are too old,
