@@ -56,7 +56,7 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
 /// Recipes, or built executors, for [`start_all`]: a tuple of up to eight, a `Vec`, or an array.
 /// The trait is sealed.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no list of recipes",
+    message = "`{Self}` is not a list of recipes",
     label = "expected a tuple, a `Vec` or an array of recipes or of executors",
     note = "a recipe is an `Executor::builder(..)` without `.start()`, a preset, or a type of your \
         own that implements `Recipe`"
@@ -157,7 +157,7 @@ pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
 /// The executors for [`stop_all`]: a tuple of up to eight, a `Vec`, an array, or a reference to
 /// several of one type. The trait is sealed.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no list of executors",
+    message = "`{Self}` is not a list of executors",
     label = "expected a tuple, a `Vec`, an array or a `&mut` slice of executors"
 )]
 pub trait StopAll: sealed::Stop {

@@ -173,17 +173,17 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
         let name = &item.sig.ident;
         errors.at(
             name.span(),
-            format!("the fixture gives nothing: add a return type, as in `fn {name}() -> TcpExecutor;`"),
+            format!("the fixture returns nothing: add a return type, as in `fn {name}() -> TcpExecutor;`"),
         );
     }
     one_attribute_only(
         fixtures,
-        "a fixture without a body gives one service: use a function for each",
+        "a fixture without a body returns one service: use a function for each",
         errors,
     );
     no_parameter_is_named(
         fixtures,
-        "a fixture without a body gives the service itself",
+        "a fixture without a body returns the service itself",
         errors,
     );
     if !item.is_shared() {
@@ -250,7 +250,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                     &parameter.ty,
                     format!(
                         "a service that is only borrowed ends when the fixture returns: take `T`, and keep \
-                         it in the value that the fixture gives, or take `&'static T`, a shared \
+                         it in the value that the fixture returns, or take `&'static T`, a shared \
                          service{misplaced}"
                     ),
                 );
@@ -278,14 +278,14 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
     if !shared {
         no_scope(
             fixtures,
-            "this fixture starts a service for each test; to share it, take the service or give the \
+            "this fixture starts a service for each test; to share it, take the service or return the \
              result as `&'static T`",
             errors,
         );
     }
 }
 
-// Checks the keys of each attribute.
+// ---- the keys of an attribute -------------------------------------------------------------------
 
 fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
     if fixture.expr.is_some() || PROGRAM.iter().any(|key| fixture.entry(key).is_some()) {
@@ -419,7 +419,7 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     if let Some(expr @ Expr::Lit(_)) = &fixture.expr {
         errors.on(
             expr,
-            "this is no recipe: a command is written `cmd = \"..\"`, and an expression makes a recipe",
+            "this is not a recipe: a command is written `cmd = \"..\"`, and an expression makes a recipe",
         );
     }
 }
@@ -495,7 +495,8 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 errors.on(
                     value,
                     "`scope` is \"run\" (one service for a whole `cargo test` or `cargo nextest run`), \
-                    \"users\" (the same, until nobody uses it) or \"process\" (one for each test binary)",
+                    \"users\" (the same, until no process uses it) or \"process\" (one for each test \
+                     process)",
                 )
             }
             "env" | "file" | "listen_as" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => {
@@ -634,7 +635,7 @@ fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
     }
 }
 
-// The checks that several kinds of item share.
+// ---- several kinds of item ----------------------------------------------------------------------
 
 /// Pairs each fixture with its parameter. Fixtures without a parameter are left out.
 fn bound<'a>(
@@ -825,7 +826,7 @@ mod tests {
 
     #[test]
     fn expressions() {
-        one(quote!("redis-server"), "no recipe");
+        one(quote!("redis-server"), "not a recipe");
         one(quote!(redis(), timeout = 5), "`recipe().timeout(..)`");
         one(
             quote!(redis(), cmd = "x"),

@@ -93,7 +93,9 @@ fn check(metadata: &Metadata) -> io::Result<()> {
     }
     let (owner, us) = (metadata.uid(), sys::files::euid());
     if owner != us {
-        return refuse(format!("it belongs to user {owner} and not to us, user {us}"));
+        return refuse(format!(
+            "it belongs to user {owner}, and the tests run as user {us}"
+        ));
     }
     let mode = metadata.mode() & 0o777;
     if mode & 0o022 != 0 {

@@ -140,7 +140,7 @@ impl Bin {
         match path.metadata() {
             Ok(metadata) if metadata.is_file() => Ok(Some(path)),
             Ok(_) => Err(self.error(format!(
-                "{variable} leads to `{}`, which is no file",
+                "{variable} leads to `{}`, which is not a file",
                 path.display()
             ))),
             Err(e) => Err(self.error(format!("{variable} leads to `{}`: {e}", path.display()))),
