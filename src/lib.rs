@@ -31,11 +31,14 @@
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
 //!
 //! The [guide] has a page for each topic. Begin with [a first test](guide::first_test) and
-//! [choosing a readiness](guide::readiness). Then come, for example, [systems](guide::systems),
-//! [sharing](guide::sharing), [nextest](guide::nextest), [async](guide::async_tests) and
-//! [CI](guide::ci). If a start hangs, see [debugging](guide::debugging). Two pages are for users
-//! [of Python mirakuru](guide::from_python) and [of Testcontainers](guide::from_testcontainers).
-//! The [limits](guide::limits) have a page as well.
+//! [choosing a readiness](guide::readiness). Other pages cover [systems](guide::systems),
+//! [sharing](guide::sharing), [programs of the workspace](guide::programs),
+//! [nextest](guide::nextest), [async](guide::async_tests), [containers](guide::containers),
+//! [CI](guide::ci), [resistance tests](guide::resistance) and
+//! [presets of your own](guide::writing_a_preset). If a start hangs, see
+//! [debugging](guide::debugging). Two pages are for users [of Python mirakuru](guide::from_python)
+//! and [of Testcontainers](guide::from_testcontainers). The [limits](guide::limits) have a page as
+//! well.
 //!
 //! # Executors
 //!

@@ -45,8 +45,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// may be called more than once for a node, so it must have no side effects. In a recipe, `{name}`
 /// stands for the node's name, which is [`Node::name`] by default.
 ///
-/// A recipe of several services, such as another cluster, cannot be a node. A test with such a node
-/// does not compile:
+/// A recipe of several services, such as a system or another cluster, cannot be a node. A test with
+/// such a node does not compile:
 ///
 /// ```compile_fail
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -519,7 +519,7 @@ struct Forming<R: Recipe> {
 }
 
 impl<R: Recipe> Forming<R> {
-    /// Runs the checks until one does not hold, which takes some milliseconds. If a node has ended,
+    /// Runs the checks, each for a short time, until one does not hold. If a node has ended,
     /// returns its error.
     fn is_ready(&mut self) -> Result<bool, Error> {
         use crate::system::Service as _;

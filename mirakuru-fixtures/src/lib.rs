@@ -47,10 +47,10 @@
 //!   needs the service fails at once, with the same report. If the process that starts the service
 //!   is killed, the next process that needs it starts it.
 //! - *End:* the service ends when the runner ends or is killed, and not before, even if it is
-//!   unused for a while. Each run has its own service, also if two runs overlap.
+//!   unused for a while. Each run has its own service, even if two runs overlap.
 //! - *Death:* if the service dies during a run, tests that attach later fail with its exit status
 //!   and the end of its log. It is not started again, because a new service would lack the data of
-//!   the tests before.
+//!   earlier tests.
 //! - *Identity:* a service is identified by its recipe and its name. All test binaries that include
 //!   the same `tests/common/mod.rs` share its fixtures. The working directory is a part of the
 //!   recipe, so each package of a workspace has its own service.

@@ -9,7 +9,7 @@
 //!                       the run, the *writer*, holds the runner's standard error, and writes the
 //!                       summary there when the runner ends
 //! <run's directory>/skipped          the skipped tests, one a line
-//! <run's directory>/summary          the list that it writes
+//! <run's directory>/summary          the summary that the writer prints
 //! <build directory>/mirakuru/skipped.tsv   the same list, for programs
 //! ```
 
@@ -234,8 +234,8 @@ fn at_end_of_process(skipped: Skipped) {
     }
 }
 
-/// Text of the summary. The skips are grouped by the missing program, and the largest group comes
-/// first.
+/// Text of the summary. The skips are grouped by the missing program or feature, and the largest
+/// group comes first.
 fn summary(all: &[Skipped]) -> String {
     let mut tests = HashSet::new();
     let mut by_cause: Vec<(String, usize)> = Vec::new();

@@ -232,7 +232,7 @@ enum Stage<'a> {
     /// Another task, called once when its needs are ready.
     Waits(Box<Waiting<'a>>),
     /// A task that is called repeatedly once its needs are ready, until it returns `true`. It may
-    /// block for some milliseconds.
+    /// block for a short time.
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
     New(Shared<'a>),
     Starting(Shared<'a>),

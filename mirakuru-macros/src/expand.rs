@@ -57,9 +57,9 @@ pub(crate) fn on_test(
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
-        // Without the item `const _`, the body would be the tail expression, and before edition
-        // 2024 its temporaries would outlive the services. A statement in its place would cause a
-        // warning after a body that never ends.
+        // The item `const _` keeps the body from being the tail expression. Before edition 2024,
+        // the temporaries of a tail expression would outlive the services. After a body that never
+        // ends, rustc would warn of a statement, but not of an item.
         Gives::Nothing => quote!(#body const _: () = ();),
         Gives::Unnameable => quote!(#body),
         // The closure catches an `Err` from `?` or `return`, so that the failure is recorded before

@@ -43,8 +43,8 @@ pub(crate) fn needs(
                 }
             } else if let Some(message) = mistake(used_here, other, at, &used, names) {
                 errors.at(used_here.span, message);
-                // One mistake for each service is enough. In a cycle, only the topmost service
-                // reports it.
+                // One mistake for each service is enough. Only the topmost service in a cycle
+                // reports the cycle.
                 break;
             }
         }

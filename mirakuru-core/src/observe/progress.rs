@@ -1,9 +1,9 @@
 //! Reports a slow start: the awaited condition, the time so far, and the service's last line.
 //!
-//! The first report comes after two seconds, the others with growing pauses. A terminal shows one
-//! line, which is overwritten each time and removed at the end. Elsewhere, as in CI, each report is
-//! a plain line. The lines bypass the capture of the test harness, which would show them only at
-//! the end. `MIRAKURU_QUIET=1` turns them off.
+//! The first report comes after two seconds. A terminal shows one line, which is overwritten each
+//! second and removed at the end. Elsewhere, as in CI, each report is a plain line, and the pauses
+//! between them grow to 30 seconds. The lines bypass the capture of the test harness, which would
+//! show them only at the end. `MIRAKURU_QUIET=1` turns them off.
 //!
 //! No thread is needed, because each wait calls this code between its polls. Several waits share
 //! the one line of the terminal, which shows the longest wait.

@@ -253,8 +253,8 @@ impl ServiceDir {
         give(&self.dir, Some(owner))
     }
 
-    /// Makes the service's user the owner of `{dir}`, and lets that user pass the directories above
-    /// it.
+    /// Makes the service's user the owner of `{dir}` and its content, and lets that user pass the
+    /// directories above it.
     pub(crate) fn give_to(&self, owner: (u32, u32)) -> Result<(), Error> {
         if owner == (sys::files::euid(), sys::files::egid()) {
             return Ok(());

@@ -117,7 +117,7 @@ fn a_service_of_another_user_gets_its_own_directory_and_passage_to_it() {
         (12345, 12346, 0o700)
     );
     assert_eq!((mode(&temp.base()), mode(&service_dir.path)), (0o711, 0o711));
-    // A later directory for our own user does not close the first one.
+    // A later directory for this user does not change the mode of the base.
     let ours = temp.service_dir();
     assert_eq!((mode(&temp.base()), mode(&ours.path)), (0o711, 0o700));
     drop(service_dir);

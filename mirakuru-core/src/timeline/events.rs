@@ -247,11 +247,13 @@ impl Timeline {
     /// Makes the page, unless other processes still live. Each live process has a shared lock, so a
     /// process that gets the exclusive lock is the last.
     ///
-    /// No event is lost. A process has appended all of its events before it tries to get the lock.
-    /// If it fails because another process has a shared lock, that process calls this function
-    /// later. (If two processes try at the same time, each gives up its shared lock, so one
-    /// succeeds.) If it fails because another process has the exclusive lock, that process frees
-    /// the lock and then checks once more for new events.
+    /// No event is lost, because a process has appended all of its events before it tries to get
+    /// the lock:
+    ///
+    /// - If another process has a shared lock, that process calls this function later. (If two
+    ///   processes try at the same time, each gives up its shared lock, so one succeeds.)
+    /// - If another process has the exclusive lock, that process frees the lock, and then checks
+    ///   once more for new events.
     fn make_last(&self) {
         // `try_lock` never waits. If another thread has the mutex, that thread does the work.
         let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {

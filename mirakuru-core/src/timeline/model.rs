@@ -21,7 +21,7 @@
 
 use std::collections::HashMap;
 
-/// Delay, in ns, with which a process may report an end that another process has noticed.
+/// A process may record an end up to this many ns after another process has noticed it.
 const LAG: u64 = 20_000_000;
 
 /// The activity of a lane in one piece of its time.
@@ -205,7 +205,7 @@ impl Reader {
             });
             return Some(());
         }
-        // A process id may have been used before.
+        // A process id may be used again: the last process that had it counts.
         let process = self
             .run
             .processes
@@ -554,8 +554,8 @@ impl Run {
             path.push(gap(self.lanes[lane].end, at));
             at = self.lanes[lane].end;
         }
-        // Lanes that the search has visited at this time. It does not visit them again, so that it
-        // ends.
+        // Lanes that the search has visited at this time. A second visit could make an endless
+        // loop.
         let mut here: Vec<usize> = Vec::new();
         while at > 0 {
             let Some(piece) = self.lanes[lane].piece_before(at) else {

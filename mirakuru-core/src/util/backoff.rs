@@ -53,7 +53,8 @@ pub(crate) struct Pauses {
 
 impl Pauses {
     const FIRST: Duration = Duration::from_micros(200);
-    /// Each pause is twice the one before, up to this limit or to a fraction of the time waited.
+    /// Each pause is twice the one before, up to this limit. After a longer wait, the limit is a
+    /// fraction of the time waited.
     const LONG: Duration = Duration::from_millis(5);
     const DIVISOR: u32 = 50;
     const LONGEST: Duration = Duration::from_millis(50);

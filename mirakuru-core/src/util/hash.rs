@@ -1,4 +1,5 @@
-//! The hash for all names that several processes must agree on, and the encoding of the data.
+//! The hash for all names that several processes must agree on, and the encoding of the
+//! hashed data.
 
 use std::ffi::OsStr;
 use std::hash::Hasher;

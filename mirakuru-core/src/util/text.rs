@@ -101,7 +101,7 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
 /// The smallest [`distance`] between `text` and any part of `other`.
 pub(crate) fn distance_within(text: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
-    // This works as `distance`, but a match may begin and end anywhere.
+    // Like `distance`, but a match may begin and end anywhere in `other`.
     let mut row = vec![0; other.len() + 1];
     for (i, letter) in text.chars().enumerate() {
         let mut diagonal = row[0];

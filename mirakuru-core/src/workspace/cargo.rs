@@ -16,10 +16,10 @@
 //!
 //! ```text
 //! <build directory of the tests>/mirakuru/
-//!     debug/shop-server                cargo's
-//!     run-812-99120-5f0c-4026531836/   the run's, with its pid namespace; removed by a later run
-//!         6f0a91c2d3e4b5a6/shop-server a link to the file; the number is of its identity
-//! <directory of the run>/program-KEY.lock       held by the one process that asks cargo
+//!     debug/shop-server                the program as cargo built it
+//!     run-812-99120-5f0c-4026531836/   of one run and pid namespace; removed by a later run
+//!         6f0a91c2d3e4b5a6/shop-server a link to the program, below a hash of the file's identity
+//! <directory of the run>/program-KEY.lock       held by the process that calls cargo
 //! <directory of the run>/program-KEY.built      the outcome of the build
 //! ```
 
@@ -254,7 +254,8 @@ impl Record {
             Ok(path) => ("built", path.to_string_lossy().into_owned()),
             Err(reason) => ("failed", reason.clone()),
         };
-        // The file is complete before it gets its name, because others read it without the lock.
+        // The file is complete before it gets its name, because other processes read it without
+        // the lock.
         let new = self.file.with_extension(format!("new-{}", std::process::id()));
         fs::write(&new, format!("{}\n{word}\n{text}", self.head()))?;
         fs::rename(&new, &self.file)

@@ -10,7 +10,7 @@ pub(crate) enum Json {
     Object(Vec<(String, Json)>),
 }
 
-/// Limit of nested values. Cargo's messages have six levels.
+/// Maximum depth of nested values. Cargo's messages have six levels.
 const DEPTH: usize = 64;
 
 impl Json {
