@@ -455,8 +455,8 @@ impl Error {
             *text = shown(text);
         }
         // Without `..` in the pattern, a new field does not compile until its author decides
-        // whether to mask it. The lists hold output, which is not masked, and lines that are masked
-        // already.
+        // whether to mask it. `head` and `tail` are output, which is not masked. `timeline` and
+        // `system` are masked already.
         if let Some(Evidence {
             last_probe,
             hint,
@@ -467,11 +467,11 @@ impl Error {
             tail: _,
             log: _,
             lost: _,
-            about: _,
+            about,
             system: _,
         }) = self.evidence_mut()
         {
-            for text in [last_probe, hint] {
+            for text in [last_probe, hint, about] {
                 *text = text.as_deref().map(shown);
             }
         }
@@ -518,7 +518,7 @@ impl Error {
         self
     }
 
-    fn evidence_mut(&mut self) -> Option<&mut Evidence> {
+    pub(crate) fn evidence_mut(&mut self) -> Option<&mut Evidence> {
         evidence!(self)
     }
 

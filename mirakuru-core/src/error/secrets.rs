@@ -2,9 +2,10 @@
 //!
 //! Every text that mirakuru makes itself is masked. A service's output is shown as it is.
 //!
-//! Inside the executor an error is an [`Unmasked`], which only [`Secrets::mask_error`] turns into
-//! an [`Error`]. So a public method that does not mask its errors does not compile. Other functions
-//! that return an [`Error`] mask it themselves.
+//! In `executor/` and `ports/`, a function that makes an error from a service's expanded values
+//! returns an [`Unmasked`]. Only [`Secrets::mask_error`] turns it into an [`Error`], so a public
+//! function that does not mask its errors does not compile. The errors of a readiness condition are
+//! made and masked in [`Prepare::invalid`](crate::readiness::Prepare::invalid).
 
 use std::borrow::Cow;
 
@@ -132,6 +133,13 @@ impl Secrets {
         self.0.insert(place, (value.to_owned(), shown.to_owned()));
     }
 
+    /// Adds the secrets of another service.
+    pub(crate) fn extend(&mut self, other: Secrets) {
+        for (value, shown) in other.0 {
+            self.add(&value, &shown);
+        }
+    }
+
     /// Adds the value of a variable whose name says that it is a secret.
     pub(crate) fn add_secret(&mut self, value: &str) {
         self.add(value, STARS);
@@ -160,16 +168,21 @@ impl Secrets {
 pub(crate) struct Unmasked(Error);
 
 impl Unmasked {
+    /// Changes the error before it is masked.
+    pub(crate) fn change(mut self, change: impl FnOnce(&mut Error)) -> Unmasked {
+        change(&mut self.0);
+        self
+    }
+
     /// Adds to the error that the service runs on unchanged.
-    pub(crate) fn before_a_stop(mut self) -> Unmasked {
-        match &mut self.0 {
+    pub(crate) fn before_a_stop(self) -> Unmasked {
+        self.change(|error| match error {
             Error::Spawn { attempt, .. } => attempt.push_str(", so the service runs on unchanged"),
             Error::InvalidCommand { reason, .. } | Error::InvalidReadiness { reason, .. } => {
                 reason.push_str("; the service runs on unchanged");
             }
             _ => {}
-        }
-        self
+        })
     }
 }
 

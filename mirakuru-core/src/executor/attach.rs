@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::error::secrets::{Unmasked, mask_urls};
+use crate::error::secrets::Unmasked;
 use crate::executor::Executor;
 use crate::executor::process::{Core, Observed, Owned, Process, name};
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
@@ -176,16 +176,19 @@ fn attach(
         }
     };
     let service_dir = ServiceDir::attach(state.service_dir.clone());
+    let mut values = Values::known(name(&spec), service_dir.dir().to_owned(), state.ports.clone());
+    values.hide_secrets_of(&spec.env);
     let (log, index) = (service_dir.log(), service_dir.index());
     let output = match OutputReader::open(&log, &index) {
         Ok(output) => output,
         // The supervisor was killed, and the sweep of a test process has removed the directory.
         Err(_) if !is_running => {
-            return Err(Error::Died {
-                command: mask_urls(&spec.command.display()).into_owned(),
+            let died = Error::Died {
+                command: spec.command.display(),
                 status: state.exit.map(|exit| exit.status),
                 evidence: Box::default(),
-            });
+            };
+            return Err(values.mask_error(died.into()));
         }
         Err(source) => {
             return Err(Error::system(
@@ -194,7 +197,6 @@ fn attach(
             ));
         }
     };
-    let values = Values::known(name(&spec), service_dir.dir().to_owned(), state.ports.clone());
     let mut core = Core::with(spec, service_dir, values, output);
     core.readiness_env = state.env.clone();
     core.captured = state.captured.clone();

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::{Error, Evidence};
+use crate::error::Error;
+use crate::error::secrets::{Secrets, Unmasked};
 use crate::executor::Executor;
 use crate::executor::process::{Core, Own, Process};
 use crate::outcome::timed_out;
@@ -36,6 +37,8 @@ pub struct Endpoints {
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
+    /// The secrets of all services, which errors and messages about the endpoints do not show.
+    secrets: Secrets,
     /// The command of a service that wants an endpoint of an earlier service, and that endpoint.
     wanted_twice: Option<(String, Endpoint)>,
 }
@@ -50,6 +53,7 @@ impl Endpoints {
             addrs: own.addrs.clone(),
             udp_addrs: own.udp_addrs.clone(),
             paths: own.paths.clone(),
+            secrets: core.values.secrets().clone(),
             wanted_twice: None,
         }
     }
@@ -79,6 +83,7 @@ impl Endpoints {
         self.addrs.extend(other.addrs);
         self.udp_addrs.extend(other.udp_addrs);
         self.paths.extend(other.paths);
+        self.secrets.extend(other.secrets);
         self
     }
 
@@ -88,18 +93,21 @@ impl Endpoints {
     ///
     /// [`Error::AlreadyRunning`] if the wait takes more than ten minutes, or would never end.
     pub fn queue(self) -> Result<SharedLock, Error> {
-        if let Some((command, endpoint)) = &self.wanted_twice {
-            return Err(self.endless(Error::AlreadyRunning {
-                command: command.clone(),
-                endpoint: endpoint.to_string(),
-                holder: None,
-                evidence: Box::new(Evidence {
-                    about: Some(lock::wanted_twice(endpoint)),
-                    ..Evidence::default()
-                }),
-            }));
-        }
-        self.lock_endpoints(true).map(SharedLock)
+        let locked = match &self.wanted_twice {
+            Some((command, endpoint)) => {
+                let error = Error::AlreadyRunning {
+                    command: command.clone(),
+                    endpoint: endpoint.to_string(),
+                    holder: None,
+                    evidence: Box::default(),
+                };
+                Err(self.endless(error.into(), lock::wanted_twice(endpoint)))
+            }
+            None => self.lock_endpoints(true),
+        };
+        locked
+            .map(SharedLock)
+            .map_err(|error| self.secrets.mask_error(error))
     }
 
     fn endpoints(&self) -> Vec<Endpoint> {
@@ -108,12 +116,12 @@ impl Endpoints {
             endpoints.push(Endpoint::from(*addr));
         }
         for path in &self.paths {
-            endpoints.push(Endpoint::from(path.as_path()));
+            endpoints.push(Endpoint::from(path.as_path()).masked(&self.secrets));
         }
         endpoints
     }
 
-    pub(super) fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Error> {
+    pub(super) fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Unmasked> {
         let endpoints = self.endpoints();
         let asked = timeline_now();
         let taken = match queue {
@@ -125,34 +133,32 @@ impl Endpoints {
             Ok(Some(endpoint_lock)) => Ok(Arc::new(Mutex::new(endpoint_lock))),
             Ok(None) => Err(self.busy(endpoints.iter().find_map(lock::holder))),
             Err(error) if error.kind() == io::ErrorKind::Deadlock => {
-                let mut busy = self.busy(None);
-                if let Error::AlreadyRunning { evidence, .. } = &mut busy {
-                    evidence.about = Some(error.to_string());
-                }
-                Err(self.endless(busy))
+                Err(self.endless(self.busy(None), error.to_string()))
             }
-            Err(source) => Err(Error::system("take the lock of a fixed port or socket", source)),
+            Err(source) => Err(Error::system("take the lock of a fixed port or socket", source).into()),
         }
     }
 
-    /// Adds the remedy to the error about a wait that would never end.
-    fn endless(&self, mut error: Error) -> Error {
-        if let Error::AlreadyRunning { evidence, .. } = &mut error {
-            evidence.hint = Some(match self.has_node {
-                true => "the nodes of a cluster cannot share a port or path: leave it out, and each node \
-                        gets its own"
-                    .to_owned(),
-                false => {
-                    "share one service, or give each a port or path of its own (`{port}`, `{dir}`)".to_owned()
-                }
-            });
-        }
-        error
+    /// Adds the reason and the remedy to the error about a wait that would never end.
+    fn endless(&self, error: Unmasked, reason: String) -> Unmasked {
+        let remedy = match self.has_node {
+            true => {
+                "the nodes of a cluster cannot share a port or path: leave it out, and each node gets \
+                    its own"
+            }
+            false => "share one service, or give each a port or path of its own (`{port}`, `{dir}`)",
+        };
+        error.change(|error| {
+            if let Some(evidence) = error.evidence_mut() {
+                evidence.about = Some(reason);
+                evidence.hint = Some(remedy.to_owned());
+            }
+        })
     }
 
     /// The error that names the holder: the process visible on the endpoint, or the one that the
     /// note in the lock names.
-    fn busy(&self, note: Option<String>) -> Error {
+    fn busy(&self, note: Option<String>) -> Unmasked {
         let path_is_busy = self
             .paths
             .iter()
@@ -160,45 +166,38 @@ impl Endpoints {
         let busy = path_is_busy
             .or_else(|| free::check_free(&self.addrs).err())
             .or_else(|| free::check_udp_free(&self.udp_addrs).err());
-        match busy.map(|busy| busy.into_error(&self.command)) {
-            Some(Error::AlreadyRunning {
-                command,
-                endpoint,
-                holder,
-                mut evidence,
-            }) => {
-                // If a process is visible, it is the holder, and the note is further evidence.
-                let (holder, note) = match holder {
-                    Some(holder) => (Some(holder), note),
-                    None => (note, None),
-                };
-                evidence.about = match (evidence.about.take(), note) {
-                    (Some(about), Some(note)) => Some(format!("{about}\n{note}")),
-                    (about, note) => about.or(note),
-                };
-                Error::AlreadyRunning {
-                    command,
-                    endpoint,
-                    holder,
-                    evidence,
-                }
-            }
-            // The holder does not listen yet, or no longer listens.
-            _ => {
-                let endpoint = match (&self.addrs[..], &self.udp_addrs[..], &self.paths[..]) {
-                    ([addr, ..], _, _) => format!("port {}", addr.port()),
-                    (_, [addr, ..], _) => format!("UDP port {}", addr.port()),
-                    (_, _, [path, ..]) => format!("socket {}", path.display()),
-                    _ => String::new(),
-                };
-                Error::AlreadyRunning {
-                    command: self.command.clone(),
-                    endpoint,
-                    holder: note,
-                    evidence: Box::default(),
-                }
-            }
+        if let Some(busy) = busy {
+            return busy
+                .into_error(&self.command)
+                .change(|error| add_note(error, note));
         }
+        // The holder does not listen yet, or no longer listens.
+        let endpoint = match (&self.addrs[..], &self.udp_addrs[..], &self.paths[..]) {
+            ([addr, ..], _, _) => format!("port {}", addr.port()),
+            (_, [addr, ..], _) => format!("UDP port {}", addr.port()),
+            (_, _, [path, ..]) => format!("socket {}", path.display()),
+            _ => String::new(),
+        };
+        let error = Error::AlreadyRunning {
+            command: self.command.clone(),
+            endpoint,
+            holder: note,
+            evidence: Box::default(),
+        };
+        error.into()
+    }
+}
+
+/// Adds the note in the lock to the error. If no process is visible, the note names the holder.
+/// Otherwise the note is further evidence.
+fn add_note(error: &mut Error, note: Option<String>) {
+    let (Error::AlreadyRunning { holder, evidence, .. }, Some(note)) = (error, note) else {
+        return;
+    };
+    match (holder, &mut evidence.about) {
+        (holder @ None, _) => *holder = Some(note),
+        (_, Some(about)) => *about = format!("{about}\n{note}"),
+        (_, about) => *about = Some(note),
     }
 }
 

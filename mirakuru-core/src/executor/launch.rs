@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::error::secrets::Unmasked;
 use crate::error::{Error, Missing};
 use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
@@ -36,7 +37,7 @@ pub(crate) fn explain(
     argv: &[OsString],
     tried: &[PathBuf],
     dir: Option<&Path>,
-) -> Error {
+) -> Unmasked {
     let program = argv
         .first()
         .map(|program| program.to_string_lossy().into_owned())
@@ -101,6 +102,7 @@ pub(crate) fn explain(
         missing,
         system: Vec::new(),
     }
+    .into()
 }
 
 /// Checks a program's file and working directory without starting the program. Accepts every path
@@ -112,7 +114,7 @@ pub(crate) fn check(
     tried: &[PathBuf],
     dir: Option<&Path>,
     service_dir: &Path,
-) -> Result<(), Error> {
+) -> Result<(), Unmasked> {
     let absent = |error: &io::Error| {
         use io::ErrorKind::{NotADirectory, NotFound};
         matches!(error.kind(), NotFound | NotADirectory)

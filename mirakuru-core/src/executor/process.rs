@@ -381,7 +381,13 @@ impl Core {
         Err(Error::system(attempt, io::Error::other(reason)).into())
     }
 
-    pub(super) fn with(spec: Spec, service_dir: ServiceDir, values: Values, output: OutputReader) -> Core {
+    pub(super) fn with(
+        spec: Spec,
+        service_dir: ServiceDir,
+        mut values: Values,
+        output: OutputReader,
+    ) -> Core {
+        values.hide_secrets_of(&spec.env);
         Core {
             spec,
             service_dir,

@@ -222,8 +222,7 @@ impl Owned<'_> {
             &self.core.argv,
             &launch.tried,
             self.core.current_dir.as_deref(),
-        )
-        .into())
+        ))
     }
 
     /// Prepares the launch. If a chosen port has been taken, picks new ports and tries again, up to
@@ -320,20 +319,20 @@ impl Owned<'_> {
         let Err(busy) = time_wait::make_free(&addrs) else {
             return Ok(());
         };
-        let mut error = busy.into_error(&self.core.command);
-        if let Error::AlreadyRunning {
-            endpoint, evidence, ..
-        } = &mut error
-        {
-            let is_it = |addr: &SocketAddr| *endpoint == format!("port {}", addr.port());
-            if let Some(hint) = addrs.iter().copied().filter(is_it).find_map(time_wait::hint) {
+        let hint = {
+            let is_it = |addr: &SocketAddr| busy.endpoint == format!("port {}", addr.port());
+            let hint = addrs.iter().copied().filter(is_it).find_map(time_wait::hint);
+            hint.or_else(|| {
+                let is_kept = self.chosen().iter().any(is_it);
+                is_kept
+                    .then(|| "end that process: a restart keeps the port, because clients know it".to_owned())
+            })
+        };
+        Err(busy.into_error(&self.core.command).change(|error| {
+            if let (Some(hint), Some(evidence)) = (hint, error.evidence_mut()) {
                 evidence.hint = Some(hint);
-            } else if self.chosen().iter().any(is_it) {
-                evidence.hint =
-                    Some("end that process: a restart keeps the port, because clients know it".to_owned());
             }
-        }
-        Err(error.into())
+        }))
     }
 
     fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Unmasked> {
@@ -372,7 +371,7 @@ impl Owned<'_> {
 
     /// Refuses a service on IPv6 loopback if the kernel has no IPv6, because no server could start
     /// there.
-    fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Error> {
+    fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Unmasked> {
         let is_loopback = |addr: SocketAddr| addr.ip() == Ipv6Addr::LOCALHOST;
         // A host name such as `localhost` may have addresses of both kinds, so only `[::1]` counts.
         if !readiness.addr().is_some_and(is_loopback) || !readiness.describe().contains("[::1]") {
@@ -389,7 +388,8 @@ impl Owned<'_> {
             hint: Some("enable IPv6 on this machine, or let the service use 127.0.0.1".to_owned()),
             missing: Some(Box::new(missing)),
             system: Vec::new(),
-        })
+        }
+        .into())
     }
 
     fn lock_endpoints(&mut self) -> Result<(), Unmasked> {
@@ -422,8 +422,7 @@ impl Owned<'_> {
             &tried.unwrap_or_default(),
             core.current_dir.as_deref(),
             core.service_dir.dir(),
-        )?;
-        Ok(())
+        )
     }
 
     fn plan(&mut self) -> Result<(Plan, Launch), Unmasked> {

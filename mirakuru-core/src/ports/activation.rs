@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use crate::error::Error;
+use crate::error::secrets::Unmasked;
 use crate::ports::address::resolve;
 use crate::ports::free::Busy;
 use crate::ports::holder;
@@ -26,7 +27,7 @@ impl Listen {
         wanted: &[(Option<String>, String)],
         values: &mut Values,
         command: &str,
-    ) -> Result<Listen, Error> {
+    ) -> Result<Listen, Unmasked> {
         let mut sockets = Vec::new();
         for (name, addr) in wanted {
             let invalid = |reason: String| Error::InvalidCommand {
@@ -59,7 +60,7 @@ impl Listen {
     }
 
     /// Starts to listen on all addresses.
-    pub(crate) fn open(&self, command: &str) -> Result<Vec<OwnedFd>, Error> {
+    pub(crate) fn open(&self, command: &str) -> Result<Vec<OwnedFd>, Unmasked> {
         let open = |addr: SocketAddr| {
             sys::listen_tcp(addr).map_err(|source| match source.kind() {
                 io::ErrorKind::AddrInUse => Busy {
@@ -67,7 +68,7 @@ impl Listen {
                     holder: holder::holder_of_port(sys::Protocol::Tcp, addr),
                 }
                 .into_error(command),
-                _ => Error::system(format!("listen on {addr} for `{command}`"), source),
+                _ => Error::system(format!("listen on {addr} for `{command}`"), source).into(),
             })
         };
         let mut opened = Vec::new();
@@ -106,6 +107,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::error::secrets::Secrets;
 
     fn of(wanted: &[(Option<&str>, &str)]) -> Result<Listen, Error> {
         let wanted: Vec<_> = wanted
@@ -113,7 +115,8 @@ mod tests {
             .map(|(name, addr)| (name.map(str::to_owned), (*addr).to_owned()))
             .collect();
         let mut values = Values::new("my server".to_owned(), PathBuf::from("/tmp"));
-        Listen::of(&wanted, &mut values, "server")
+        let listen = Listen::of(&wanted, &mut values, "server");
+        listen.map_err(|error| values.mask_error(error))
     }
 
     #[test]
@@ -160,11 +163,8 @@ mod tests {
     fn a_taken_port_names_its_holder() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = taken.local_addr().unwrap().to_string();
-        let error = of(&[(None, &addr)])
-            .unwrap()
-            .open("server")
-            .unwrap_err()
-            .to_string();
+        let error = of(&[(None, &addr)]).unwrap().open("server").unwrap_err();
+        let error = Secrets::default().mask_error(error).to_string();
         let pid = std::process::id();
         assert!(
             error.contains("is already in use by ") && error.contains(&format!("(pid {pid})")),

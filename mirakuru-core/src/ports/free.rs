@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
 use crate::error::Evidence;
+use crate::error::secrets::Unmasked;
 use crate::ports::address;
 use crate::ports::holder::{Holder, holder_of_path, holder_of_port, user_name};
 use crate::ports::table;
@@ -30,7 +31,7 @@ pub(crate) struct Busy {
 }
 
 impl Busy {
-    pub(crate) fn into_error(self, command: &str) -> Error {
+    pub(crate) fn into_error(self, command: &str) -> Unmasked {
         let is_port = self.endpoint.starts_with("port ") || self.endpoint.starts_with("UDP port ");
         let remedy = self.holder.as_ref().and_then(Holder::remedy);
         let is_pid_file = self.endpoint.starts_with("pid file ");
@@ -57,6 +58,7 @@ impl Busy {
             }),
             holder: self.holder.map(|holder| holder.to_string()),
         }
+        .into()
     }
 }
 
@@ -214,6 +216,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
+    use crate::error::secrets::Secrets;
     use crate::sys::sockets::tests::{Made, listen_v6, tcp, unix};
     use crate::sys::tests::in_time;
 
@@ -334,7 +337,7 @@ mod tests {
             holder,
             evidence,
             ..
-        } = busy.into_error("x")
+        } = Secrets::default().mask_error(busy.into_error("x"))
         else {
             panic!()
         };

@@ -58,6 +58,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+use crate::error::secrets::Secrets;
 use crate::observe::progress::Progress;
 use crate::run::Run;
 use crate::service_dir;
@@ -102,6 +103,14 @@ impl From<&Path> for Endpoint {
             file: format!("unix-{:016x}", hash.finish()),
             endpoint: format!("socket {}", path.display()),
         }
+    }
+}
+
+impl Endpoint {
+    /// Removes the secrets from the endpoint's name in messages.
+    pub(crate) fn masked(mut self, secrets: &Secrets) -> Endpoint {
+        self.endpoint = secrets.mask(&self.endpoint);
+        self
     }
 }
 

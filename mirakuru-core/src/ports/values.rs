@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::error::secrets::{Secrets, Unmasked};
+use crate::error::secrets::{Secrets, Unmasked, is_secret_name};
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 
@@ -97,9 +97,26 @@ impl Values {
         self.secrets.add_secret(&value.to_string_lossy());
     }
 
+    /// Masks the secrets that a recipe sets in its service's environment. An error may show the
+    /// recipe as written, so this comes before the placeholders are filled in.
+    pub(crate) fn hide_secrets_of(&mut self, env: &[(OsString, Option<OsString>)]) {
+        for (name, value) in env {
+            let value = value.as_deref().unwrap_or_default();
+            // A value with placeholders is shown as written.
+            if is_secret_name(&name.to_string_lossy()) && !value.as_bytes().contains(&b'{') {
+                self.hide(value);
+            }
+        }
+    }
+
     /// Masks values of environment variables and passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         self.secrets.mask(text)
+    }
+
+    /// The values that texts do not show.
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     /// Masks the secrets in an error.
