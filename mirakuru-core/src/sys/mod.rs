@@ -3,8 +3,8 @@
 //!
 //! | folder | what it does |
 //! | --- | --- |
-//! | `process/` | supervises services: starts them, ends them, and proves that nothing is left |
-//! | `net/` | asks the kernel about sockets, and makes the ones that the standard library cannot make |
+//! | `process/` | supervises services: starts and stops them, and proves that nothing is left |
+//! | `net/` | asks the kernel about sockets, and creates those that `std` cannot |
 //! | `proc/` | reads `/proc` |
 //! | `io/` | files, locks and waiting |
 //!
@@ -12,7 +12,7 @@
 //! lists.
 //!
 //! `RUSTFLAGS="--cfg mirakuru_portable"` selects the portable back end on Linux, so that it can be
-//! tested there. The flag also disables Linux's own interfaces that mirakuru can do without
+//! tested there. The flag also disables the Linux-only interfaces that mirakuru can do without
 //! (`/proc`, netlink).
 
 #[cfg(not(unix))]
@@ -67,12 +67,12 @@ fn errno() -> i32 {
     nix::errno::errno()
 }
 
-/// The error number of a file that this user may not execute.
+/// The error number if this user may not execute a file.
 pub(crate) const EACCES: i32 = libc::EACCES;
-/// The error number of a file whose format the kernel does not execute.
+/// The error number if the kernel cannot execute a file of this format.
 pub(crate) const ENOEXEC: i32 = libc::ENOEXEC;
 
-/// Whether an error number means that this process, or the machine, has no descriptor left.
+/// Whether an error number means that this process, or the machine, has run out of descriptors.
 pub(crate) fn is_out_of_descriptors(errno: i32) -> bool {
     matches!(errno, libc::EMFILE | libc::ENFILE)
 }
@@ -112,14 +112,14 @@ pub(crate) mod tests {
         }
     }
 
-    /// Waits for a condition that becomes true soon after a descriptor is closed. Until then, a
-    /// process that another test has just forked may have a copy of the descriptor.
+    /// Waits until a condition holds that depends on a closed descriptor. For a moment after the
+    /// close, a process that another test has just forked may still hold a copy.
     #[track_caller]
     pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {
         in_time_some(|| condition().then_some(()));
     }
 
-    /// Waits like [`in_time`], and returns the value of the condition.
+    /// Like [`in_time`], but waits until `value` returns `Some`, and returns the value inside.
     #[track_caller]
     pub(crate) fn in_time_some<T>(mut value: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(20);
@@ -140,7 +140,7 @@ pub(crate) mod tests {
         use nix::sys::wait::waitpid;
         use nix::unistd::Pid;
 
-        /// A child that executes no program, reaped when this value is dropped.
+        /// A forked child that executes no program. Dropping this value reaps it.
         pub(crate) struct Fork(Pid);
 
         impl Fork {
@@ -155,7 +155,7 @@ pub(crate) mod tests {
             }
         }
 
-        /// Forks this process. The child keeps only this descriptor open, and ends after `time`.
+        /// Forks this process. The child keeps only this descriptor open, and exits after `time`.
         pub(crate) fn fork_with(fd: &impl AsRawFd, time: Duration) -> Fork {
             let fd = fd.as_raw_fd();
             let millis = i32::try_from(time.as_millis()).expect("a short time");

@@ -1,15 +1,15 @@
-//! Notices that a file appears or changes, by inotify on systems that have it.
+//! Notices when a file appears or changes, through inotify on systems that have it.
 //!
 //! A watch supplements polling and does not replace it. inotify does not report a file that another
 //! machine writes, or that changes through another mount, such as a container's overlay. So the
 //! caller continues to poll, with longer pauses.
 //!
 //! An inotify instance is expensive to close, because the kernel first waits for a grace period of
-//! its own (5 to 20 ms were measured). So the end of a wait removes only the watches, which takes
-//! microseconds. The instance is kept for the next wait.
+//! its own (5 to 20 ms were measured). So at the end of a wait only the watches are removed, which
+//! takes microseconds. The instance is kept for the next wait.
 //!
-//! A short wait uses no instance, because a test process may end right after it. The end of the
-//! process closes the instances, which takes just as long.
+//! A short wait uses no instance, because a test process may end right after it. The process closes
+//! its instances when it ends, which takes just as long.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -23,20 +23,20 @@ pub(crate) use nothing::FileWatch;
 /// Waiting time after which a watch pays off. Before that, the pauses between polls are very short.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
-/// A watch for one wait. It begins only if the wait is long, because a user may have only 128
-/// instances by default.
+/// A watch for one wait. It is created only if the wait is long, because by default a user may have
+/// only 128 instances.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,
     /// Whether the watch would report the file now.
     works: bool,
-    /// Whether an event said that the writer has finished the file.
+    /// Whether an event has told that the writer has finished the file.
     complete: bool,
 }
 
 impl Watching {
     /// Forgets earlier events, so that later ones are reported. Call this right *before* each poll
-    /// of the file, because the poll sees the effect of the earlier events.
+    /// of the file, because the poll sees the effects of the earlier events.
     ///
     /// Looks up `path` each time, so the file and even its directory may be missing. `waited` is
     /// the time waited so far.
@@ -51,7 +51,7 @@ impl Watching {
             .is_some_and(|watch| watch.renew(path, complete));
     }
 
-    /// Whether an event said that the writer has closed the file, or moved it into place.
+    /// Whether an event has told that the writer has closed the file, or moved it into place.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -66,7 +66,7 @@ impl Watching {
     }
 }
 
-/// A watch belongs to one wait, so a clone begins without a watch.
+/// A watch belongs to one wait, so a clone starts without a watch.
 impl Clone for Watching {
     fn clone(&self) -> Watching {
         Watching::default()
@@ -83,7 +83,7 @@ mod linux {
 
     use crate::sys::proc::entries;
 
-    /// File systems on which another machine can make a file that inotify does not report.
+    /// File systems on which another machine can create a file that inotify does not report.
     const REMOTE: [u32; 12] = [
         0x6969,      // NFS
         0x517B,      // SMB
@@ -100,7 +100,7 @@ mod linux {
     ];
 
     /// Instances without a watch, which are never closed. Each instance belongs to one wait at a
-    /// time, because two readers would take each other's events.
+    /// time, because two waits would take each other's events.
     static IDLE: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
     #[derive(Debug)]
@@ -152,10 +152,11 @@ mod linux {
                     let done = libc::statfs(dir.as_ptr(), &mut stat);
                     (stat, done)
                 };
-                // The type of `f_type` depends on the architecture, and `REMOTE` has `u32` values.
+                // The type of `f_type` depends on the architecture; the values in `REMOTE` are
+                // `u32`.
                 done == 0 && REMOTE.contains(&(stat.f_type as u32))
             };
-            // The directory may have been removed and made again, so its path is resolved each
+            // The directory may have been removed and created again, so its path is resolved each
             // time. A directory that is watched already stays watched. The watch of the directory
             // reports that the file appears, and the watch of the file reports changes in the file.
             let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
@@ -191,7 +192,7 @@ mod linux {
         /// The name is empty if the event is about the file itself.
         fn drain(&self, each: &mut dyn FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
-            // The limit ends the loop even if a program makes files without end.
+            // The limit ends the loop even if a program keeps creating files.
             for _ in 0..64 {
                 // SAFETY: the call writes at most as many bytes as the buffer has.
                 let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
@@ -263,7 +264,7 @@ mod tests {
     use crate::sys::is_readable;
     use crate::sys::tests::{TestDir, in_time};
 
-    /// Whether an event has come since the watch was renewed. Events come at once.
+    /// Whether an event has arrived since the watch was renewed. Events arrive immediately.
     fn told(watching: &Watching) -> bool {
         let event = watching.event().expect("it is watched");
         assert!(event.as_raw_fd() > 0);
@@ -298,7 +299,7 @@ mod tests {
         ];
         for (what, deed) in deeds {
             // A process that another test forked may close its copy of the previous step's file
-            // only now, which is an event.
+            // only now, and this is an event.
             in_time(|| {
                 renew(&mut watching, &path);
                 !told(&watching)

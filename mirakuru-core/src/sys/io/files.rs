@@ -1,4 +1,4 @@
-//! Functions for directories and lock files that the standard library does not have.
+//! Functions for directories, lock files and users that the standard library lacks.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::sys::process::calls::Call;
 
-/// A flag for `custom_flags`: the open fails on a symbolic link.
+/// A flag for `custom_flags` that makes the open fail on a symbolic link.
 pub(crate) const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
 
 /// The effective user id of this process.
@@ -25,13 +25,13 @@ pub(crate) fn egid() -> u32 {
     nix::unistd::getegid().as_raw()
 }
 
-/// Ids of the user with this name, and of the user's group.
+/// The ids of the user with this name and of the user's primary group.
 pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
     let user = nix::unistd::User::from_name(name).ok().flatten()?;
     Some((user.uid.as_raw(), user.gid.as_raw()))
 }
 
-/// Makes a FIFO for this user alone, unless the file exists.
+/// Creates a FIFO that only this user can open, unless the file exists already.
 ///
 /// # Errors
 ///
@@ -49,7 +49,7 @@ pub(in crate::sys) fn make_fifo(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Fails if the system gives no randomness.
+/// Fails if the system cannot provide random bytes.
 pub(crate) fn random(buffer: &mut [u8]) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -70,7 +70,7 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a lock file for reading and writing. With `create`, makes a missing file (mode 0600).
+/// Opens a lock file for reading and writing. With `create`, creates a missing file with mode 0600.
 /// Never follows a symbolic link.
 pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new()
@@ -83,12 +83,12 @@ pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
         .open(path)
 }
 
-/// Takes the exclusive `flock` of an open file unless another process has it. Returns whether this
-/// process has it now.
+/// Takes the exclusive `flock` of an open file, unless another process holds a lock on it. Returns
+/// whether this process now holds the lock.
 ///
 /// The lock belongs to the open file description. Copies of the descriptor, in this process or
-/// inherited, hold the same lock. It is free once the last copy is closed, or once [`unlock`] frees
-/// it for all of them.
+/// inherited, hold the same lock. It is released when the last copy is closed, or when [`unlock`]
+/// releases it for all of them.
 pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: flock takes no pointers, and the descriptor is open for as long as it is borrowed.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
@@ -108,8 +108,8 @@ fn not_locked(source: &io::Error) -> io::Error {
     io::Error::new(source.kind(), format!("could not {attempt}: {source}; {remedy}"))
 }
 
-/// Frees the exclusive `flock` of a file for all copies of the descriptor. Closing the file is not
-/// enough: a process that another thread has just forked holds a copy until its exec.
+/// Releases the `flock` of a file for all copies of the descriptor. Closing the file is not enough:
+/// a process that another thread has just forked holds a copy until its exec.
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
     // SAFETY: flock takes no pointers, and the descriptor is open.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
@@ -157,8 +157,8 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Whether a process with this id exists and has not ended. A process of another user counts, even
-/// if `/proc` does not show it.
+/// Whether a process with this id exists and is not a zombie. A process of another user counts,
+/// even if `/proc` does not show it.
 pub(crate) fn process_lives(pid: u32) -> bool {
     match crate::sys::proc::stat(pid) {
         Some(stat) => stat.is_alive(),
@@ -166,13 +166,14 @@ pub(crate) fn process_lives(pid: u32) -> bool {
     }
 }
 
-/// Whether a process with this id exists, including one that we may not signal.
+/// Whether a process with this id exists, even one that we may not signal.
 pub(crate) fn process_exists(pid: u32) -> bool {
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)
 }
 
-/// Marks a System V shared memory segment for removal, as soon as no process is attached to it.
+/// Marks a System V shared memory segment for removal. The kernel removes it as soon as no process
+/// is attached to it.
 ///
 /// # Errors
 ///

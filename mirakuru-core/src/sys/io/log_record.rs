@@ -6,12 +6,13 @@
 //!
 //! A log that reaches its limit continues in parts, each with its own index. The first part and the
 //! last two parts are kept. A finished index ends with a record that names the next part. The index
-//! of a later part begins with two records: the position of the part in the whole log, and in the
-//! whole index.
+//! of a later part begins with two records: the position of the part in the whole log, and its
+//! position in the whole index.
 
 use std::ffi::CStr;
 
-/// The names of a later part of the log and of its index. Each name is reused three parts later.
+/// The file names of a later part of the log and of its index. Each name is used again three parts
+/// later.
 pub(crate) const fn part(number: u32) -> [&'static CStr; 2] {
     match number % 3 {
         1 => [c"log.1", c"log.1.index"],
@@ -42,7 +43,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Record of bytes that are in the log. Stream 0 is standard output, 1 standard error.
+    /// A record of bytes that are in the log. Stream 0 is standard output, 1 standard error.
     pub(crate) const fn output(stream: usize, length: u32, time: u64) -> Record {
         Record {
             length,
@@ -51,7 +52,7 @@ impl Record {
         }
     }
 
-    /// Record of bytes that could not be kept because the disk was full.
+    /// A record of bytes that could not be kept because the disk was full.
     pub(crate) const fn lost(stream: usize, length: u32, time: u64) -> Record {
         let output = Record::output(stream, length, time);
         Record {
@@ -60,7 +61,7 @@ impl Record {
         }
     }
 
-    /// Record of a start or a restart of the service.
+    /// A record of a start or a restart of the service.
     pub(crate) const fn start(time: u64) -> Record {
         Record {
             length: 0,
@@ -69,7 +70,8 @@ impl Record {
         }
     }
 
-    /// Record of the end of a log part, after `bytes` bytes. The log continues in part `number`.
+    /// The record that ends a part of the log after `bytes` bytes. The log continues in part
+    /// `number`.
     pub(crate) const fn next(number: u32, bytes: u64) -> Record {
         Record {
             length: number,
@@ -78,8 +80,8 @@ impl Record {
         }
     }
 
-    /// The first two records of a later part: its number, and how many bytes of the log and of the
-    /// index come before it.
+    /// The first two records of a later part: its number, and the number of bytes of the log and of
+    /// the index that come before it.
     pub(crate) const fn head(number: u32, log: u64, index: u64) -> [Record; 2] {
         [
             Record {
@@ -95,7 +97,7 @@ impl Record {
         ]
     }
 
-    /// The number of the next part, if this is the last record of a part that has ended.
+    /// The number of the next part, if this is the last record of a finished part.
     pub(crate) fn as_next(self) -> Option<u32> {
         (self.kind == NEXT).then_some(self.length)
     }
@@ -105,18 +107,18 @@ impl Record {
         (self.kind == PART).then_some(self.time)
     }
 
-    /// Whether this is a record of output, kept or lost.
+    /// Whether this is a record of output, either kept or lost.
     pub(crate) const fn is_output(self) -> bool {
         self.kind & !LOST < START
     }
 
-    /// The bytes of the record. Must not allocate or panic, because the supervisor calls this after
-    /// a fork.
+    /// Encodes the record. Must not allocate or panic, because the supervisor calls this after a
+    /// fork.
     pub(crate) const fn encode(self) -> [u8; SIZE] {
         (self.length as u128 | (self.kind as u128) << 32 | (self.time as u128) << 64).to_le_bytes()
     }
 
-    /// Makes a record from its bytes. Fewer than 16 bytes make a record of zeros.
+    /// Decodes a record. Returns a record of zeros if there are fewer than 16 bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Record {
         let bytes = bytes.first_chunk().copied().unwrap_or_default();
         let word = u128::from_le_bytes(bytes);

@@ -1,11 +1,12 @@
-//! A pipe, which only newer versions of `std` have, and a check for data in it.
+//! Creates pipes, which only newer versions of `std` can, and checks whether a descriptor is
+//! readable.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::sys::io::wait::to_read;
 
-/// Makes a pipe. Returns the read end and the write end, both close-on-exec.
+/// Creates a pipe. Returns the read end and the write end, both close-on-exec.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -27,7 +28,7 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pair)
 }
 
-/// Whether a descriptor can be read now, or is at its end.
+/// Whether a descriptor is readable now, or at its end of file.
 pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut polled = to_read(fd.as_raw_fd());
     // SAFETY: the pointer is to one live entry.

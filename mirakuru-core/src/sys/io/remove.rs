@@ -1,10 +1,10 @@
-//! Removes directories that a service could write to, with all their content.
+//! Removes directories that a service could write to, with all their contents.
 //!
 //! * Every step is relative to an open directory, and no symbolic link is followed. So no process
 //!   can redirect the removal by putting a link in the place of a directory.
 //! * If other users could rename the directory, nothing is removed, because one of them may have
 //!   replaced it.
-//! * A directory with a mount on it is left, with everything in it.
+//! * A directory that is a mount point is left, with everything in it.
 //! * There is no recursion. A nested directory is first moved up beside its parent. So a deep tree
 //!   needs neither more stack nor more descriptors. The code never follows `..`, which would lead
 //!   elsewhere after a process has moved a directory.
@@ -21,7 +21,7 @@ use crate::sys::log_record;
 
 const DIRECTORY: i32 = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 
-/// Removes a directory with all its content. Returns whether all of it is gone.
+/// Removes a directory with all its contents. Returns whether all of it is gone.
 pub(crate) fn remove_tree(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -31,7 +31,7 @@ pub(crate) fn remove_tree(path: &Path) -> bool {
 }
 
 /// Removes a service directory, except for its log if `kept` is set. `lock` is removed last: while
-/// it is there, another process will finish an interrupted removal. Returns whether the removal is
+/// it exists, another process will finish an interrupted removal. Returns whether the removal is
 /// complete.
 pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
@@ -41,7 +41,8 @@ pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove_service(kept)) }
 }
 
-/// Removes a service directory in the supervisor. Keeps the log if the directory has a file `kept`.
+/// Removes a service directory in the supervisor. Keeps the log if the directory contains a file
+/// `kept`.
 ///
 /// # Safety
 ///
@@ -57,7 +58,7 @@ pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
     }
 }
 
-/// Marks a service's log to be kept, unless the log is empty.
+/// Marks a service's log as one to keep, unless the log is empty.
 ///
 /// # Safety
 ///
@@ -73,7 +74,7 @@ pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
     }
 }
 
-/// Marks the log in an open service directory.
+/// Marks the log in an open service directory as one to keep, unless the log is empty.
 ///
 /// # Safety
 ///
@@ -151,7 +152,7 @@ impl Place {
         }
     }
 
-    /// Removes the directory, and its entry `last` after all others.
+    /// Removes the directory with its contents, and the entry `last` after all other entries.
     unsafe fn remove(self, last: Option<&CStr>) -> bool {
         // SAFETY: the names end in a zero byte.
         unsafe {
@@ -181,11 +182,11 @@ fn is_log(name: &CStr) -> bool {
         || (1..=3).any(|number| log_record::part(number).contains(&name))
 }
 
-/// Names for directories that are moved up.
+/// Generates names for directories that are moved up.
 struct Names(u32);
 
 impl Names {
-    /// Returns `removed-` and seven letters, with the final zero.
+    /// Returns `removed-` and seven letters, with a final zero byte.
     fn next(&mut self) -> [u8; 16] {
         let mut name = *b"removed-aaaaaaa\0";
         let mut rest = self.0;
@@ -201,13 +202,13 @@ impl Names {
 #[derive(Clone, Copy, PartialEq)]
 enum Entry {
     Gone,
-    /// Some content of the entry was removed, and the rest is left.
+    /// Some of the entry's contents were removed, and the rest is left.
     Less,
     Left,
 }
 
-/// Removes all entries of a directory, except where `is_spared` returns `true`. Returns whether all
-/// others are gone.
+/// Removes all entries of a directory, except those for which `is_spared` returns `true`. Returns
+/// whether all others are gone.
 unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
     let mut names = Names(0);
     loop {
@@ -224,7 +225,7 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
         };
         // SAFETY: `top` is an open directory, and `visit` keeps no name.
         unsafe { each_entry(top, &mut visit) };
-        // The reading may miss entries while others are removed or moved up, so it is repeated
+        // A pass may miss entries while others are removed or moved up, so the passes are repeated
         // until nothing changes.
         if !progress {
             return !left;
@@ -267,8 +268,8 @@ unsafe fn remove_entry(top: i32, name: &CStr, is_dir: bool, names: &mut Names) -
     }
 }
 
-/// Removes a file, a link, or an empty directory, but never a mount. `is_dir` decides which call
-/// comes first.
+/// Removes a file, a link, or an empty directory, but never a mount point. `is_dir` decides which
+/// call comes first.
 unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
     let (first, second) = match is_dir {
         true => (libc::AT_REMOVEDIR, 0),
@@ -279,7 +280,7 @@ unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
     remove(first) || remove(second)
 }
 
-/// Moves a directory up into `top`. The kernel refuses to move a directory with a mount on it.
+/// Moves a directory up into `top`. The kernel refuses to move a mount point.
 unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
     // SAFETY: the names end in a zero byte.
     unsafe {
@@ -290,7 +291,7 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
                 return true;
             }
             match errno() {
-                // Another process has made an entry with this name.
+                // Another process has created an entry with this name.
                 libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR | libc::EISDIR => {}
                 // `fchmodat` follows links, so root, who needs no permission, must not call it.
                 // Other users can change only their own files.
@@ -305,7 +306,7 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
     }
 }
 
-/// Opens a directory. Fails on a link, and on a directory with a mount on it.
+/// Opens a directory. Fails on a link and on a mount point.
 unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
     // SAFETY: the names end in a zero byte.
     unsafe {
@@ -352,7 +353,7 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
     unsafe { open_on_same_device(dir, name) }
 }
 
-/// Opens a directory with older calls, which miss a mount of the same file system.
+/// Opens a directory with older calls, which do not detect a mount of the same file system.
 unsafe fn open_on_same_device(dir: i32, name: *const c_char) -> i32 {
     // SAFETY: the names end in a zero byte.
     unsafe {
@@ -378,7 +379,7 @@ unsafe fn status(fd: i32) -> Option<libc::stat> {
 }
 
 /// Calls `visit` with each entry's name and a hint: `true` if the entry seems to be a directory.
-/// May miss entries that are made or removed meanwhile.
+/// May miss entries that are created or removed in the meantime.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
@@ -413,8 +414,8 @@ unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
 /// This version allocates, so a supervisor must not call it.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
-    // SAFETY: the stream has a descriptor of its own and is closed again; an entry is valid until
-    // the next one is read.
+    // SAFETY: the stream has its own descriptor and is closed again; an entry is valid until the
+    // next one is read.
     unsafe {
         let copy = libc::openat(dir, c".".as_ptr(), DIRECTORY);
         let stream = libc::fdopendir(copy);
@@ -446,7 +447,7 @@ mod tests {
     use super::*;
     use crate::sys::tests::TestDir;
 
-    /// Makes a service directory in a new directory, which also has a file `outside`.
+    /// Creates a service directory in a new directory, which also contains a file `outside`.
     fn scratch() -> TestDir {
         let dir = TestDir::new();
         let path = dir.path();

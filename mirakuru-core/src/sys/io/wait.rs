@@ -3,13 +3,13 @@
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-/// Waits until one of the descriptors can be read or is at its end, but no longer than `timeout`.
+/// Waits until one of the descriptors is readable or at its end of file, but no longer than
+/// `timeout`.
 pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
     poll(fds, timeout);
 }
 
-/// Waits like [`wait_readable`], and returns the descriptors with something to read or at their
-/// end.
+/// Like [`wait_readable`], but returns the descriptors that are readable or at their end of file.
 pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     let mut readable = Vec::new();
     for polled in poll(fds, timeout) {

@@ -1,4 +1,4 @@
-//! Makes listening sockets for services that inherit them.
+//! Creates listening sockets for services that inherit them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use super::raw_socket;
 
-/// A backlog larger than any test needs. The kernel uses less if its own limit is lower.
+/// A backlog larger than any test needs. The kernel reduces it to its own limit.
 const WAITING: libc::c_int = 4096;
 
 /// Listens on a TCP address of this machine. Sets SO_REUSEADDR, as most servers do, and on IPv6

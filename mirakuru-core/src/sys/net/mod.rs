@@ -1,5 +1,4 @@
-//! Sockets: the kernel's tables, reservations of ports, and calls that the standard library does
-//! not have.
+//! Sockets: the kernel's tables, reservations of ports, and calls that the standard library lacks.
 
 use std::net::SocketAddr;
 
@@ -26,10 +25,11 @@ pub(crate) struct Socket {
     pub(crate) addr: SocketAddr,
     /// Whether an IPv6 socket accepts only IPv6. `None` if the kernel does not tell.
     pub(crate) v6_only: Option<bool>,
-    /// Whether a TCP socket listens, or a UDP socket takes datagrams from any sender.
+    /// Whether a TCP socket listens, or a UDP socket accepts datagrams from any sender.
     pub(crate) listening: bool,
-    /// Effective user id of the process that made the socket.
+    /// Effective user id of the process that created the socket.
     pub(crate) uid: u32,
-    /// The number in `/proc/PID/fd/N`, `socket:[INODE]`. 0 if no process has the socket now.
+    /// The inode number that `/proc/PID/fd/N` shows as `socket:[INODE]`. 0 if no process holds the
+    /// socket now.
     pub(crate) inode: u64,
 }

@@ -7,14 +7,15 @@ use std::os::fd::OwnedFd;
 
 use super::raw_socket::{bind, family, set_reuse_addr, set_reuse_port, set_v6_only, socket};
 
-/// A loopback address that no service or client uses; see [`hold_exactly`].
+/// A loopback address that neither services nor clients use; see [`hold_exactly`].
 const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
 /// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
 ///
 /// SO_REUSEADDR and SO_REUSEPORT are set *after* the bind. So the bind is exclusive, even if
 /// `net.ipv4.ip_autobind_reuse` is set. It never gets a port that is in use on any address, even by
-/// another hold. A later bind sees the options, so a service can bind to the held port.
+/// another hold. A later bind takes the options into account, so a service can bind to the held
+/// port.
 pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     let fd = bind_everywhere(0, false)?;
     allow_sharing(&fd)?;
@@ -26,25 +27,26 @@ pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
 /// # Errors
 ///
 /// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even another hold. Closed
-/// connections in TIME_WAIT do not count. A socket of [`stand_beside`] is not noticed.
+/// connections in TIME_WAIT do not count. Neither does a socket of [`stand_beside`].
 pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     if let Ok(fd) = bind_everywhere(port, false) {
         allow_sharing(&fd)?;
         return Ok(fd);
     }
-    // A listener, another hold, or only TIME_WAIT can make the first bind fail. A bind with
-    // SO_REUSEADDR would also succeed over another hold, so two processes would hold the same port.
+    // The first bind may have failed because of a listener, another hold, or only TIME_WAIT. A bind
+    // with SO_REUSEADDR would also succeed beside another hold, so two processes would hold the
+    // same port.
     //
     // An exclusive bind to an unused address tells these cases apart. It conflicts with every
     // socket on the wildcard address, but not with connections, which have other addresses. While
-    // the probe is open, no other process can begin to hold the port.
+    // the probe is open, no other process can start to hold the port.
     let probe = match bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), false) {
         Ok(probe) => {
             allow_sharing(&probe)?;
             Some(probe)
         }
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),
-        // Only Linux has all of 127.0.0.0/8. Other systems go without this check.
+        // Only Linux has all of 127.0.0.0/8, so other systems skip this check.
         Err(_) => None,
     };
     let fd = bind_everywhere(port, true);
@@ -52,7 +54,7 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     fd
 }
 
-/// Binds a socket to the port on IPv6 loopback alone.
+/// Binds a socket to the port on the IPv6 loopback address alone.
 ///
 /// The socket keeps the port from every process that asks for a free port on all addresses, as
 /// [`hold_any`] does. Binds to IPv4 addresses still succeed, with or without SO_REUSEADDR. Without
@@ -90,15 +92,15 @@ pub(crate) fn udp_is_free(port: u16) -> bool {
     }
 }
 
-/// The range from which the kernel takes a port if a socket asks for any port. `None` if the range
-/// cannot be read.
+/// The range from which the kernel chooses a port if a socket asks for any port. `None` if the
+/// range cannot be read.
 pub(crate) fn ephemeral() -> Option<RangeInclusive<u16>> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut ends = text.split_ascii_whitespace().map(str::parse);
     Some(ends.next()?.ok()?..=ends.next()?.ok()?)
 }
 
-/// Binds one dual-stack socket, or an IPv4 socket if there is no IPv6.
+/// Binds one dual-stack socket, or an IPv4 socket if the machine has no IPv6.
 ///
 /// A conflict on IPv6 is final: a port that is free on IPv4 alone does not count as free.
 fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
@@ -137,7 +139,7 @@ fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
     set_reuse_port(fd, true)
 }
 
-/// Pairs a bound socket with its port.
+/// Returns a bound socket together with its port.
 fn with_its_port(fd: OwnedFd) -> io::Result<(OwnedFd, u16)> {
     // The socket does not listen, but `TcpListener` can ask for its address.
     let socket = TcpListener::from(fd);

@@ -1,7 +1,7 @@
-//! The socket calls that `std` does not have, over `libc`, for the other files of this folder.
+//! The socket calls that `std` lacks, on top of `libc`, for the other files of this folder.
 //!
 //! The `nix` crate has these calls, but its socket features add two more crates to every user's
-//! build. Every new descriptor has an owner at once, and is closed when a program is executed.
+//! build. Every new descriptor immediately has an owner, and is close-on-exec.
 
 use std::io;
 use std::mem::size_of;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use libc::c_int;
 
-/// Whether `socket` accepts `SOCK_CLOEXEC`. If not, another call must set the flag.
+/// Whether `socket` accepts `SOCK_CLOEXEC`. If not, a second call must set the flag.
 const CAN_CLOSE_ON_EXEC: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// Flags to add to the type of a new socket.
@@ -21,13 +21,14 @@ const NEW: c_int = libc::SOCK_CLOEXEC;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const NEW: c_int = 0;
 
-/// Ends the communication over a socket in both directions, for all copies of the descriptor.
+/// Shuts down a socket in both directions, for all copies of the descriptor.
 pub(in crate::sys) fn hang_up(fd: &OwnedFd) {
     // SAFETY: the call takes no pointers.
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
-/// Makes a socket of a family (`AF_INET`), type (`SOCK_STREAM`) and protocol (0: the usual one).
+/// Creates a socket as `socket(2)` does, and makes it close-on-exec. `family` is for example
+/// `AF_INET`, and `kind` for example `SOCK_STREAM`. `protocol` is usually 0.
 pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
     let fd = check(unsafe { libc::socket(family, kind | NEW, protocol) })?;
@@ -35,7 +36,7 @@ pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io:
     close_on_exec(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes two Unix sockets that are connected with each other.
+/// Creates a pair of connected Unix sockets, both close-on-exec.
 pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     // SAFETY: the call writes two descriptors into the array, which has room for them.
@@ -44,7 +45,7 @@ pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     #[cfg(target_vendor = "apple")]
     for fd in [&ours, &theirs] {
-        // On these systems some versions of `send` have no flag against SIGPIPE.
+        // On these systems some versions of `send` lack the flag against SIGPIPE.
         set_flag(fd, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, true)?;
     }
     Ok((close_on_exec(ours)?, close_on_exec(theirs)?))
@@ -58,7 +59,7 @@ fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Makes `connect` on this socket return at once.
+/// Makes `connect` on this socket return immediately.
 pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: the call takes no pointers, and the descriptor is open.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
@@ -80,12 +81,12 @@ pub(in crate::sys) fn set_reuse_port(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
 }
 
-/// Sets `IPV6_V6ONLY`, with which an IPv6 socket accepts only IPv6.
+/// Sets `IPV6_V6ONLY`, which makes an IPv6 socket accept only IPv6.
 pub(in crate::sys) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
 }
 
-/// Sets `SO_RCVTIMEO`, in whole seconds.
+/// Sets the receive timeout (`SO_RCVTIMEO`), in whole seconds.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Result<()> {
     let limit = libc::timeval {
@@ -106,7 +107,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     value: &T,
 ) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: the reference is to as many bytes as the length says.
+    // SAFETY: the value is as long as `length` says.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -120,7 +121,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     Ok(())
 }
 
-/// Id of the process at the other end of a Unix socket, at the time of its `connect` or `listen`.
+/// Id of the process at the other end of a Unix socket, as of its `connect` or `listen`.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
     let mut peer = libc::ucred {

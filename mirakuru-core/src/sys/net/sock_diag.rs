@@ -2,16 +2,16 @@
 //!
 //! There are two kinds of request. Probes use the *exact lookup*, which finds the one socket that
 //! an incoming connection would reach (2 to 3 µs). Ownership checks and error messages use the
-//! *dump*, which lists all sockets of one port (10 µs for listeners). Neither makes a connection,
-//! so the service does not notice.
+//! *dump*, which lists all sockets of one port (10 µs for listeners). Neither opens a connection,
+//! so the service does not notice it.
 //!
 //! Each thread keeps one netlink socket open until the thread ends, so no lock is needed. A forked
 //! child has a copy of the socket, whose answers would mix with the parent's. So the process id is
-//! kept beside the socket, and a child closes its copy. The socket sees the network namespace in
+//! stored with the socket, and a child closes its copy. The socket sees the network namespace in
 //! which the thread first used it.
 //!
 //! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. The code
-//! writes and reads them byte by byte. That needs no `unsafe`, and cannot read past the end of a
+//! writes and reads them byte by byte. This needs no `unsafe`, and cannot read past the end of a
 //! short answer.
 
 use std::cell::RefCell;
@@ -46,13 +46,13 @@ const UDP_BOUND: u8 = 7;
 /// that `SO_BINDTODEVICE` has bound to the interface.
 const LOOPBACK: u32 = 1;
 
-/// The states of the sockets in a dump.
+/// The states of the sockets that a dump lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum States {
-    /// The sockets that listen or take datagrams. For TCP, this dump takes 10 µs.
+    /// Sockets that listen or accept datagrams. For TCP, this dump takes 10 µs.
     Listening,
-    /// All sockets except for those in TIME_WAIT; from Linux 6.8 on also sockets that are only
-    /// bound. This dump takes milliseconds.
+    /// All sockets except those in TIME_WAIT; from Linux 6.8 on also sockets that are only bound.
+    /// This dump takes milliseconds.
     Any,
 }
 
@@ -68,16 +68,16 @@ impl States {
     }
 }
 
-/// The socket that a connection or a datagram to `addr` from this machine would reach. A TCP socket
+/// The socket that a connection or a datagram from this machine to `addr` would reach. A TCP socket
 /// counts only if it listens, even with a full backlog.
 ///
-/// A kernel without the `tcp_diag` or `udp_diag` module also gives `None`; `ports/table.rs` checks
-/// for that.
+/// Also `None` if the kernel lacks the `tcp_diag` or `udp_diag` module; `ports/table.rs` checks for
+/// that.
 pub(crate) fn listener(protocol: Protocol, addr: SocketAddr) -> io::Result<Option<Socket>> {
     with_socket(|diag| diag.lookup(protocol, addr))
 }
 
-/// The sockets of one local port (0: of every port), IPv4 and IPv6.
+/// The IPv4 and IPv6 sockets of one local port, or of every port if `port` is 0.
 pub(crate) fn on_port(protocol: Protocol, port: u16, states: States) -> io::Result<Vec<Socket>> {
     with_socket(|diag| {
         let mut found = Vec::new();
@@ -104,8 +104,8 @@ thread_local! {
 /// Runs one exchange on this thread's socket. Closes the socket after an error, so that no unread
 /// answer disturbs the next exchange.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
-    // Uses `try_with` and `take`, because an ending thread may drop a fixture after its thread
-    // locals are gone.
+    // Uses `try_with` and `take`, because an ending thread may drop a fixture after its
+    // thread-local values are gone.
     let kept = DIAG.try_with(RefCell::take).unwrap_or(None);
     let mut diag = match kept {
         Some(diag) if diag.process == std::process::id() => diag,
@@ -119,8 +119,8 @@ fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Resu
 impl Diag {
     fn open() -> io::Result<Diag> {
         let fd = raw_socket::socket(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG)?;
-        // The kernel answers before `write` returns. The limit is for sandboxes, whose imitation of
-        // the kernel may never answer.
+        // The kernel answers before `write` returns. The limit is for sandboxes that imitate the
+        // kernel and may never answer.
         raw_socket::set_receive_timeout(&fd, 1)?;
         Ok(Diag {
             fd: fd.into(),
@@ -167,7 +167,7 @@ impl Diag {
             interface: 0,
         };
         self.exchange(question, &mut |socket| {
-            // The request names the port, but a sandbox's imitation of the kernel may return more.
+            // The request names the port, but a sandbox that imitates the kernel may return more.
             if port == 0 || socket.addr.port() == port {
                 found.push(socket);
             }
@@ -193,7 +193,7 @@ impl Diag {
                     NLMSG_DONE if flags == NLM_F_DUMP => return Ok(()),
                     NLMSG_ERROR => {
                         return match message.errno() {
-                            // There is no such socket, or no such family in a kernel without IPv6.
+                            // There is no such socket, or the kernel has no IPv6.
                             libc::ENOENT if flags != NLM_F_DUMP || family == AF_INET6 => Ok(()),
                             errno => Err(io::Error::from_raw_os_error(errno)),
                         };
@@ -308,7 +308,7 @@ impl Message<'_> {
     }
 }
 
-/// The messages of one answer. Ends before a message with a wrong length.
+/// The messages of one answer. Stops before a message with a wrong length.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(found.addr, addr);
         assert!(found.listening);
         assert_ne!(found.inode, 0);
-        // Other sockets may have the same port on other addresses.
+        // Other sockets may use the same port on other addresses.
         let dumped = || {
             let mut dumped = on_port(Protocol::Tcp, addr.port(), States::Listening).unwrap();
             dumped.retain(|socket| socket.addr == addr);
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn tells_a_v6_only_listener_from_a_dual_stack_one() {
         for only in [true, false] {
-            // Another process may have the same port on IPv4, so this tries several ports.
+            // Another process may use the same port on IPv4, so this tries several ports.
             let mut tries = (0..100).map(|_| crate::sys::sockets::tests::listen_v6(only));
             let (_held, port, dumped) = tries
                 .find_map(|(held, port)| {
@@ -436,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_dump_longer_than_the_buffer_is_read_to_its_end() {
-        // An answer for one socket takes some 100 bytes, so these sockets need several reads.
+        // The answer for one socket takes about 100 bytes, so these sockets need several reads.
         let held: Vec<_> = (0..500)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
@@ -474,8 +474,8 @@ mod tests {
 
     #[test]
     fn a_thread_keeps_one_socket_and_closes_it_at_its_end() {
-        // The kept socket's inode in `/proc`. Unlike a descriptor's number, it is not reused at
-        // once.
+        // The kept socket's inode in `/proc`. Unlike a descriptor's number, it is not reused
+        // immediately.
         let kept = || {
             on_port(Protocol::Tcp, 1, States::Listening).unwrap();
             let fd = DIAG.with_borrow(|diag| diag.as_ref().unwrap().fd.as_raw_fd());

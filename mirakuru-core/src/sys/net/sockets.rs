@@ -1,4 +1,4 @@
-//! Sockets that `std` cannot make: a bind without listening, and a connect to a Unix socket that
+//! Sockets that `std` cannot create: a bind without listening, and a connect to a Unix socket that
 //! never blocks.
 
 use std::ffi::OsStr;
@@ -13,12 +13,12 @@ use super::raw_socket::{
     Address, bind, connect, family, set_non_blocking, set_reuse_addr, set_v6_only, socket,
 };
 
-/// Binds to an address as most servers do, and closes at once, without ever listening. TCP uses
-/// SO_REUSEADDR, UDP does not.
+/// Binds to an address as most servers do, without listening, and closes the socket immediately.
+/// TCP uses SO_REUSEADDR, UDP does not.
 ///
 /// The error is `AddrInUse` if a server could not bind either. Connections in TIME_WAIT do *not*
 /// cause the error. A socket that has SO_REUSEADDR and does not listen does not cause it either,
-/// for example one that holds a port for a later service.
+/// for example if it reserves a port for a later service.
 pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     let fd = match protocol {
         Protocol::Tcp => socket(family(&addr), libc::SOCK_STREAM, 0)?,
@@ -36,15 +36,16 @@ pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Messages {
     Keep,
-    /// The kernel discards each message, with the descriptors in it. The sender sees a success.
+    /// The kernel discards each message, together with the descriptors in it. The sender does not
+    /// notice.
     Discard,
 }
 
-/// Keeps or discards all later messages of a socket.
+/// Makes a socket keep or discard all later messages.
 pub(crate) fn filter_messages(socket: BorrowedFd<'_>, messages: Messages) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        // The program returns how many bytes of a message to keep: all of them, or none.
+        // The program returns the number of bytes of a message to keep: all, or none.
         let mut program = [libc::sock_filter {
             code: (libc::BPF_RET | libc::BPF_K) as u16,
             jt: 0,
@@ -58,7 +59,7 @@ pub(crate) fn filter_messages(socket: BorrowedFd<'_>, messages: Messages) -> io:
             len: 1,
             filter: program.as_mut_ptr(),
         };
-        // SAFETY: this option takes a `sock_fprog`, whose program lives for the length of the call.
+        // SAFETY: this option takes a `sock_fprog`, whose program outlives the call.
         unsafe { super::raw_socket::set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter) }
     }
     #[cfg(not(target_os = "linux"))]
@@ -68,25 +69,25 @@ pub(crate) fn filter_messages(socket: BorrowedFd<'_>, messages: Messages) -> io:
     }
 }
 
-/// The kinds of Unix socket that have connections.
+/// The kinds of Unix socket that accept connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixKind {
     Stream,
     SeqPacket,
 }
 
-/// The result of a connect to a Unix socket.
+/// The result of connecting to a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
     /// A process accepts connections. Holds the id of the process that called `listen`, if the
-    /// system tells. That process may have ended, and others may have the socket now.
+    /// system tells. That process may have ended since, and other processes may hold the socket.
     Accepted(Option<u32>),
     /// A process listens, and its backlog is full.
     Full,
 }
 
-/// Connects to a Unix socket without waiting, and closes the connection. A path that begins with
-/// `@` is an abstract name (Linux).
+/// Connects to a Unix socket without waiting, and closes the connection. On Linux, a path that
+/// begins with `@` is an abstract name.
 pub(crate) fn try_connect_unix(path: &Path, kind: UnixKind) -> io::Result<UnixAnswer> {
     let addr = unix_addr(path)?;
     let kind = match kind {
@@ -94,7 +95,7 @@ pub(crate) fn try_connect_unix(path: &Path, kind: UnixKind) -> io::Result<UnixAn
         UnixKind::SeqPacket => libc::SOCK_SEQPACKET,
     };
     let fd = socket(libc::AF_UNIX, kind, 0)?;
-    // A blocking connect would wait for room in the backlog for ever.
+    // A blocking connect could wait for room in the backlog for ever.
     set_non_blocking(&fd)?;
     match connect(&fd, &addr) {
         Ok(()) => Ok(UnixAnswer::Accepted(listener_pid(&fd))),
@@ -129,7 +130,7 @@ fn listener_pid(_: &OwnedFd) -> Option<u32> {
     None
 }
 
-/// Whether this error of [`try_connect_unix`] means that the path has a socket of another kind.
+/// Whether this error of [`try_connect_unix`] means that the socket at the path is of another kind.
 pub(crate) fn is_another_kind(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPROTOTYPE)
 }
@@ -149,7 +150,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::sys::tests::in_time;
 
-    /// A TCP socket with the wanted options, and its port.
+    /// A TCP socket with the given options, and its port.
     pub(crate) fn tcp(
         addr: SocketAddr,
         reuse_addr: bool,
@@ -177,7 +178,7 @@ pub(crate) mod tests {
         tcp("[::]:0".parse().unwrap(), true, false, Some(only), true).unwrap()
     }
 
-    /// The kinds of Unix socket that a test server can make.
+    /// The kinds of Unix socket that a test server can create.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Made {
         Stream,
@@ -185,7 +186,7 @@ pub(crate) mod tests {
         Datagram,
     }
 
-    /// A Unix socket that listens (unless it takes datagrams) with a backlog of `waiting`.
+    /// A bound Unix socket. Listens with a backlog of `waiting`, unless it is a datagram socket.
     pub(crate) fn unix(path: &Path, made: Made, waiting: i32) -> OwnedFd {
         let kind = match made {
             Made::Stream => libc::SOCK_STREAM,
@@ -201,8 +202,8 @@ pub(crate) mod tests {
     }
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    /// A socket that is connected to itself. A connect to an ephemeral loopback port can have this
-    /// result.
+    /// A socket that is connected to itself. A connect to an ephemeral loopback port can do this by
+    /// chance.
     pub(crate) fn connected_to_itself() -> std::net::TcpStream {
         let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();
         connect(&fd, &loopback(port).into()).unwrap();

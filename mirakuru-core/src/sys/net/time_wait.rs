@@ -1,5 +1,5 @@
-//! Removes the remnants of closed connections (TIME_WAIT). For a minute, a remnant keeps a server
-//! without SO_REUSEADDR from binding to the port.
+//! Removes the remnants of closed connections (TIME_WAIT). A remnant prevents a server without
+//! SO_REUSEADDR from binding to the port for a minute.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +12,8 @@ use super::raw_socket::{set_flag, set_option};
 /// Removes one remnant whose other end is on this machine too.
 ///
 /// A client connects between the same two addresses while no socket listens, so the remnant
-/// answers. The client's kernel rejects that answer with a reset, which ends the remnant. RFC 1337
-/// calls this "TIME-WAIT assassination". The sysctl `tcp_rfc1337` prevents it, but is off by
+/// answers. The client's kernel replies to that answer with a reset, which ends the remnant. RFC
+/// 1337 calls this "TIME-WAIT assassination". The sysctl `tcp_rfc1337` prevents it, but is off by
 /// default. On loopback, all of this happens during the call.
 ///
 /// # Errors
@@ -26,7 +26,7 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     if let Err(error) = bind(&client, &remote.into()) {
         choose_at_connect(&client, remote).map_err(|_| error)?;
     }
-    // The socket does not block, so the connect returns at once. Its error does not matter.
+    // The socket does not block, so the connect returns immediately. Its error does not matter.
     let _ = connect(&client, &local.into());
     Ok(())
 }
@@ -40,7 +40,8 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        /// In this option's value, the upper half is the highest port, the lower half the lowest.
+        /// The value of this option has the highest port in its upper half, and the lowest in its
+        /// lower half.
         const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
         let port = u32::from(addr.port());
         let range = port << 16 | port;
@@ -56,7 +57,7 @@ fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Makes a connection from `here` to `there`.
+/// Opens a connection from `here` to `there`.
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 pub(crate) fn connect_from(here: SocketAddr, there: SocketAddr) -> io::Result<OwnedFd> {
     let client = socket(family(&here), libc::SOCK_STREAM, 0)?;

@@ -1,4 +1,4 @@
-//! Finds the processes that have a socket, by searching the descriptors in `/proc`.
+//! Finds the processes that hold a socket, by searching the descriptors in `/proc`.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use super::{numbers, stat, tree_until};
 /// The result of a search for sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Search {
-    /// The sockets found, each with a process that has it.
+    /// The inodes of the sockets found, each with the id of a process that holds it.
     pub(crate) found: Vec<(u64, u32)>,
     /// Whether the descriptors of a live process could not be read.
     pub(crate) denied: bool,
@@ -20,7 +20,7 @@ impl Search {
     }
 }
 
-/// The depth of the search in one process.
+/// How thoroughly to search one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closely {
     /// The descriptors of the process, which its threads normally share.
@@ -30,7 +30,7 @@ pub(crate) enum Closely {
     Threads,
 }
 
-/// Looks for sockets, given by their inodes, among the descriptors of processes.
+/// Searches the descriptors of processes for sockets, given by their inodes.
 pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     for &pid in pids {
@@ -40,12 +40,12 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
 }
 
 /// Looks for sockets among the processes of a tree, nearest first, until all are found. The root
-/// comes last, because it is a supervisor, which has no socket of the service.
+/// comes last, because it is a supervisor, which holds no socket of the service.
 ///
-/// The main process nearly always has the sockets, so the walk ends before it reads that process's
-/// `task` directory. Such a read costs time later, because the kernel caches entries for each
-/// thread. When the thread ends, the kernel discards them, and the process that reaps the thread
-/// spins meanwhile.
+/// The main process nearly always holds the sockets, so the walk ends before it reads that
+/// process's `task` directory. Such a read has a cost later, because the kernel caches entries for
+/// each thread. When the thread ends, the kernel discards them, and the process that reaps the
+/// thread spins in the meantime.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     tree_until(root, &mut |pid| {
@@ -65,7 +65,7 @@ impl Search {
         let mut mine = Vec::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
-            // Only root may read the descriptors of a first thread that has ended, so this reads
+            // Only root may read the descriptors of a first thread that has ended, so this searches
             // every thread.
             Closely::Threads => numbers(&format!("/proc/{pid}/task"))
                 .into_iter()

@@ -1,8 +1,8 @@
 //! Reads `/proc`: processes, their relations, and their sockets.
 //!
 //! Every answer is a snapshot, because a process may fork or end between two reads. The functions
-//! leave out a process that is gone, and do not fail. If a decision depends on the answer, the
-//! caller asks again.
+//! skip a process that is gone, and do not fail. If a decision depends on the answer, the caller
+//! asks again.
 //!
 //! Without `/proc` no process is visible. The configuration `mirakuru_portable` simulates such a
 //! system on Linux.
@@ -23,7 +23,7 @@ pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening
 
 /// Whether a process with a listening socket is busy with something other than accepting
 /// connections. Either its first thread runs, or each of its threads runs or sleeps for a fixed
-/// time. `false` if `/proc` does not show that.
+/// time. Returns `false` if `/proc` does not tell.
 ///
 /// Reads the other threads only if the first one sleeps: see [`search_tree`] for the cost.
 pub(crate) fn is_between_calls(pid: u32) -> bool {
@@ -42,7 +42,7 @@ pub(crate) fn is_between_calls(pid: u32) -> bool {
     }
 }
 
-/// A part of `/proc/PID/stat`.
+/// Some of the fields of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// The first 15 bytes of the program's name.
@@ -56,10 +56,10 @@ pub(crate) struct Stat {
     start: u64,
 }
 
-/// Whether `/proc` has Linux's format. Other systems may have a different `/proc`.
+/// Whether `/proc` exists in Linux's format. Other systems may have a different `/proc`.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
-/// Reads a file, whose path is relative to `/proc`.
+/// Reads a file of `/proc`. The path is relative to `/proc`.
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     match IS_THERE {
         true => read_whole(fs::File::open(Path::new("/proc").join(path))?.take(u64::MAX)),
@@ -102,7 +102,7 @@ fn read_stat(pid: u32) -> Option<Stat> {
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
-    // The name stands in parentheses and may hold any character, even parentheses and spaces.
+    // The name is in parentheses, and may contain any character, even parentheses and spaces.
     let (before, after) = text.rsplit_once(')')?;
     let (_, comm) = before.split_once('(')?;
     let mut fields = after.split_ascii_whitespace();
@@ -116,8 +116,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 impl Stat {
-    /// Whether the process still runs. `false` for a zombie, which waits for its parent to fetch
-    /// the exit status.
+    /// Whether the process is still running. `false` for a zombie, which waits for its parent to
+    /// fetch the exit status.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
@@ -175,16 +175,16 @@ fn numbers(dir: &str) -> Vec<u32> {
     numbers
 }
 
-/// A process and its descendants, as far as they live and are visible.
+/// A process and those of its descendants that are alive and visible.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
     tree_until(root, &mut |_| false)
 }
 
 /// A process and its descendants, nearest first, until `enough` returns true. Calls `enough` with
-/// each process before the search for that process's children.
+/// each process before it looks for that process's children.
 fn tree_until(root: u32, enough: &mut dyn FnMut(u32) -> bool) -> Vec<u32> {
-    // A kernel without CONFIG_PROC_CHILDREN has no file `children`. In that case the parents of all
-    // processes give the same answer.
+    // A kernel without CONFIG_PROC_CHILDREN has no file `children`. The parents of all processes
+    // then give the same answer.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
         walk(root, &children, enough)
@@ -278,8 +278,8 @@ pub(crate) fn ancestors(pid: u32) -> Ancestors {
     }
 }
 
-/// This process and its ancestors. The entry of this process is made without reading a file, so
-/// only its parent and session are right.
+/// This process and its ancestors. The entry for this process is built without reading a file, so
+/// only its parent and session are correct.
 pub(crate) fn own_ancestors() -> Ancestors {
     let parent = std::os::unix::process::parent_id();
     let own = Stat {
@@ -309,13 +309,14 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     stat.is_alive().then_some(stat.start)
 }
 
-/// 0 if any process with this id exists. Without `/proc`, no portable call tells the start time.
+/// Returns 0 if a process with this id exists. Without `/proc`, no portable call tells the start
+/// time.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     crate::sys::files::process_exists(pid).then_some(0)
 }
 
-/// The environment of a process at its start. `None` if we may not read it.
+/// The environment with which a process was started. `None` if we may not read it.
 pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
     read(&format!("{pid}/environ")).ok()
 }
@@ -330,13 +331,14 @@ pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     words
 }
 
-/// The entries of a list in which a zero byte ends each entry.
+/// The entries of a list in which each entry ends in a zero byte. An empty entry follows the last
+/// zero byte.
 pub(crate) fn entries(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|byte| *byte == 0)
 }
 
-/// Checks whether this process, which runs as root, may run a service as this user and group. If
-/// `/proc` does not tell, the answer is `Ok`.
+/// Checks whether this process, which runs as root, may run a service as this user and group.
+/// Returns `Ok` if `/proc` does not tell.
 ///
 /// # Errors
 ///
@@ -357,7 +359,8 @@ pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     }
     for (map, id, kind) in [("uid_map", uid, "user"), ("gid_map", gid, "group")] {
         let map = text(map);
-        // A line has the first id in this namespace, the first id outside, and the number of ids.
+        // A line contains the first id in this namespace, the first id outside, and the number of
+        // ids.
         let mut ranges = map.lines().filter_map(|line| {
             let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
             let (first, _, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
@@ -404,8 +407,8 @@ fn link(path: &str) -> Option<PathBuf> {
         .filter(|_| IS_THERE)
 }
 
-/// A number for the pid namespace of this process, or 0 if it is not known. Processes of other
-/// namespaces may share the temporary directory.
+/// A number that identifies the pid namespace of this process, or 0 if it is not known. Processes
+/// of other namespaces may share the temporary directory.
 pub(crate) fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
@@ -418,8 +421,8 @@ pub(crate) fn tracer() -> Option<u32> {
     pid.trim().parse().ok().filter(|pid| *pid != 0)
 }
 
-/// A number for the network namespace of this process, or 0 if it is not known. A port of one
-/// namespace cannot be reached from another.
+/// A number that identifies the network namespace of this process, or 0 if it is not known. A port
+/// in one namespace cannot be reached from another.
 pub(crate) fn net_namespace() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }
@@ -458,7 +461,7 @@ mod tests {
 
     #[test]
     fn a_grandchild_is_in_the_tree_by_either_way() {
-        // The `echo` comes once the grandchild exists.
+        // The shell prints the line after the grandchild exists.
         let mut child = Command::new("sh")
             .args(["-c", "sh -c 'sleep 60 & echo $!; wait' & wait"])
             .stdout(Stdio::piped())

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::read;
 use crate::sys::net::{Protocol, Socket};
 
-/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`, or for UDP the bound
+/// The listeners of a port (0: of any port) from `/proc/net/tcp` and `tcp6`, or for UDP the bound
 /// sockets from `udp` and `udp6`. `None` if there are none. Takes milliseconds, because the kernel
 /// walks its whole table.
 pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
@@ -31,7 +31,7 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// Closed connections of a local port that linger because this side closed them. Returns the local
+/// Connections of a local port that this side has closed, and that still linger. Returns the local
 /// and the remote address of each. Takes milliseconds.
 pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     /// FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
@@ -71,7 +71,7 @@ fn parse_line(line: &str, listening: &str) -> Option<Socket> {
 fn parse_address(field: &str) -> Option<SocketAddr> {
     let (ip, port) = field.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    // Each word is four bytes in network order, printed as a number in this machine's order.
+    // Each word is four bytes in network order, printed as a number in this machine's byte order.
     let mut bytes = Vec::new();
     for at in (0..ip.len()).step_by(8) {
         let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
@@ -85,8 +85,8 @@ fn parse_address(field: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// The inodes of the Unix sockets that are bound to exactly this path (abstract: `@name`) and
-/// listen.
+/// The inodes of the listening Unix sockets that are bound to exactly this path (abstract:
+/// `@name`).
 pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
     use std::os::unix::ffi::OsStrExt;
     let Ok(table) = read("thread-self/net/unix") else {
@@ -95,7 +95,7 @@ pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
     parse_unix(&table, Some(path.as_os_str().as_bytes()))
 }
 
-/// The inodes of all Unix sockets that listen.
+/// The inodes of all listening Unix sockets.
 pub(crate) fn unix_listening() -> Vec<u64> {
     read("thread-self/net/unix").map_or_else(|_| Vec::new(), |table| parse_unix(&table, None))
 }

@@ -1,5 +1,4 @@
-//! The memory that the supervisor works in: one private mapping with its stacks, its buffers and
-//! the plan.
+//! The memory of the supervisor: one private mapping with its stacks, its buffers and the plan.
 //!
 //! Ordinary code lays the mapping out before the fork, so the supervisor never allocates. Pages
 //! that are never touched cost nothing.
@@ -29,7 +28,7 @@ pub(super) const PIDS: usize = 1024;
 /// only once.
 pub(super) const TOLD: usize = 256;
 
-/// A program to execute. The lists end with null pointers.
+/// A program to execute. Each list ends with a null pointer.
 #[repr(C)]
 pub(super) struct Words {
     /// Paths of the files to try, in order.
@@ -37,7 +36,7 @@ pub(super) struct Words {
     pub(super) argv: *const *const c_char,
 }
 
-/// The data of the supervisor. The pointers point into the same mapping.
+/// The supervisor's data. All pointers point into the same mapping.
 ///
 /// Numbers such as `uid` are `i64`, so that -1 can mean "not set" while every `u32` still fits.
 #[repr(C)]
@@ -47,7 +46,7 @@ pub(super) struct Arena {
     pub(super) program: Words,
     /// The recipe's `on_end` command. If there is none, its candidates are null.
     pub(super) on_end: Words,
-    /// Line with a hint, logged if `on_end` fails; may be null.
+    /// A line with a hint, logged if `on_end` fails; may be null.
     pub(super) on_end_hint: *const c_char,
     pub(super) envp: *const *const c_char,
     pub(super) current_dir: *const c_char,
@@ -65,8 +64,9 @@ pub(super) struct Arena {
     pub(super) test_pidfd: i32,
     pub(super) log: i32,
     pub(super) index: i32,
-    /// Size of one part of the log in bytes, and the part that is open.
+    /// Size of one part of the log, in bytes.
     pub(super) log_part: i64,
+    /// The part that is open now.
     pub(super) log_at: LogPart,
     /// All descriptors that stay open after the fork, in ascending order.
     pub(super) keep: *const i32,
@@ -80,7 +80,8 @@ pub(super) struct Arena {
     /// The highest descriptor that was open just before the fork. Only systems that cannot close
     /// all descriptors in one call use it.
     pub(super) last_fd: i32,
-    /// The place of the process id in the value of `LISTEN_PID`; null without that variable.
+    /// The address of the placeholder in `LISTEN_PID`, which the process id replaces; null if there
+    /// is none.
     pub(super) listen_pid: *mut c_char,
     pub(super) stop_signal: i32,
     pub(super) grace_ms: i64,
@@ -116,8 +117,8 @@ pub(super) struct Arena {
     /// The stage (a `STAGE_*`) and the error number of a failed launch.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
-    /// Pipe for `failed_stage` and `failed_errno`, if worker and service share no memory; otherwise
-    /// -1.
+    /// Write end of the pipe for `failed_stage` and `failed_errno`, if worker and service share no
+    /// memory; otherwise -1.
     pub(super) report: i32,
     /// Write end of the pipe for the output of the `on_end` command.
     pub(super) on_end_output: i32,
@@ -265,8 +266,8 @@ impl Mapping {
         let mut of_guard = [&locks[..], needs].concat();
         // SAFETY: no other process uses the arena yet.
         if unsafe { !(*self.arena).on_end.candidates.is_null() } {
-            // The guard may have to run the `on_end` command, and writes the command's output into
-            // the log.
+            // The guard may have to run the `on_end` command, and then writes the command's output
+            // into the log.
             of_guard.extend([descriptors.log, descriptors.index]);
         }
         let mut locks = Vec::new();
@@ -340,7 +341,7 @@ pub(super) struct Lists {
     pub(super) listen: Vec<i32>,
 }
 
-/// The descriptors that are not in a list.
+/// The descriptors that are not part of [`Lists`].
 pub(super) struct Descriptors {
     pub(super) stdio: [i32; 3],
     pub(super) control: i32,

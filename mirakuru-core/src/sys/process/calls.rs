@@ -1,8 +1,8 @@
-//! The system calls that guaranteed teardown needs, with the purpose of each and the remedy when it
+//! The system calls that guaranteed teardown needs, with the purpose of each and the remedy if it
 //! fails.
 //!
-//! If a supervisor cannot make one of these calls, the start fails, because nothing would guarantee
-//! the end of the service.
+//! If a supervisor cannot make one of these calls, the start fails, because nothing would then
+//! guarantee that the service is stopped.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use super::plan::{SpawnFailure, Stage};
 
 macro_rules! calls {
     ($($(#[$doc:meta])* $call:ident = $name:literal, $purpose:literal;)*) => {
-        /// A system call, or one way to use it.
+        /// A system call, or one particular use of it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(i32)]
         pub(crate) enum Call {
@@ -38,27 +38,27 @@ macro_rules! calls {
 
 calls! {
     Socketpair = "socketpair", "talk to the supervisor";
-    PidfdOpen = "pidfd_open", "notice the end of a process";
+    PidfdOpen = "pidfd_open", "notice when a process ends";
     PidfdSend = "pidfd_send_signal", "signal a process of the service";
     Kill = "kill", "signal the service";
     Wait = "wait4", "prove that no process is left";
-    WaitId = "waitid", "know its own children";
+    WaitId = "waitid", "find its own children";
     Subreaper = "prctl(PR_SET_CHILD_SUBREAPER)", "adopt each descendant of the service";
     ParentDeath = "prctl(PR_SET_PDEATHSIG)", "tie the service to its supervisor";
-    Clone = "clone", "make the supervisor's processes";
+    Clone = "clone", "create the supervisor's processes";
     Session = "setsid", "keep signals for the test runner away from the supervisor";
-    Signalfd = "signalfd", "notice the end of a child";
-    Signals = "rt_sigprocmask", "block signals while the supervisor is made";
-    Handler = "rt_sigaction", "notice the end of a child";
+    Signalfd = "signalfd", "notice when a child ends";
+    Signals = "rt_sigprocmask", "block signals while the supervisor is created";
+    Handler = "rt_sigaction", "notice when a child ends";
     Pipe = "pipe", "read the service's output";
     Null = "open(\"/dev/null\")", "give the service its standard streams";
     Nonblock = "fcntl(O_NONBLOCK)", "read the service's output without waiting for it";
-    Duplicate = "fcntl(F_DUPFD)", "hand descriptors down";
+    Duplicate = "fcntl(F_DUPFD)", "pass descriptors on";
     Dup2 = "dup2", "give the service its standard streams";
     Close = "close_range", "close descriptors that the service must not inherit";
     Memory = "mmap", "give the supervisor its memory";
     Flock = "flock", "mark a file as in use";
-    Fifo = "mkfifo", "end dependent services in the right order";
+    Fifo = "mkfifo", "stop dependent services in the right order";
 }
 
 impl Call {
@@ -80,8 +80,8 @@ impl Call {
         format!("{} with `{}`", self.purpose(), self.name())
     }
 
-    /// Whether this error means that the kernel or a sandbox does not offer the call at all. For
-    /// some calls the manual lists no EPERM, so an EPERM comes from a sandbox.
+    /// Whether this error means that the call is not available at all, in this kernel or this
+    /// sandbox. For some calls the manual lists no EPERM, so an EPERM comes from a sandbox.
     pub(crate) fn is_absent(self, error: &io::Error) -> bool {
         match error.raw_os_error() {
             Some(libc::ENOSYS) => true,
@@ -98,7 +98,7 @@ impl Call {
         format!("the kernel's `{}`", self.name())
     }
 
-    /// The remedy, as a command to the reader.
+    /// The remedy, as an instruction to the reader.
     pub(crate) fn remedy(self, error: &io::Error) -> Option<String> {
         let name = self.name();
         let since = match self {
@@ -118,7 +118,7 @@ impl Call {
                 format!("let the container's seccomp filter or security module allow `{name}`")
             }
             libc::EMFILE => {
-                "raise the limit of open files (`ulimit -n`), or keep fewer services at a time".to_owned()
+                "raise the limit of open files (`ulimit -n`), or run fewer services at a time".to_owned()
             }
             libc::ENFILE => "raise the machine's limit of open files (`sysctl fs.file-max`)".to_owned(),
             libc::EAGAIN if self == Call::Clone => {

@@ -1,7 +1,7 @@
 //! Code that runs when a program starts, before its `main`.
 
 /// Calls a function when the program starts, before `main`. Every test binary that links this crate
-/// calls it, so it must return at once if it has nothing to do.
+/// calls it, so it must return immediately if it has nothing to do.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __before_main {

@@ -1,22 +1,24 @@
-//! The phases of a stop, in the supervisors of both back ends. This module counts and enforces the
-//! grace.
+//! The phases of a stop, in the supervisors of both back ends. This module enforces the grace.
 //!
 //! 1. *Waiting*, if other services need this one: its supervisor waits until they are gone.
-//! 2. *Polite*: every process of the tree has got the stop signal, and has the grace to end.
-//! 3. *Killing*, if the recipe's kill signal is not SIGKILL: every process has got the kill signal,
+//! 2. *Polite*: all processes of the tree receive the stop signal, and have the grace to exit.
+//! 3. *Killing*, if the recipe's kill signal is not SIGKILL: all processes receive the kill signal,
 //!    and SIGKILL follows a second later.
 //! 4. SIGKILL for every process that is left.
 //!
+//! The portable back end cannot find descendants outside the service's process group, so its
+//! signals reach only the group.
+//!
 //! A supervisor learns from a FIFO that other services need its service. The FIFO, `needed`, is in
 //! the private directory of the needed service. The supervisor of each dependent service keeps the
-//! FIFO open until its own tree is gone. So the FIFO has a writer as long as a dependent lives,
+//! FIFO open until its own tree is gone. So the FIFO has a writer as long as a dependent is alive,
 //! however that dependent ends.
 //!
 //! At the start of its own stop, a dependent's supervisor writes into the FIFO how long that stop
 //! may take. So the waits along a chain of services add up, to at most ten minutes.
 //!
-//! A service waits for its dependents if the test process or the run ends. If a test stops the
-//! service alone, the service does not wait: the test wants an outage.
+//! When the test process or the run ends, a service waits for its dependents. If a test stops the
+//! service alone, the service does not wait, because the test wants an outage.
 //!
 //! Runs after a fork: see the head of `spawn.rs`.
 
@@ -29,18 +31,19 @@ use super::tools::{errno, now_ms};
 
 /// Time from a kill signal other than SIGKILL until SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
-/// Time that a needed service waits for the first message of a dependent. The message comes at
-/// once, because the same event ends both services.
+/// The longest time that a needed service waits for the first message of a dependent. Normally the
+/// message arrives immediately, because the same event stops both services.
 const WORD_MS: i64 = 5000;
 /// Upper limit for the time that a needed service waits for its dependents.
 const WAIT_MS: i64 = 600_000;
 /// Time that a stop may take beyond its grace, for the kill and the removal of files.
 const AFTER_GRACE_MS: i64 = 1000;
-/// Time from the stop signal until descendants outside the service's process group get it too. Most
-/// services are gone by then, which saves the walk over the tree that finds those descendants.
+/// Time from the stop signal until the descendants outside the service's process group receive it
+/// too. Most services are gone by then, which saves the walk over the tree that finds those
+/// descendants.
 const REST_AFTER_MS: i64 = 30;
 
-/// An order to end the service.
+/// An order to stop the service.
 #[derive(Clone, Copy)]
 struct Order {
     signal: i32,
@@ -63,9 +66,10 @@ pub(super) enum Step {
     Nothing,
     /// Send the stop signal to the service's group.
     Ask(i32),
-    /// Send the stop signal to the descendants that are outside the group.
+    /// Send the stop signal to the descendants outside the group. The portable back end ignores
+    /// this step, because it cannot find them.
     AskRest(i32),
-    /// Send every process the recipe's kill signal, which is not SIGKILL.
+    /// Send the recipe's kill signal, which is not SIGKILL, to every process.
     Kill(i32),
     /// Kill every process that is left.
     Conclude,
@@ -75,9 +79,9 @@ pub(super) struct Ending {
     phase: Phase,
     /// The FIFO, while this service waits for its dependents; otherwise -1.
     pub(super) needed: i32,
-    /// Whether the test process is gone, so that the supervisor removes the private directory.
+    /// Whether the supervisor removes the private directory, because the test process is gone.
     pub(super) clean_up: bool,
-    /// Whether the test process ended within a test, so that the log is kept.
+    /// Whether the supervisor keeps the log, because the test process ended within a test.
     pub(super) keep_log: bool,
 }
 
@@ -121,8 +125,8 @@ impl Ending {
         }
     }
 
-    /// Stops the service by the recipe's policy, because its owner (the test process or the run) is
-    /// gone.
+    /// Stops the service according to the recipe's policy, because its owner (the test process or
+    /// the run) is gone.
     pub(super) unsafe fn lost_owner(&mut self, a: &Arena, in_a_test: bool) -> Step {
         self.clean_up = true;
         self.keep_log |= in_a_test;
@@ -200,7 +204,7 @@ impl Ending {
             if got < 0 && errno() == libc::EINTR {
                 continue;
             }
-            // An error of EAGAIN means that dependents live and sent no message. Any other result
+            // EAGAIN means that dependents are alive, but have sent nothing more. Any other result
             // means that no dependent is left.
             break got < 0 && errno() == libc::EAGAIN;
         };
@@ -274,7 +278,7 @@ impl Ending {
     }
 }
 
-/// Tells the needed services how long the end of this service may take.
+/// Tells the needed services how long this service may take to stop.
 unsafe fn announce(a: &Arena, ms: i64) {
     let ms = i32::try_from(ms.saturating_add(AFTER_GRACE_MS)).unwrap_or(i32::MAX);
     for at in 0..a.needs_count {

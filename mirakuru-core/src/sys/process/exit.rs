@@ -1,12 +1,12 @@
-//! Ends the services that still run when the test process ends normally.
+//! Stops the services that are still running when the test process exits normally.
 //!
-//! The supervisors notice the end of the process by themselves, but a moment later. The next test
-//! binary may want the same ports at once. Also, if the first process of a container does not reap
-//! orphans, a supervisor should end while its parent can still reap it.
+//! The supervisors would notice by themselves that the process has ended, but a moment later. The
+//! next test binary may need the same ports immediately. Also, if the first process of a container
+//! does not reap orphans, a supervisor should exit while its parent can still reap it.
 //!
-//! `atexit` handlers run after the main thread returns and after `process::exit`, beside other live
-//! threads. So the services are in slots without a lock (`slots.rs`). An atomic swap gives each
-//! service either to its owner or to the handler.
+//! `atexit` handlers run after the main thread returns and after `process::exit`, while other
+//! threads may still be running. So the services are in a lock-free list (`slots.rs`). An atomic
+//! swap gives each service either to its owner or to the handler.
 
 use std::os::fd::RawFd;
 use std::sync::Once;
@@ -18,17 +18,17 @@ use super::slots::{Slot, Slots};
 use super::{service, users};
 
 static SLOTS: Slots<Ending> = Slots::new();
-/// The process whose services the handler ends. A fork inherits the handler, but not the services.
+/// The process whose services the handler stops. A fork inherits the handler, but not the services.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// The time on CLOCK_MONOTONIC at which the handler began.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
 
-/// Number of 32-bit words that hold a service's id. An id needs fewer bytes than they have.
+/// Number of 32-bit words that hold a service's id. An id is shorter than that.
 const ID_WORDS: usize = 8;
 
 #[derive(Default)]
 struct Ending {
-    /// The control socket; -1 if the handler must not end the service.
+    /// The control socket; -1 if the handler must not stop the service.
     control: AtomicI32,
     guard: AtomicI32,
     /// The process id of the service's main process, once known.
@@ -40,13 +40,13 @@ struct Ending {
     test: AtomicU64,
 }
 
-/// An entry in the list of services to end.
+/// An entry in the list of services to stop.
 pub(super) struct Registration {
     slot: &'static Slot<Ending>,
     taken: AtomicBool,
 }
 
-/// Registers the handler for a normal end of this process.
+/// Registers the handler that runs when this process exits normally.
 pub(super) fn install_once() {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
@@ -91,8 +91,8 @@ impl Registration {
         self.slot.service.store(pid, Ordering::SeqCst);
     }
 
-    /// Takes the service away from the handler. Returns `false` if the handler already ends the
-    /// service. In that case the socket belongs to the handler, and must stay open.
+    /// Takes the service away from the handler. Returns `false` if the handler is already stopping
+    /// the service. In that case the socket belongs to the handler, and must stay open.
     pub(super) fn take(&self) -> bool {
         if !self.is_ours() && self.slot.control.swap(-1, Ordering::SeqCst) >= 0 {
             self.taken.store(true, Ordering::SeqCst);
@@ -112,15 +112,15 @@ impl Drop for Registration {
     }
 }
 
-/// Runs a function at a normal end of this process, after the services have ended. Call this before
-/// the first service starts, because handlers run in reverse order. The function may run beside
-/// other threads, so it must neither panic nor wait for a lock.
+/// Runs a function when this process exits normally, after the services have been stopped. Call
+/// this before the first service starts, because handlers run in reverse order. Other threads may
+/// be running, so the function must neither panic nor wait for a lock.
 pub(crate) fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function may run at any time. A failure of the registration does no harm.
     unsafe { libc::atexit(function) };
 }
 
-/// The time at which this process began to end its services, if it has.
+/// The time at which this process began to stop its services, if it has.
 pub(crate) fn exit_began() -> Option<u64> {
     Some(BEGAN.load(Ordering::SeqCst)).filter(|began| *began != 0)
 }
@@ -141,14 +141,16 @@ fn is_main_thread() -> bool {
 fn install() {
     use libc::{c_int, c_void};
     unsafe extern "C" {
-        /// Also gives the handler the exit status. The `libc` crate does not declare this function.
+        /// Like `atexit`, but passes the exit status to the handler. The `libc` crate does not
+        /// declare this function.
         fn on_exit(handler: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
     }
     extern "C" fn handler(status: c_int, _: *mut c_void) {
         end_all(status != 0);
     }
     // SAFETY: `stdlib.h` has this declaration. The handler may run at any time after this, beside
-    // other threads. If the C library has no room for it, the supervisors still notice the end.
+    // other threads. If the C library has no room for it, the supervisors still notice that the
+    // process ends.
     unsafe { on_exit(handler, std::ptr::null_mut()) };
 }
 
@@ -161,22 +163,22 @@ fn install() {
     unsafe { libc::atexit(handler) };
 }
 
-/// Tells all services to end, then waits for all of them, so that they end in parallel.
+/// Tells all services to stop, then waits for all of them, so that they stop in parallel.
 fn end_all(failed: bool) {
     if PROCESS.load(Ordering::SeqCst) != std::process::id() {
         return;
     }
     BEGAN.store(crate::sys::clock_ns(), Ordering::SeqCst);
     // A failed test may have left its service running, for example because it hung. If this is not
-    // the main thread, a test ended the process, because the harness returns from the main thread.
+    // the main thread, a test has ended the process, because the harness exits on the main thread.
     let in_a_test = failed || !is_main_thread();
     end_where(in_a_test, &|_| true);
-    // The services of this process have ended, so the shared services that they needed may end.
+    // The services of this process have ended, so the shared services that they needed may end too.
     users::leave_all();
 }
 
-/// Ends the services of a test that is over, even if a thread of the test still has them. To such a
-/// thread, the process seems to end.
+/// Stops the services of a test that is over, even if a thread of the test still holds them. To
+/// such a thread, the process seems to be exiting.
 pub(crate) fn end_of_test(test: u64) {
     if PROCESS.load(Ordering::SeqCst) == std::process::id() {
         end_where(true, &|slot| slot.test.load(Ordering::SeqCst) == test);
@@ -191,7 +193,7 @@ fn end_where(in_a_test: bool, is_wanted: &dyn Fn(&Ending) -> bool) {
             false => -1,
         };
         if control >= 0 && !is_wanted(slot) {
-            // The owner has given up the slot meanwhile, and another service has taken it.
+            // The owner has given up the slot in the meantime, and another service has taken it.
             slot.control.store(control, Ordering::SeqCst);
         } else if control >= 0 {
             let mut message: Message = std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst));

@@ -14,30 +14,31 @@ use super::plan::StopPolicy;
 pub(super) const MESSAGE: usize = 8;
 pub(super) type Message = [i32; MESSAGE];
 
-/// To the test process: the service was executed. Carries the process ids of the service and of the
+/// To the test process: the program was executed. Carries the process ids of the service and of the
 /// worker.
 pub(super) const STARTED: i32 = 1;
-/// To the test process: the service could not be executed. Carries a `STAGE_*`, the error number
-/// and, for `STAGE_SUPERVISOR`, the `Call`.
+/// To the test process: the start failed. Carries a `STAGE_*`, the error number and, for
+/// `STAGE_SUPERVISOR`, the `Call`.
 pub(super) const FAILED: i32 = 2;
 /// To the test process, once for each [`ARM`]: the log has new output.
 pub(super) const OUTPUT: i32 = 3;
-/// To the test process: the main process has ended. Carries its wait status, 1 if descendants live,
-/// and the time on CLOCK_MONOTONIC in two halves.
+/// To the test process: the main process has ended. Carries its wait status, 1 if it left
+/// descendants (otherwise 0), and the time on CLOCK_MONOTONIC in two halves.
 pub(super) const EXITED: i32 = 4;
-/// To the test process, as the last message: nothing is left of the service.
+/// To the test process, as the last message: no process of the service is left.
 pub(super) const EMPTY: i32 = 5;
 /// To the test process, in answer to [`PUBLISH`]. Carries 0 or the error number.
 pub(super) const PUBLISHED: i32 = 6;
-/// To the test process, in answer to [`SYNC`]: the log has all bytes that the pipes held.
+/// To the test process, in answer to [`SYNC`]: the log contains all bytes that were in the pipes.
 pub(super) const SYNCED: i32 = 7;
 /// To the worker: send [`OUTPUT`] when there is new output.
 pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. Carries the signal, the grace in ms, the kill signal, and a
-/// flag. The flag is nonzero if the service ends because the test process does. In that case the
-/// supervisor waits for dependent services and removes the private directory.
+/// To the worker: stop the service. Carries the signal, the grace in ms, the kill signal, and a
+/// flag. The flag is nonzero if the service is stopped because the test process ends. In that case
+/// the supervisor waits for dependent services and removes the private directory.
 pub(super) const STOP: i32 = 11;
-/// The flag of a [`STOP`] if the test process ends within a test. The supervisor keeps the log.
+/// The flag of a [`STOP`] if the test process ends within a test. In that case the supervisor keeps
+/// the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
 /// To the worker: send the carried signal to the service's process group.
 pub(super) const SIGNAL: i32 = 12;
@@ -65,12 +66,12 @@ const NO_SIGNAL: i32 = 0;
 /// Number of attempts to send a message.
 const TRIES: u32 = 50;
 
-/// Sends a message, and returns whether the kernel took it.
+/// Sends a message, and returns whether the kernel accepted it.
 ///
 /// Gives up after half a second at the latest, because a test process that does not read must not
-/// block the supervisor. The buffer has room for many more messages than are ever sent.
+/// block the supervisor. The socket's buffer has room for many more messages than are ever sent.
 ///
-/// A stream may take only a part of the message; the next attempt sends the rest.
+/// A stream socket may accept only a part of the message; the next attempt sends the rest.
 pub(super) fn send(control: RawFd, message: Message) -> bool {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
@@ -109,7 +110,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
     false
 }
 
-/// The message that the main process has ended. `left` says whether descendants live.
+/// The [`EXITED`] message. `left` tells whether the main process left descendants.
 pub(super) fn exited(status: i32, left: bool, at: i64) -> Message {
     let [high, low] = [(at >> 32) as i32, at as i32];
     [EXITED, status, i32::from(left), high, low, 0, 0, 0]
@@ -124,7 +125,8 @@ pub(super) enum Received {
     Closed,
 }
 
-/// Assembles a message. A packet socket delivers it whole; a stream may deliver it in parts.
+/// Assembles messages. A packet socket delivers each message whole; a stream socket may deliver it
+/// in parts.
 #[derive(Default)]
 pub(super) struct Inbox {
     message: Message,
@@ -136,8 +138,8 @@ pub(super) struct Inbox {
 /// Limit of `starved`. Each failure waits 1 ms, so the limit is reached after about two seconds.
 const STARVED: u32 = 2000;
 
-/// Limit on the repetitions of an interrupted call. It ends the loop if a sandbox lets every call
-/// fail with EINTR.
+/// Limit on the retries of an interrupted call. It ends the loop if a sandbox makes every call fail
+/// with EINTR.
 pub(super) const INTERRUPTED: u32 = 1000;
 
 impl Inbox {
@@ -165,12 +167,12 @@ impl Inbox {
                 Err(_) => match Errno::last() {
                     Errno::EINTR if interrupted < INTERRUPTED => interrupted = interrupted.wrapping_add(1),
                     // The other side has closed its end before it read all our messages. Linux
-                    // reports that once, before it delivers the other side's messages. The limit is
-                    // for a system that repeats the report.
+                    // reports that once, before it delivers the other side's messages. The limit
+                    // guards against a system that keeps reporting it.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
                     Errno::EAGAIN | Errno::EINTR => return Received::Nothing,
-                    // The kernel has no memory just now. Only a lasting shortage counts as a closed
-                    // socket.
+                    // The kernel is out of memory at the moment. Only a lasting shortage counts as
+                    // a closed socket.
                     Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {
                         self.starved = self.starved.wrapping_add(1);
                         // SAFETY: the call takes only numbers.

@@ -1,14 +1,15 @@
-//! Notes this process's parent before `main`: once the parent has died, its id can no longer be
-//! found.
+//! Records the id of this process's parent before `main`. Once the parent has died, its id can no
+//! longer be found.
 //!
-//! The kernel gives an orphan to the nearest ancestor that collects orphans. Afterwards nothing in
-//! `/proc` distinguishes this ancestor from the original parent. So the parent is noted while it
-//! still lives.
+//! The kernel makes an orphan a child of the nearest ancestor that adopts orphans. Afterwards
+//! nothing in `/proc` distinguishes this ancestor from the original parent. So the parent's id is
+//! recorded while the parent is still alive.
 
 use std::os::unix::process::parent_id;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The process ids of the parent and of this process, both 0 until the loader has run.
+/// The process ids of the parent and of this process, both 0 until the loader has called
+/// `note_parent`.
 static PARENT: AtomicU32 = AtomicU32::new(0);
 static SELF: AtomicU32 = AtomicU32::new(0);
 
@@ -26,7 +27,7 @@ extern "C" fn note_parent() {
 static AT_LOAD: extern "C" fn() = note_parent;
 
 /// Whether the process that started this one has ended. Returns false in a fork that has executed
-/// no program, because the loader has not run there.
+/// no program, because the loader has not called `note_parent` there.
 pub(crate) fn is_orphan() -> bool {
     SELF.load(Ordering::Relaxed) == std::process::id() && PARENT.load(Ordering::Relaxed) != parent_id()
 }

@@ -14,7 +14,7 @@ use crate::sys::log_record::{self, Record};
 /// disk from holding up the supervisor's other work.
 const PASS: Bound = Bound { reads: 8, ms: 20 };
 /// Limit for the last output, with more reads than a full pipe needs. The time limit keeps a flood
-/// on a slow disk from delaying the end of the service.
+/// on a slow disk from delaying the stop of the service.
 const REST: Bound = Bound { reads: 64, ms: 250 };
 
 #[derive(Clone, Copy)]
@@ -112,8 +112,8 @@ impl Output {
         }
     }
 
-    /// Moves the rest of the output when no process is left to print more. If the log has no room,
-    /// counts the bytes as lost.
+    /// Moves the rest of the output into the log, after no process is left to print more. Records
+    /// the bytes that could not be written as lost.
     pub(super) unsafe fn finish(&mut self, buffer: &mut [u8; BUFFER]) {
         // SAFETY: `relay` uses only this value and the buffer.
         unsafe {

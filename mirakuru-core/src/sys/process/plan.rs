@@ -1,4 +1,4 @@
-//! The plan of a start: executors hand it to a back end, which launches it.
+//! The plan for a start. An executor passes it to a back end, which carries it out.
 
 use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
@@ -10,19 +10,19 @@ use super::calls::Call;
 /// A command, ready to be executed.
 #[derive(Clone, Debug)]
 pub(crate) struct CommandPlan {
-    /// Paths to try to execute, in order: one for each directory of `PATH`, or only the program
-    /// itself.
+    /// Paths at which to try to execute the program, in order: one for each directory of `PATH`, or
+    /// only the program itself.
     pub(crate) candidates: Vec<CString>,
     pub(crate) argv: Vec<CString>,
 }
 
-/// Everything that the start of a service needs, prepared by ordinary code before the fork.
+/// Everything that is needed to start a service, prepared by ordinary code before the fork.
 pub(crate) struct Plan {
     pub(crate) program: CommandPlan,
-    /// The command to run when the tree is gone, in the service's environment and working
-    /// directory, as this process's user.
+    /// The command to run after the last process of the service is gone. It runs as this process's
+    /// user, in the service's environment and working directory.
     pub(crate) on_end: Option<CommandPlan>,
-    /// Line with a hint, logged if `on_end` fails.
+    /// A line with a hint, logged if `on_end` fails.
     pub(crate) on_end_hint: Option<CString>,
     pub(crate) envp: Vec<CString>,
     pub(crate) current_dir: Option<CString>,
@@ -33,22 +33,23 @@ pub(crate) struct Plan {
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
-    /// The way to end the service once the test process is gone.
+    /// The policy for stopping the service after the test process is gone.
     pub(crate) stop: StopPolicy,
     /// The log and its index, both opened for appending.
     pub(crate) log: OwnedFd,
     pub(crate) index: OwnedFd,
-    /// Size of one part of the log in bytes, and the part that is open.
+    /// Size of one part of the log, in bytes.
     pub(crate) log_part: u64,
+    /// The part that is open now.
     pub(crate) log_at: LogPart,
     /// Private directories of the services that this one needs. When the test process or the run
-    /// ends, this service ends before them.
+    /// ends, this service is stopped before they are.
     pub(crate) needs: Vec<PathBuf>,
-    /// Locks that the supervisor keeps until the tree is gone.
+    /// Locks that the supervisor holds until the tree is gone.
     pub(crate) keep: Vec<OwnedFd>,
-    /// Sockets for the service, as its descriptors 3, 4 and so on. If the environment has
-    /// `LISTEN_PID`, the service's process id replaces the value, which must have [`PID_DIGITS`]
-    /// bytes.
+    /// Sockets that the service inherits as descriptors 3, 4 and so on. If the environment contains
+    /// `LISTEN_PID`, the service's process id replaces its value, which must be a placeholder of
+    /// [`PID_DIGITS`] bytes.
     pub(crate) listen: Vec<OwnedFd>,
     /// The id of the service's test, or 0: see `exit.rs`.
     pub(crate) test: u64,
@@ -70,22 +71,22 @@ pub(crate) struct LogPart {
     pub(crate) index: u64,
 }
 
-/// Lets a service outlive the test process that starts it. Until
-/// [`Service::publish`](super::service::Service::publish), the service belongs to that process.
+/// Lets a service outlive the test process that starts it. The service belongs to that process
+/// until [`Service::publish`](super::service::Service::publish) succeeds.
 pub(crate) struct RunPlan {
-    /// A pidfd of the test runner, or the FIFO that the service's users hold open. The service ends
-    /// with the runner or with its last user.
+    /// A pidfd of the test runner, or the FIFO that the service's users hold open. The service is
+    /// stopped when the runner, or the last user, is gone.
     pub(crate) runner: OwnedFd,
-    /// Whether `runner` is the FIFO. If so, a new user can still keep the service from ending.
+    /// Whether `runner` is the FIFO. If so, a new user can still keep the service alive.
     pub(crate) ends_with_users: bool,
     /// The permit to start the service. The supervisor holds a copy, so no other process can start
     /// the same service before this one is published or gone.
     pub(crate) start_lock: OwnedFd,
-    /// Path of the state file before and after the service is published.
+    /// Paths of the state file: `staged` until the service is published, then `published`.
     pub(crate) staged: CString,
     pub(crate) published: CString,
     /// The run's directory, which the supervisor removes when the runner is gone. A service that
-    /// ends with its users has its own directory instead.
+    /// ends with its last user has a directory of its own instead.
     pub(crate) dir: CString,
 }
 
@@ -106,7 +107,7 @@ impl RunPlan {
     }
 }
 
-/// The target of a standard stream of the service.
+/// The source or target of a standard stream of the service.
 pub(crate) enum Stream {
     Null,
     /// The output goes through the supervisor into the log.
@@ -116,7 +117,7 @@ pub(crate) enum Stream {
     Inherit(RawFd),
 }
 
-/// The way to end a service.
+/// The policy for stopping a service: the stop signal, the grace, and the signal that follows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StopPolicy {
     pub(crate) signal: i32,
@@ -124,7 +125,7 @@ pub(crate) struct StopPolicy {
     pub(crate) kill_signal: i32,
 }
 
-/// The stage of a start at which it failed.
+/// The stage at which a start failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Creating the supervisor's own sockets, pipes, memory and processes.
@@ -136,7 +137,7 @@ pub(crate) enum Stage {
     Exec,
 }
 
-/// The reason why a service was not executed.
+/// The reason why a service could not be started.
 #[derive(Debug)]
 pub(crate) struct SpawnFailure {
     pub(crate) stage: Stage,

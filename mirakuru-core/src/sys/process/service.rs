@@ -1,5 +1,5 @@
 //! The test process's side of a service, in both back ends. It starts the supervisor, exchanges
-//! messages with it, and waits for its end.
+//! messages with it, and waits until it has ended.
 //!
 //! The file is long because its tests, which start real services, are a third of it.
 
@@ -33,16 +33,17 @@ use crate::sys::net::raw_socket;
 /// that is stuck in the kernel, for example on a dead disk, takes longer.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// Number of retries after the supervisor died without a message.
+/// Number of times that a launch is repeated after the supervisor died without a message.
 const LAUNCH_RETRIES: u32 = 2;
 
-/// Upper limit of a grace (24 days), so that no sum of times overflows.
+/// Upper limit for the grace (24 days), so that no sum of times overflows.
 const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// A service under supervision. The supervisor's end of the socket is closed exactly when its
 /// worker is gone.
 pub(crate) struct Service {
-    /// The control socket. `drop` leaves it open if the exit handler (`exit.rs`) ends the service.
+    /// The control socket. `drop` leaves it open if the exit handler (`exit.rs`) is stopping the
+    /// service.
     control: ManuallyDrop<OwnedFd>,
     /// The process that started the service. A fork of that process has a copy of this value, and
     /// must not use it.
@@ -67,19 +68,20 @@ struct State {
     /// The stage, the error number and the system call of a failed start.
     failed: Option<[i32; 3]>,
     exit: Option<Exit>,
-    /// Whether the worker has sent its last message, which says that nothing is left.
+    /// Whether the worker has sent its last message, which says that no process is left.
     empty: bool,
     /// Whether the worker is gone.
     closed: bool,
     output: bool,
-    /// Whether the guard has been reaped, so that nothing is left to do.
+    /// Whether nothing is left to do for this process: the guard has been reaped, or the service
+    /// was published.
     reaped: bool,
     /// Number of reads without a message.
     silent: u32,
 }
 
 impl State {
-    /// Returns `true` once in sixteen calls.
+    /// Returns `true` on every sixteenth call.
     fn is_time_to_poll(&mut self) -> bool {
         self.silent = self.silent.wrapping_add(1);
         self.silent % 16 == 0
@@ -95,11 +97,11 @@ pub(crate) enum TreeSignal {
     Continue,
 }
 
-/// The end of the main process.
+/// The exit of the main process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
     pub(crate) status: ExitStatus,
-    /// The time on CLOCK_MONOTONIC, in nanoseconds, when the supervisor saw the end.
+    /// The time on CLOCK_MONOTONIC, in nanoseconds, at which the supervisor noticed the exit.
     pub(crate) at: u64,
     /// Whether the main process left descendants behind, as a daemon's does.
     pub(crate) left_descendants: bool,
@@ -241,8 +243,8 @@ impl Service {
         Err(failure)
     }
 
-    /// Whether the service has ended because its test or this process ended. In that case the
-    /// supervisor removes the directory.
+    /// Whether the service is stopped elsewhere, because its test is over or this process exits. In
+    /// that case the supervisor removes the directory.
     pub(crate) fn ended_elsewhere(&self) -> bool {
         self.owner == std::process::id() && !self.registration.take()
     }
@@ -257,7 +259,7 @@ impl Service {
         self.worker
     }
 
-    /// The end of the main process, if it has ended.
+    /// The exit of the main process, if it has exited.
     pub(crate) fn exit(&mut self) -> Option<Exit> {
         self.pump();
         self.state.exit
@@ -280,8 +282,9 @@ impl Service {
         self.state.output = false;
     }
 
-    /// Waits until the log has everything that the service has printed so far, usually for
-    /// microseconds. Gives up after a second, because the supervisor may be stopped.
+    /// Waits until the log contains everything that the service has printed so far, which usually
+    /// takes microseconds. Gives up after a second, because the supervisor may be suspended
+    /// (SIGSTOP).
     pub(crate) fn sync_output(&mut self) {
         self.send([message::SYNC, 0, 0, 0, 0, 0, 0, 0]);
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -325,7 +328,7 @@ impl Service {
         self.control.as_raw_fd()
     }
 
-    /// Stops or continues the whole tree, as far as it can be found.
+    /// Pauses or resumes the whole tree, as far as it can be found.
     pub(crate) fn signal_tree(&mut self, signal: TreeSignal) {
         let number = match signal {
             TreeSignal::Stop => libc::SIGSTOP,
@@ -346,11 +349,11 @@ impl Service {
     /// Hands the service over to the run. The supervisor publishes the state file, and from then on
     /// the service ends with the run instead of with this process.
     ///
-    /// The supervisor does both on one message. So if this process dies, the service either ends
-    /// with this process or already belongs to the run.
+    /// A single message makes the supervisor do both. So if this process dies, the service either
+    /// ends with this process or already belongs to the run.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
         // Takes the registration first. If another thread ends this process, the exit handler must
-        // neither end nor wait for a service that the run is about to own.
+        // neither stop nor wait for a service that the run is about to own.
         if !self.registration.take() {
             return Err(io::Error::other("this process is about to end"));
         }
@@ -359,7 +362,7 @@ impl Service {
             self.poll(None);
             match self.receive()? {
                 Some([message::PUBLISHED, 0, ..]) => {
-                    // This process no longer has to end the service.
+                    // This process no longer has to stop the service.
                     self.state.reaped = true;
                     return Ok(());
                 }
@@ -373,7 +376,7 @@ impl Service {
         }
     }
 
-    /// Asks for the end of the service without waiting for it; [`stop`](Service::stop) waits.
+    /// Asks the supervisor to stop the service, without waiting; [`stop`](Service::stop) waits.
     pub(crate) fn ask_to_stop(&mut self, policy: StopPolicy) {
         if self.owner == std::process::id() && !self.state.reaped && self.registration.take() {
             self.send(stop_message(policy, false));
@@ -381,10 +384,10 @@ impl Service {
         }
     }
 
-    /// Ends the service, and returns when nothing is left of it.
+    /// Stops the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
         if self.owner != std::process::id() || !self.registration.take() {
-            // This value is a copy in a fork, or the exit handler already ends the service.
+            // This value is a copy in a fork, or the exit handler is already stopping the service.
             self.state.closed = true;
             self.state.empty = true;
             self.state.reaped = true;
@@ -420,8 +423,8 @@ impl Service {
         self.state.closed = true;
         self.state.reaped = true;
         if !empty {
-            // The worker may live even if its socket is closed or broken. `hang_up` tells the
-            // worker to end.
+            // The worker may be alive even if its socket is closed or broken. `hang_up` tells the
+            // worker to stop the service.
             raw_socket::hang_up(&self.control);
         }
         match self.reap_guard(empty) {
@@ -449,8 +452,8 @@ impl Service {
         )
     }
 
-    /// Waits for the guard's exit: without a limit if `soon` is set, else for [`MARGIN`] plus
-    /// `slow_end`. Returns `None` if the guard has not ended by then.
+    /// Waits until the guard has exited: without a limit if `soon` is set, otherwise for [`MARGIN`]
+    /// plus `slow_end`. Returns `None` if the guard has not exited by then.
     fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
         wait_for(
@@ -488,7 +491,7 @@ impl Service {
         }
     }
 
-    /// Reads a message, if one has come. Notes the end of the connection.
+    /// Reads a message, if one has arrived. Records that the connection is closed.
     fn receive(&mut self) -> io::Result<Option<Message>> {
         if self.state.closed {
             return Ok(None);
@@ -497,7 +500,7 @@ impl Service {
             Received::Message(message) => Ok(Some(message)),
             // The guard is checked only now and then, because the check costs a system call.
             Received::Nothing if self.state.is_time_to_poll() && has_exited(self.guard) => {
-                // The worker's last messages may have come between the two checks.
+                // The worker's last messages may have arrived between the two checks.
                 match self.inbox.receive(self.control.as_raw_fd(), false) {
                     Received::Message(message) => Ok(Some(message)),
                     _ => self.closed(),
@@ -531,7 +534,7 @@ struct LaunchResources<'a> {
     registration: Registration,
     /// The test process's end of the socket.
     ours: OwnedFd,
-    /// Descriptors outside the plan that the supervisor gets copies of.
+    /// Descriptors outside the plan of which the supervisor gets copies.
     _theirs: Vec<OwnedFd>,
 }
 
@@ -541,8 +544,8 @@ impl LaunchResources<'_> {
         let (ours, control) = raw_socket::pair(os::CONTROL).map_err(failed(Call::Socketpair))?;
         let this_process = os::this_process().map_err(failed(Call::PidfdOpen))?;
         let mut theirs = Vec::new();
-        // The supervisor puts /dev/null on 0 to 2, so every descriptor that it keeps must lie
-        // above.
+        // The supervisor puts /dev/null on 0 to 2, so every descriptor that it keeps must be above
+        // 2.
         let mut lift = |fd: RawFd| -> Result<RawFd, SpawnFailure> {
             if fd > 2 {
                 return Ok(fd);
@@ -606,7 +609,7 @@ impl LaunchResources<'_> {
         })
     }
 
-    /// Makes the service after the guard has been forked.
+    /// Creates the [`Service`] after the guard has been forked.
     fn leave(self, guard: Pid) -> Service {
         self.registration.set_guard(guard.as_raw());
         Service {
@@ -629,7 +632,7 @@ impl LaunchResources<'_> {
     }
 }
 
-/// Opens the FIFO of each needed service; see `ending.rs`. Makes the FIFO if this is the first
+/// Opens the FIFO of each needed service; see `ending.rs`. Creates the FIFO if this is the first
 /// dependent of that service.
 fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
@@ -654,8 +657,8 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
 }
 
 impl Drop for Service {
-    /// If the service was not stopped, kills it without grace. An executor has stopped its service
-    /// with grace before.
+    /// Kills the service without grace if it was not stopped. Normally its executor has already
+    /// stopped it with grace.
     fn drop(&mut self) {
         if !self.state.reaped {
             let policy = StopPolicy {
@@ -674,7 +677,7 @@ impl Drop for Service {
 }
 
 /// Continues a stopped guard (SIGSTOP), which then continues a stopped worker. The guard must not
-/// have been reaped, because another process could have its id afterwards.
+/// have been reaped yet, because afterwards another process could have its id.
 fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
@@ -682,8 +685,8 @@ fn wake(guard: Pid) {
 /// Whether the guard has exited normally, which it does only when it has no child left. Its exit
 /// ends the connection, even if the kernel refuses to deliver the messages.
 ///
-/// If a signal killed the guard, its worker may live, so the result is `false`. An error also gives
-/// `false`, because other code may have reaped the guard.
+/// Returns `false` if a signal killed the guard, because its worker may still be alive. Also
+/// returns `false` after an error, because other code may have reaped the guard.
 fn has_exited(guard: Pid) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -694,8 +697,8 @@ fn has_exited(guard: Pid) -> bool {
     }
 }
 
-/// Waits for the guard until the deadline, then returns `None`. Returns `StillAlive` if other code
-/// has reaped the guard, or if `waitpid` keeps failing.
+/// Waits until the guard has ended. Returns `None` at the deadline, and `StillAlive` if other code
+/// has reaped the guard or if `waitpid` keeps failing.
 fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     let flags = match deadline {
         Some(_) => os::WAIT | WaitPidFlag::WNOHANG,
@@ -1004,8 +1007,8 @@ mod tests {
         }
     }
 
-    /// Without a subreaper, the test process ends the service's process group after the supervisor
-    /// was killed. Processes that have left the group stay.
+    /// Without a subreaper, the test process kills the service's process group after the supervisor
+    /// was killed. Processes that have left the group survive.
     #[test]
     #[cfg(mirakuru_portable)]
     fn what_a_killed_supervisor_leaves_is_ended_by_the_test_process() {

@@ -18,7 +18,7 @@ pub(crate) fn name(signal: i32) -> Option<&'static str> {
         .map(nix::sys::signal::Signal::as_str)
 }
 
-/// Whether this signal ended the process.
+/// Whether this signal killed the process.
 pub(crate) fn is_death_by(status: ExitStatus, signal: i32) -> bool {
     status.signal() == Some(signal)
 }

@@ -1,7 +1,7 @@
-//! A list of slots that needs no lock, for the exit handler (`exit.rs`).
+//! A lock-free list of slots, for the exit handler (`exit.rs`).
 //!
-//! The handler runs beside other live threads, one of which could hold a lock for ever. So the list
-//! has no lock and is never shortened. Slots are reused and never freed.
+//! The handler runs while other threads may still be running, and one of them could hold a lock for
+//! ever. So the list has no lock. Slots are reused, but never removed or freed.
 
 use std::iter::successors;
 use std::ops::Deref;
@@ -26,7 +26,8 @@ impl<T> Slots<T> {
         Slots { head }
     }
 
-    /// Takes an unused slot with its last owner's value, or makes one with a new value.
+    /// Returns an unused slot, which still holds its last owner's value, or adds a slot with a new
+    /// value.
     pub(super) fn take(&self, value: impl FnOnce() -> T) -> &'static Slot<T> {
         if let Some(slot) = self.iter().find(|slot| !slot.used.swap(true, Ordering::SeqCst)) {
             return slot;
@@ -43,13 +44,13 @@ impl<T> Slots<T> {
                 slot.next.store(head, Ordering::SeqCst);
                 Some(ours)
             });
-        debug_assert!(pushed.is_ok(), "the closure always gives a value");
+        debug_assert!(pushed.is_ok(), "the closure always returns a value");
         slot
     }
 
     /// All slots, in use or not.
     pub(super) fn iter(&self) -> impl Iterator<Item = &'static Slot<T>> + use<T> {
-        // SAFETY: slots are leaked, so every pointer in the list stays valid. A slot is complete
+        // SAFETY: slots are leaked, so every pointer in the list stays valid. A slot is initialised
         // before it enters the list.
         let at = |next: &AtomicPtr<Slot<T>>| unsafe { next.load(Ordering::SeqCst).as_ref() };
         successors(at(&self.head), move |slot| at(&slot.next))
@@ -57,7 +58,7 @@ impl<T> Slots<T> {
 }
 
 impl<T> Slot<T> {
-    /// Makes the slot free for another owner.
+    /// Frees the slot for another owner.
     pub(super) fn release(&self) {
         self.used.store(false, Ordering::SeqCst);
     }

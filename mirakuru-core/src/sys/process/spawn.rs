@@ -36,8 +36,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.uid >= 0 && os::set_uid(a.uid as libc::uid_t) != 0 {
             return (STAGE_UID, errno());
         }
-        // `set_uid` clears the tie to the parent, so the tie comes after it. The parent may have
-        // died before the tie, so the check comes last.
+        // A change of user clears the tie to the parent, so the tie comes after it. The parent may
+        // have died before that, so the check of the parent comes last.
         os::tie_to_parent();
         if libc::getppid() != a.worker {
             libc::_exit(127);
@@ -91,7 +91,7 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
                 libc::execve(*candidate, words.argv, envp);
                 error = errno();
                 // If the program was written just now, a fork of the writer may still have it open.
-                // The fork closes the file when it executes another program.
+                // The fork closes the file when it executes a program of its own.
                 if error != libc::ETXTBSY || tries >= 20 {
                     break;
                 }
@@ -112,8 +112,8 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
 /// Opens the service's standard streams, all above 2. A stream for the log gets a pipe, and a
 /// stream without a target gets `/dev/null`.
 pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<(), Call> {
-    // SAFETY: the calls use only numbers and a local array. The descriptors end with this process,
-    // or are handed to the service.
+    // SAFETY: the calls use only numbers and a local array. The descriptors are closed when this
+    // process ends, or are passed to the service.
     unsafe {
         let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
         for (fd, output) in streams {
@@ -188,18 +188,19 @@ pub(super) unsafe fn close_listeners(a: &Arena) {
 const ON_END_MS: i64 = 10_000;
 /// The pause between the two runs.
 const ON_END_AGAIN_MS: i64 = 500;
-/// Upper limit for both runs, with a margin of 500 ms.
+/// Time limit for the whole `on_end` step: both runs, the pause between them, and a margin of 500
+/// ms.
 pub(super) const ON_END_TAKES_MS: u64 = 2 * ON_END_MS as u64 + ON_END_AGAIN_MS as u64 + 500;
 
 /// Runs the recipe's `on_end` command, if there is one, after the tree has ended and before the
 /// directory is removed. The command cleans up things that are not descendants of the service, such
 /// as a container that a daemon runs.
 ///
-/// The command runs twice. A daemon may still work on the last request of a killed client, so the
-/// first run may find nothing yet.
+/// The command runs twice. A daemon may still be handling the last request of a killed client, so
+/// the first run may find nothing yet.
 ///
-/// Resets SIGCHLD, so that the kernel keeps the command's exit status. `kill` ends the processes
-/// that the command has started.
+/// Resets SIGCHLD, so that the kernel keeps the command's exit status. `kill` kills the processes
+/// that the command leaves behind, if the back end can find them.
 pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) {
     if a.on_end.candidates.is_null() {
         return;
@@ -291,8 +292,8 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
     }
 }
 
-/// Executes the `on_end` command in the child. Until the exec the supervisor sleeps, or the child
-/// has its own copy of the memory.
+/// Executes the `on_end` command, in the child. If the child shares the supervisor's memory, the
+/// supervisor sleeps until then.
 unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
     // SAFETY: the arena's strings and descriptors are valid.
     unsafe {
@@ -317,9 +318,9 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
 
 // ------------------------------------------------------------------------------------------- tools
 
-/// Sets every signal back to its default. Otherwise the service would inherit ignored signals, such
-/// as SIGPIPE from Rust's runtime. And while a process ignores SIGCHLD, the kernel keeps no exit
-/// statuses of its children.
+/// Resets every signal to its default action. Otherwise the service would inherit ignored signals,
+/// such as SIGPIPE, which Rust's runtime ignores. Also, while a process ignores SIGCHLD, the kernel
+/// keeps no exit statuses of its children.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: the default action has no handler. libc refuses this for SIGKILL, SIGSTOP and the
@@ -328,8 +329,8 @@ pub(super) unsafe fn reset_signals() {
     }
 }
 
-/// Puts `/dev/null` on 0, 1 and 2. Otherwise a runner that reads the test's output would wait until
-/// the supervisor ends. The service's own descriptors are all above 2.
+/// Puts `/dev/null` on descriptors 0 to 2. Otherwise a runner that reads the test's output would
+/// wait until the supervisor ends. The descriptors for the service's streams are all above 2.
 pub(super) unsafe fn null_standard_streams() -> Result<(), Call> {
     // SAFETY: the path ends in a zero byte, and the other calls take only numbers.
     unsafe {

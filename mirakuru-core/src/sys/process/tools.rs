@@ -9,12 +9,12 @@ use crate::sys::clock_ns;
 pub(super) use crate::sys::errno;
 pub(super) use crate::sys::io::wait::to_read;
 
-/// Tells the test process the stage (a `STAGE_*`) and the error number of a failed start.
+/// Reports a failed start to the test process: the stage (a `STAGE_*`) and the error number.
 pub(super) fn fail(control: i32, stage: i32, errno: i32) {
     send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]);
 }
 
-/// Tells the test process that a call of the supervisor failed.
+/// Reports to the test process that a call of the supervisor failed.
 pub(super) fn fail_call(control: i32, call: Call, errno: i32) {
     send(
         control,
@@ -32,7 +32,7 @@ pub(super) fn now_ms() -> i64 {
     now_ns() / 1_000_000
 }
 
-/// Writes the digits of a number at the end of `room`, and returns them.
+/// Writes the decimal digits of a number to the end of `room`, and returns them.
 pub(super) fn digits(number: u64, room: &mut [u8; 20]) -> &[u8] {
     let mut at = room.len();
     let mut rest = number;
@@ -53,7 +53,8 @@ pub(super) fn digits(number: u64, room: &mut [u8; 20]) -> &[u8] {
 pub(super) unsafe fn write_digits(to: *mut c_char, pid: i32) {
     let mut room = [0; 20];
     let digits = digits(pid.unsigned_abs().into(), &mut room);
-    // SAFETY: the placeholder has 10 bytes and a zero byte, and no `i32` has more than 10 digits.
+    // SAFETY: the placeholder is 10 bytes long and ends in a zero byte, and no `i32` has more than
+    // 10 digits.
     unsafe {
         ptr::copy_nonoverlapping(digits.as_ptr().cast(), to, digits.len());
         *to.add(digits.len()) = 0;

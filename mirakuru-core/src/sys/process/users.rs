@@ -2,10 +2,10 @@
 //!
 //! Each user holds the write end of a FIFO, and the service's supervisor polls the read end. The
 //! kernel reports a hang-up when the last writer is gone, however it ended. The supervisor then
-//! hides the service from new users, checks again, and ends the service (`linux/supervisor.rs`).
+//! hides the service from new users, checks again, and stops the service (`linux/supervisor.rs`).
 //!
-//! If a process that ends normally was the last user of a service, it waits for the service's end.
-//! So the service is gone before the runner sees the process end.
+//! If a process was the last user of a service and exits normally, it waits until the service has
+//! ended. So the service is gone before the runner sees the process end.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -27,7 +27,7 @@ use crate::sys::io::wait::to_read;
 /// Time that the supervisor may take beyond the grace.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// This process's use of one service; dropping it ends the use.
+/// Makes this process a user of one service until it is dropped.
 #[derive(Debug)]
 pub(crate) struct User {
     slot: &'static Slot<Use>,
@@ -47,8 +47,8 @@ struct Use {
 static SLOTS: Slots<Use> = Slots::new();
 
 impl User {
-    /// Becomes a user of the service with this FIFO and lock. Makes the FIFO if it is missing; the
-    /// lock must exist.
+    /// Makes this process a user of the service with this FIFO and lock. Creates the FIFO if it is
+    /// missing; the lock must exist.
     ///
     /// # Errors
     ///
@@ -76,11 +76,11 @@ impl User {
         Ok(User { slot })
     }
 
-    /// Copies the read end of the FIFO, for the supervisor.
+    /// Duplicates the read end of the FIFO, for the supervisor.
     ///
     /// # Errors
     ///
-    /// Fails if this process has no descriptor left, or has begun to exit.
+    /// Fails if this process has run out of descriptors, or has begun to exit.
     pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
         let reader = self.slot.reader.load(Ordering::SeqCst);
         // SAFETY: the call takes numbers; the copy has no other owner.
@@ -108,8 +108,8 @@ fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Leaves all services at a normal end of the process, after the process's own services have ended.
-/// If this process was the last user of a service, waits for the service's end.
+/// Leaves all services when the process exits normally, after its own services have been stopped.
+/// If this process was the last user of a service, waits until the service has ended.
 pub(super) fn leave_all() {
     SLOTS.iter().for_each(|slot| drop(owned(&slot.writer)));
     for slot in SLOTS.iter() {
@@ -119,7 +119,8 @@ pub(super) fn leave_all() {
     }
 }
 
-/// Waits until nothing is left of the service, or until it has another user.
+/// Waits until nothing is left of the service or it has another user, but no longer than
+/// `limit_ns`.
 fn await_end(reader: &OwnedFd, lock: &OwnedFd, limit_ns: u64) {
     let deadline = clock_ns().saturating_add(limit_ns);
     let mut poll = to_read(reader.as_raw_fd());
@@ -157,7 +158,7 @@ mod tests {
         drop(one);
         assert!(!is_hung_up(&reader));
         drop(other);
-        // A fork of another test may have a copy of the write end for a moment.
+        // A fork of another test may hold a copy of the write end for a moment.
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while !is_hung_up(&reader) {
             assert!(std::time::Instant::now() < deadline, "nobody uses it");

@@ -1,7 +1,7 @@
-//! Stops and continues whole trees. Runs in the test process, as ordinary code.
+//! Pauses and resumes whole trees. Runs in the test process, as ordinary code.
 //!
 //! A signal to the service's process group would miss a process with its own session. So this code
-//! walks the tree. It signals each process through a pidfd, after a second check that the process
+//! walks the tree. It signals each process through a pidfd, after checking again that the process
 //! is a descendant. A process may fork between the check and the signal, so the walk repeats until
 //! it finds no new process.
 

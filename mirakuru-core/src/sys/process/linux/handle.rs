@@ -1,4 +1,4 @@
-//! Sends signals by pidfd, so that a reused process id is never hit.
+//! Sends signals through pidfds, so that a process that reuses an id is never hit.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,9 +8,9 @@ use once_cell::sync::Lazy;
 
 use super::{memory, os};
 
-/// Whether the system lacks pidfds, as valgrind 3.19 does. Without pidfds, processes are known by
-/// their ids alone. The test process finds out before it forks a supervisor, which inherits the
-/// answer.
+/// Whether the system lacks pidfds, as valgrind 3.19 does. Without pidfds, processes are identified
+/// by their ids alone. The test process checks this before it forks a supervisor, which inherits
+/// the answer.
 pub(crate) fn pidfds_are_missing() -> bool {
     static MISSING: Lazy<bool> = Lazy::new(|| {
         let unknown = |e: io::Error| e.raw_os_error() == Some(libc::ENOSYS);
@@ -31,8 +31,8 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
 /// if it is not ours.
 ///
 /// The pidfd is opened before the check, so the signal goes to the process that was checked.
-/// Without pidfds, another process may have got the same id, but only after the system has used all
-/// other ids.
+/// Without pidfds, another process may have the same id by now, but only after the system has used
+/// all other ids.
 ///
 /// # Safety
 ///

@@ -38,11 +38,11 @@ use once_cell::sync::Lazy;
 
 use super::super::arena::page_size;
 
-/// Keeps our forks apart from all others. It is a pthread mutex, because one handler of
-/// `pthread_atfork` locks it and another unlocks it.
+/// Prevents other forks during ours. It is a pthread mutex, because one handler of `pthread_atfork`
+/// locks it and another unlocks it.
 struct ForkLock(UnsafeCell<libc::pthread_mutex_t>);
 
-// SAFETY: a pthread mutex is made to be shared between threads.
+// SAFETY: a pthread mutex is designed to be shared between threads.
 unsafe impl Sync for ForkLock {}
 
 static FORK_LOCK: ForkLock = ForkLock(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER));
@@ -58,8 +58,8 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// The reason that [`needs_all`] gives under valgrind, which ends a process that makes some kinds
-/// of child.
+/// The reason that [`needs_all`] returns under valgrind, which aborts a process that creates some
+/// kinds of children.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
 
 fn preloads() -> OsString {
@@ -122,8 +122,8 @@ fn binds_lazily() -> bool {
     const FLAGS: usize = 30;
     const FLAGS_1: usize = 0x6fff_fffb;
 
-    /// The linker calls this for each loaded object. Returns 1 for the object with this code, which
-    /// ends the iteration.
+    /// The linker calls this for each loaded object. Returns 1 for the object that contains this
+    /// code, which ends the iteration.
     unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
         // SAFETY: the linker gives the headers of an object that is loaded; `lazy` is a `bool`.
         unsafe {
@@ -162,14 +162,14 @@ fn binds_lazily() -> bool {
     lazy && std::env::var_os("LD_BIND_NOW").is_none_or(|value| value.is_empty())
 }
 
-/// musl binds all calls at the program's start.
+/// musl binds all calls when the program starts.
 #[cfg(not(target_env = "gnu"))]
 fn binds_lazily() -> bool {
     false
 }
 
-/// Takes the lock, asks `own` for ranges of memory, and runs `fork` for each range. If `little` is
-/// set, each fork gets only its range and the memory that libc needs.
+/// Takes the lock, calls `own` for ranges of memory, and calls `fork` for each range. If `little`
+/// is set, each fork inherits only its range and the memory that libc needs.
 pub(super) fn with_memory(
     little: bool,
     own: impl FnOnce() -> Vec<Range<usize>>,
@@ -218,8 +218,8 @@ impl Drop for Restore {
 }
 
 fn advise(range: &Range<usize>, advice: libc::c_int) {
-    // Failure is fine: the mapping may be gone, or may not take this advice. SAFETY: this advice
-    // changes the copy that a fork makes, never the memory that this process sees.
+    // Failure does no harm: the mapping may be gone, or may not accept this advice. SAFETY: this
+    // advice changes the copy that a fork makes, never the memory that this process sees.
     unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
 }
 
@@ -228,7 +228,7 @@ fn advise(range: &Range<usize>, advice: libc::c_int) {
 /// and the version of libc decide which side holds them.
 const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
-/// The memory in which libc keeps this thread's `errno` and its own data about the thread.
+/// The memory that holds this thread's `errno` and libc's own data about the thread.
 fn thread_local_block() -> Range<usize> {
     // SAFETY: both calls only return an address.
     let (errno, me) = unsafe { (libc::__errno_location() as usize, libc::pthread_self() as usize) };
@@ -308,8 +308,8 @@ impl Mapping {
     }
 }
 
-/// Adds `range` without the parts that are in `keep`. The kernel merges neighbouring mappings into
-/// one line of `maps`, so a line often contains parts to keep.
+/// Appends `range` to `found`, without the parts that are in `keep`. The kernel merges neighbouring
+/// mappings into one line of `maps`, so a line often contains parts to keep.
 fn cut(range: Range<usize>, keep: &[Range<usize>], found: &mut Vec<Range<usize>>) {
     let Some((first, others)) = keep.split_first() else {
         if !range.is_empty() {

@@ -16,15 +16,16 @@
 //! becomes a child of the worker, or of the guard if the worker is gone. A descendant cannot avoid
 //! that with its own session, a double fork or a cleared environment.
 //!
-//! A subreaper whose `waitpid` fails with ECHILD has proved that nothing is left. No search by name
-//! or mark can prove that. If one of the two is killed, the other finishes its work. If both are
-//! killed at once, `sweep` finds the service's processes by the mark in their environment.
+//! When `waitpid` fails with ECHILD in a subreaper, this proves that nothing is left. No search by
+//! name or mark can prove that. If one of the two is killed, the other finishes its work. If both
+//! are killed at the same time, `sweep` finds the service's processes by the mark in their
+//! environment.
 //!
 //! The files:
 //!
 //! - [`memory`] makes the fork cheap.
 //! - [`supervisor`] runs after the fork, so it must neither allocate nor lock.
-//! - [`tree`] ends process trees.
+//! - [`tree`] kills process trees.
 //! - [`os`] has the functions that the shared code in the folder above calls on this system.
 
 pub(super) mod freeze;

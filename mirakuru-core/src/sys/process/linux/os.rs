@@ -54,8 +54,8 @@ pub(in crate::sys::process) unsafe fn own_group() {
     unsafe { libc::setsid() };
 }
 
-/// Asks for SIGKILL when the parent's thread ends. This is the end of the parent, because the
-/// parent has only one thread.
+/// Asks for SIGKILL when the parent's thread ends. The parent has only one thread, so this means
+/// when the parent ends.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {
     // SAFETY: the call takes only numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
@@ -99,7 +99,7 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     }
 }
 
-/// Marks the descriptor `first` and all above it, so that executing a program closes them.
+/// Marks the descriptor `first` and all above it as close-on-exec.
 pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     const CLOSE_RANGE_CLOEXEC: i32 = 4;
     // SAFETY: the calls take only numbers.
@@ -113,9 +113,9 @@ pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     }
 }
 
-/// Makes a child that runs this function with the arena, on the service's stack. If possible, the
+/// Creates a child that runs this function with the arena, on the service's stack. If possible, the
 /// child shares the caller's memory, so that no page tables are copied. The caller sleeps until the
-/// child has executed a program or ended.
+/// child has executed a program or exited.
 pub(in crate::sys::process) unsafe fn spawn(
     child: unsafe extern "C" fn(*mut c_void) -> c_int,
     a: &mut Arena,
@@ -131,7 +131,7 @@ pub(in crate::sys::process) unsafe fn spawn(
             if pipe(&mut ends) != 0 {
                 return -1;
             }
-            // The pipe must lie above the target descriptors of the service's sockets.
+            // The pipe must be above the target descriptors of the service's sockets.
             let above = 3_i32.wrapping_add(a.listen_count as c_int);
             a.report = libc::fcntl(ends[1], libc::F_DUPFD_CLOEXEC, above);
             libc::close(ends[1]);
@@ -147,7 +147,7 @@ pub(in crate::sys::process) unsafe fn spawn(
         let pid = libc::clone(child, a.service_stack, flags, ptr::from_mut(a).cast());
         if !a.may_share {
             libc::close(a.report);
-            // The read returns when the program is executed, or when a report comes.
+            // The read returns when the program is executed, or when a report arrives.
             let mut failed = [0_i32; 2];
             let size = mem::size_of_val(&failed);
             let mut got = libc::read(ends[0], failed.as_mut_ptr().cast(), size);
@@ -184,7 +184,8 @@ pub(in crate::sys::process) const UNPROVED: i32 = 2;
 /// Lets `waitpid` return children without an exit signal, which it skips by default.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
-/// A pidfd of this process, so that a supervisor notices the process's end even without the socket.
+/// A pidfd of this process, so that a supervisor notices when the process ends, even without the
+/// socket.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     handle::of_this_process()
 }
@@ -198,7 +199,7 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Signals the whole tree. A back end that cannot do this returns `false`.
+/// Signals the whole tree. Always returns `true`; a back end that cannot do this returns `false`.
 pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool {
     freeze::signal_tree(supervisor, signal);
     true
@@ -273,7 +274,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         // Without an exit signal, the child is invisible to a `waitpid(-1)` of the test and sends
         // no SIGCHLD.
         let mut pid = match whole {
-            // valgrind ends a process that makes any child but a plain fork.
+            // valgrind aborts a process that creates any child except by a plain fork.
             Some(memory::VALGRIND) => clone(libc::SIGCHLD),
             _ => clone(0),
         };
@@ -293,8 +294,8 @@ pub(in crate::sys::process) fn forks_are_lean() -> bool {
     memory::needs_all().is_none()
 }
 
-/// Whether guard and worker may share one address space. valgrind ends a process that makes such a
-/// child.
+/// Whether guard and worker may share one address space. valgrind aborts a process that creates
+/// such a child.
 pub(in crate::sys::process) fn may_share() -> bool {
     memory::needs_all() != Some(memory::VALGRIND)
 }
@@ -347,18 +348,17 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
 }
 
-/// Kills the worker, to end a start that hangs. The guard then kills the child that would have
+/// Kills the worker, to abort a start that hangs. The guard then kills the child that would have
 /// become the service.
 pub(in crate::sys::process) fn abort_start(guard: i32) {
     for pid in crate::sys::proc::children(guard.unsigned_abs()) {
-        // SAFETY: the call takes only numbers. A guard has no child but its worker, and reaps the
-        // worker only at its own end.
+        // SAFETY: the call takes only numbers. The worker is the guard's only child, and the guard
+        // reaps it only just before it exits.
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
     }
 }
 
-/// Kills every process with the service's mark, in case guard and worker were killed at the same
-/// time.
+/// Kills every process with the service's mark, in case both the guard and the worker were killed.
 pub(in crate::sys::process) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
     sweep::kill_marked(&[id]);
 }

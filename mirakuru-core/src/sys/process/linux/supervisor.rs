@@ -5,7 +5,7 @@
 //! panic, so it avoids indexing, `unwrap`, and arithmetic that may overflow. The process has
 //! inherited only the arena, its stacks and the files' mappings.
 //!
-//! The order of events guarantees the end of the service:
+//! The order of events guarantees that the service is stopped:
 //!
 //! 1. The guard becomes a session leader and a subreaper *before* it starts the worker. The worker
 //!    becomes both *before* it starts the service. So each orphaned descendant becomes a child of
@@ -13,23 +13,23 @@
 //!    guard. Guard, worker and service each have a session, so that no signal to a process group
 //!    reaches two of them.
 //! 2. The worker watches the test process through a pidfd that was opened before the fork, so it
-//!    always notices the end of the test process. The end of file of the socket is not enough:
+//!    always notices when the test process ends. The end of file of the socket is not enough:
 //!    another fork of the test process may hold a copy of the socket.
-//! 3. The service asks for SIGKILL at its parent's death, and only then checks that its parent
-//!    lives. So it notices an earlier death as well.
+//! 3. The service asks for SIGKILL at its parent's death, and only then checks that its parent is
+//!    alive. So it notices an earlier death as well.
 //! 4. A stop goes through the phases of `ending.rs`, then kills until nothing is left. After that
-//!    the supervisor moves the last output into the log, and runs the recipe's `on_end` command. It
-//!    sends the last message to the test process, and ends.
+//!    the supervisor moves the last output into the log, and runs the recipe's `on_end` command.
+//!    Finally it sends the last message to the test process, and exits.
 //! 5. The supervisor checks or tries each call that the guarantee needs (`calls.rs`) before it
 //!    starts the service. If a call fails, the start fails.
 //!
 //! Guard and worker watch each other. The worker polls a pidfd of the guard. The guard waits for
 //! the worker, and continues it if it is stopped. If one dies, the other kills the tree.
 //!
-//! Guard and worker share one address space (`CLONE_VM`), because a second copy would cost as much
-//! time and memory as the first. This has three consequences:
+//! Guard and worker share one address space (`CLONE_VM`) if the system can do that, because a
+//! second copy would cost as much time and memory as the first. This has three consequences:
 //!
-//! * A SIGKILL ends only one of the two. The exception is the kernel's OOM killer, which kills
+//! * A SIGKILL kills only one of the two. The exception is the kernel's OOM killer, which kills
 //!   every process that shares the victim's memory. It prefers large processes, and the supervisor
 //!   is small. If it kills both all the same, `sweep` finds the service's processes by their mark.
 //! * While the worker lives, only the worker writes to this memory. Meanwhile the guard uses its
@@ -200,13 +200,14 @@ struct Worker<'a> {
     ending: Ending,
     /// The time of the stop signal, in the kernel's clock ticks.
     asked_at: i64,
-    /// Whether the service's process group has got the stop signal.
+    /// Whether the service's process group has received the stop signal.
     group_was_asked: bool,
     /// Whether the main process has not been reaped yet.
     main_alive: bool,
     /// Whether the service belongs to the run, and no longer to the test process.
     published: bool,
-    /// Wait status and time of the main process's end. At first the status is "killed".
+    /// Wait status of the main process, and the time of its exit. The status is "killed" until the
+    /// process is reaped.
     status: i32,
     ended_at: i64,
 }
@@ -232,7 +233,8 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
         close_streams(a);
         // Only the service may hold the sockets, so that they close when it is gone.
         close_listeners(a);
-        // The service shares this memory, and wrote the stage of its failure here.
+        // If the start failed, `service` has written the stage here, or `os::spawn` has copied it
+        // here.
         if ptr::read_volatile(&raw const a.failed_stage) >= 0 {
             a.service = 0;
             tree::kill_all(0, &mut a.pids);
@@ -240,7 +242,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             return 0;
         }
         a.service = pid;
-        // If the message is lost, the test process cannot stop the service, so the worker ends it
+        // If the message is lost, the test process cannot stop the service, so the worker stops it
         // now.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
@@ -278,8 +280,8 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
             Call::Subreaper,
         )?;
-        // Sets only the name, because the guard has already written the command line that both
-        // share.
+        // Sets only the name. The guard has already written the command line, which the worker
+        // shares or has a copy of.
         libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
         a.worker = libc::getpid();
         let events = signalfd();
@@ -335,8 +337,9 @@ impl Worker<'_> {
                 if polled >= 0 {
                     errors = 0;
                 } else {
-                    // `poll` failed, and a system call filter may let it fail each time. So the
-                    // worker tries all reads every millisecond. After a second it ends the service.
+                    // `poll` failed, and a system call filter may make it fail every time. So the
+                    // worker tries all reads every millisecond. After a second it stops the
+                    // service.
                     errors = errors.saturating_add(1);
                     guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];
@@ -351,8 +354,8 @@ impl Worker<'_> {
                     self.output.take_turn(&mut self.a.buffer, 1);
                 }
                 if guard_seen {
-                    // The guard is gone. The worker ends the service without grace, because nothing
-                    // would end the service if the worker died as well.
+                    // The guard is gone. The worker stops the service without grace, because
+                    // nothing would stop the service if the worker died as well.
                     return self.conclude(runner);
                 }
                 let mut owner_is_gone = false;
@@ -390,9 +393,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether the service of the run has to end. A service that ends with its users is first
-    /// hidden from new users, then checked again. A user opens the FIFO before it looks for the
-    /// service. So this check sees the user, or the user does not find the service.
+    /// Whether the service of the run must be stopped. A service that ends with its last user is
+    /// first hidden from new users, then checked again. A new user opens the FIFO before it looks
+    /// for the service. So either this check sees the user, or the user does not find the service.
     unsafe fn is_over(&self, users: i32) -> bool {
         // SAFETY: the paths are strings in the arena, and the rest is a local variable.
         unsafe {
@@ -401,12 +404,12 @@ impl Worker<'_> {
                 return true;
             }
             let mut poll = to_read(users);
-            // If `poll` fails, the service ends, because it is hidden already.
+            // If `poll` fails, the service is stopped, because it is hidden already.
             libc::poll(&mut poll, 1, 0) != 0 || libc::rename(hidden, published) != 0
         }
     }
 
-    /// Takes a step of the stop. Returns `false` when it is time for the kill.
+    /// Carries out a step of the stop. Returns `false` when the rest of the tree must be killed.
     unsafe fn take(&mut self, step: Step) -> bool {
         // SAFETY: the calls signal only processes of the tree.
         unsafe {
@@ -484,7 +487,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Appends the end of the main process to a state file: `exit=STATUS,LEFT,NS` and a zero byte.
+    /// Appends the exit of the main process to a state file: `exit=STATUS,LEFT,NS` and a zero byte.
     /// The last such entry counts.
     unsafe fn record_exit(&self, path: *const c_char, left: bool) {
         // SAFETY: the path is a string in the arena; the line is a local variable.
@@ -510,9 +513,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Ends the tree and removes its files. If a service of the run ends before its runner, its
-    /// state and its log stay for later processes until the runner ends. Returns whether the tree
-    /// is proved empty.
+    /// Kills the tree and removes the service's files. If a service of the run ends before its
+    /// runner, its state and its log stay for later processes until the runner ends. Returns
+    /// whether the tree is proved empty.
     unsafe fn conclude(&mut self, runner: i32) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service. The
         // arena's strings are valid.
@@ -537,7 +540,7 @@ impl Worker<'_> {
             if self.ending.clean_up {
                 if self.published {
                     // The directory may also hold files of failed starts and killed processes,
-                    // which only the runner could use.
+                    // which nothing needs any more.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
@@ -561,8 +564,7 @@ impl Worker<'_> {
     }
 
     /// Signals the service's group, and continues it if it is stopped. Once the main process has
-    /// been reaped, another group may have the same id. After that, each child is signalled
-    /// instead.
+    /// been reaped, another group could have the same id, so each child is signalled instead.
     unsafe fn signal_group(&mut self, signal: i32) {
         // SAFETY: the group exists, and is the service's, as long as its leader has not been
         // reaped.
@@ -622,15 +624,15 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a process got the stop signal through the service's group. No process did if the
-    /// main process was gone before the stop.
+    /// Whether a process has received the stop signal as a member of the service's group. `false`
+    /// if the main process was gone before the stop.
     fn was_asked_with_its_group(&self, pid: i32) -> bool {
         // SAFETY: the call takes only numbers.
         self.group_was_asked && unsafe { libc::getpgid(pid) } == self.a.service
     }
 
-    /// Records that a process gets the stop signal. Returns `false` if the process has already got
-    /// it, or if the list is full.
+    /// Records that a process is sent the stop signal. Returns `false` if it was sent the signal
+    /// before, or if the list is full.
     fn note_told(&mut self, pid: i32) -> bool {
         let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
         if told.contains(&pid) {
@@ -680,8 +682,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Kills all processes that are left, then moves the rest of the output. Returns whether the
-    /// tree is proved empty.
+    /// Kills all processes that are left, then moves the rest of their output into the log. Returns
+    /// whether the tree is proved empty.
     unsafe fn end(&mut self) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service.
         unsafe {
@@ -721,7 +723,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Reports the end of the main process.
+    /// Reports the exit of the main process.
     fn tell_exit(&self, left: bool) {
         send(self.a.control, exited(self.status, left, self.ended_at));
     }
@@ -729,13 +731,15 @@ impl Worker<'_> {
 
 // ----------------------------------------------------------------------------------------- service
 
-/// Becomes the service. Shares the memory of the worker, which sleeps until the exec.
+/// Becomes the service. If this process shares the worker's memory, the worker sleeps until the
+/// exec.
 unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program
     // or ends.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // If the worker is killed now, this field tells the guard that there is a service.
+        // If the worker is killed now, this field tells the guard, which shares the memory, that
+        // there is a service.
         a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);
         os::report_failure(a);

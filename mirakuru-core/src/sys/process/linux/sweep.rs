@@ -1,7 +1,7 @@
-//! Kills all processes with the mark of a service in their environment. This is the last resort if
-//! guard and worker were killed at the same time.
+//! Kills all processes that carry the mark of a service in their environment. This is the last
+//! resort after guard and worker were killed at the same time.
 //!
-//! The mark is an entry `MIRAKURU_ID=<id>`. The whole entry is compared, never a substring. This
+//! The mark is an entry `MIRAKURU_ID=<id>`. The whole entry must match, not only a part of it. This
 //! search misses a process that has cleared its environment. A subreaper does not miss it, so the
 //! supervisor consists of two subreapers.
 

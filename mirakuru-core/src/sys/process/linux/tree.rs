@@ -1,4 +1,4 @@
-//! Finds, signals and ends process trees. Runs in the supervisor, after a fork: nothing here
+//! Finds, signals and kills process trees. Runs in the supervisor, after a fork: nothing here
 //! allocates, locks or panics.
 //!
 //! A simple loop (kill the children, sleep, repeat) is too slow for processes that fork and exit at
@@ -10,7 +10,7 @@
 //! * As long as the walks find something new, there is no sleep between them.
 //! * Each child's process group is killed as well as the child.
 //! * A pidfd of each child is opened before the kernel is asked whether the child is ours. So no
-//!   signal hits a reused process id.
+//!   signal hits a process that reuses an id.
 //!
 //! The list of children is only a hint. Only a `waitpid` that fails with ECHILD proves that nothing
 //! is left.
@@ -26,7 +26,7 @@ use super::super::arena::PIDS;
 use super::super::tools::{digits, errno};
 use super::handle;
 
-/// The largest process id on any kernel with 64 bits, plus one.
+/// The largest process id of any 64-bit kernel, plus one.
 const PID_LIMIT: i32 = 1 << 22;
 /// Number of process ids, from this process's own id on, that the search tries first.
 const NEAR: i32 = 4096;
@@ -91,7 +91,7 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
     }
 }
 
-/// Whether this process has children, dead ones included. Reaps one dead child. Returns `None` if
+/// Whether this process has children, including dead ones. Reaps one dead child. Returns `None` if
 /// `waitpid` fails with an unexpected error.
 pub(super) fn has_children() -> Option<bool> {
     // SAFETY: the pointer is null, so the call returns no status.
@@ -148,7 +148,7 @@ pub(super) fn is_my_child(pid: i32) -> bool {
 /// second.
 pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     let mut found = Numbers::into(pids);
-    // "thread-self" lists the calling thread's children only; the supervisor has one thread.
+    // `thread-self` lists only the children of the calling thread; the supervisor has one thread.
     let is_shown = found.read_file(libc::AT_FDCWD, c"/proc/thread-self/children")
         // Without the `children` file, every process is a candidate.
         || found.read_dir(libc::AT_FDCWD, c"/proc");
@@ -163,8 +163,8 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
             mine = mine.wrapping_add(1);
         }
     }
-    // If no listed process is a child, the children have just ended, or `/proc` shows another pid
-    // namespace.
+    // If no listed process is a child, either the children have just ended, or `/proc` shows
+    // another pid namespace.
     let is_usable = is_shown && (count == 0 || mine > 0);
     if mine > 0 || (is_usable && !thorough) || has_children() != Some(true) {
         return mine;
@@ -182,7 +182,7 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     }
 }
 
-/// Finds the children in a range of process ids. Returns their number.
+/// Fills `pids` with the children in a range of process ids. Returns their number.
 fn ask_about(range: std::ops::Range<i32>, pids: &mut [i32]) -> usize {
     let mut found = Numbers::into(pids);
     for pid in range {
@@ -245,8 +245,8 @@ pub(super) unsafe fn signal_descendant(pid: i32, signal: i32) {
     unsafe { handle::signal_if(pid, signal, || is_my_child(pid) || descends(pid)) };
 }
 
-/// Whether a process descends from this one. The number of steps is limited, because a chain that
-/// changes meanwhile could form a circle.
+/// Whether a process descends from this one. The number of steps is limited, because a chain of
+/// parents that changes in the meantime could form a loop.
 fn descends(pid: i32) -> bool {
     // SAFETY: the call takes only numbers.
     let me = unsafe { libc::getpid() };
@@ -268,7 +268,7 @@ fn parent(pid: i32) -> i32 {
     stat_field(pid, 1) as i32
 }
 
-/// The current time in the kernel's ticks, the unit of a process's start time.
+/// The time since boot in the kernel's ticks, the unit of a process's start time.
 pub(super) fn now_ticks() -> i64 {
     // SAFETY: the call writes into a local variable.
     unsafe {
@@ -287,7 +287,7 @@ pub(super) fn is_younger(pid: i32, ticks: i64) -> bool {
     stat_field(pid, 19) > ticks
 }
 
-/// A field of `/proc/PID/stat` as a number; 0 if there is none. Field 0 is the state.
+/// A field of `/proc/PID/stat` as a number; 0 if it cannot be read. Field 0 is the state.
 fn stat_field(pid: i32, index: usize) -> i64 {
     let path = Path::of(pid, b"/stat");
     let mut text = [0_u8; 512];

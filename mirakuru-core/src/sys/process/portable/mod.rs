@@ -13,14 +13,14 @@
 //! POSIX lacks these features of Linux:
 //!
 //! * No subreaper. A process that leaves the process group (`setsid`, `setpgid`: every proper
-//!   daemon) is not found and not ended. Only the end of the group is proved, when `kill` fails
-//!   with ESRCH.
+//!   daemon) is neither found nor stopped. It is proved only that the group is empty, when `kill`
+//!   fails with ESRCH.
 //! * No PDEATHSIG, and no second supervisor that notices the death of the first. If the supervisor
-//!   is killed while the test process lives, the test process ends the group.
-//! * No pidfd. Processes are known by their ids. A group's id is not reused while the group has a
-//!   member: see `Worker::group_lives`.
+//!   is killed while the test process lives, the test process kills the group.
+//! * No pidfd. Processes are identified by their ids. A group's id is not reused while the group
+//!   has a member: see `Worker::group_lives`.
 //! * No `/proc` and no netlink. mirakuru cannot name the owner of a socket or the holder of a port,
-//!   and recognises no test runner. So a shared service belongs to a single process.
+//!   and recognises no test runner. So a service can be shared only within a single process.
 //! * No flag to leave memory out of a fork. The supervisor shares the test process's memory,
 //!   copy-on-write, and each start makes two forks. The forks take longer for a larger test
 //!   process.

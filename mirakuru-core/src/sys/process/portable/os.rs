@@ -17,7 +17,7 @@ use super::super::arena::{Arena, Mapping};
 use super::super::tools::to_read;
 use super::supervisor;
 
-// libc's functions are safe here, because libc has made the fork itself, and the child has one
+// libc's functions may be called here, because libc itself has made the fork, and the child has one
 // thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
@@ -103,7 +103,7 @@ const MANY_IN_A_ROW: i32 = 1024;
 /// Does nothing, because all descriptors of the supervisor have the close-on-exec flag already.
 pub(in crate::sys::process) unsafe fn close_at_exec(_: i32) {}
 
-/// Makes a child that runs this function with the arena, and ends with the function's result.
+/// Creates a child that runs this function with the arena, and exits with the function's result.
 pub(in crate::sys::process) unsafe fn spawn(
     child: unsafe extern "C" fn(*mut c_void) -> c_int,
     a: &mut Arena,
@@ -121,7 +121,8 @@ pub(in crate::sys::process) unsafe fn spawn(
 
 // ----------------------------------------------------------------------------- in the test process
 
-/// The type of the control socket. On some systems, a Unix packet socket reports no end of file.
+/// The type of the control socket. A stream socket, because on some systems a Unix packet socket
+/// reports no end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
 /// Whether a daemon of the service can escape. Here it can, by leaving the process group.
@@ -190,7 +191,7 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
 /// Maximum number of descriptors to try if the system does not list the open ones.
 const MANY: u64 = 65_536;
 
-/// The highest descriptor that is open now, or an upper limit. `known` is any open descriptor. The
+/// The highest descriptor that is open now, or an upper bound. `known` is any open descriptor. The
 /// system's limit may be a million, which is too many to close one by one.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
@@ -212,7 +213,7 @@ fn last_fd(known: RawFd) -> i32 {
     i32::try_from(limit.min(MANY)).unwrap_or(i32::MAX)
 }
 
-/// Always empty: only Linux tells where the arguments are.
+/// Always empty: only Linux reports where the arguments are.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
     0..0
 }
@@ -265,9 +266,9 @@ pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i3
     }
     // SAFETY: the calls take only numbers.
     unsafe {
-        // The id belongs to the group as long as one member lives. If the leader lives, its session
-        // tells whether the group is ours, because each supervisor has its own session. If the
-        // leader is gone, this assumes that the id was not reused since the supervisor's death.
+        // The id belongs to the group as long as one member is alive. If the leader is alive, its
+        // session tells whether the group is ours, because each supervisor has its own session. If
+        // the leader is gone, this assumes that the id was not reused since the supervisor's death.
         let session = libc::getsid(service);
         if session == supervisor || session < 0 {
             libc::kill(-service, libc::SIGKILL);

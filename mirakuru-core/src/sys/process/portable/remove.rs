@@ -11,12 +11,12 @@ use super::super::tools::errno;
 use crate::sys::io::remove::keep_log_in;
 use crate::sys::log_record;
 
-/// Time that the supervisor waits for `rm`. After that, `rm` goes on by itself.
+/// Time that the supervisor waits for `rm`. After that, `rm` continues on its own.
 const PATIENCE_MS: i32 = 20_000;
 
-/// Removes a private directory, without following symbolic links. If it has a file `kept`, which
-/// `keep_log` makes, removes only the subdirectory `d` and the lock. The lock marks the directory
-/// as in use.
+/// Removes a private directory, without following symbolic links. If it contains a file `kept`,
+/// which `keep_log` creates, removes only the subdirectory `d` and the lock. The lock marks the
+/// directory as in use.
 ///
 /// # Safety
 ///
@@ -39,7 +39,7 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
         if libc::faccessat(dir, c"kept".as_ptr(), libc::F_OK, 0) == 0 {
             libc::unlinkat(dir, c"lock".as_ptr(), 0);
         } else {
-            // The lock is removed last: while it is there, a later run finishes an interrupted
+            // The lock is removed last: while it exists, a later run finishes an interrupted
             // removal.
             for number in 1..=3 {
                 let [log, index] = log_record::part(number);

@@ -1,7 +1,7 @@
 //! The supervisor's own code. It runs after a fork, so it makes only system calls, and must not
 //! allocate, lock or panic (`spawn.rs`).
 //!
-//! The order of events guarantees the end of the service's process group:
+//! The order of events guarantees that the service's process group is stopped:
 //!
 //! 1. Before it starts the service, the supervisor becomes a session leader, with all signals
 //!    blocked. So the runner's signals to its process group and terminal do not reach the
@@ -13,7 +13,7 @@
 //!    process learns of it.
 //! 4. A stop sends the stop signal and SIGCONT to the group. After the grace, it sends SIGKILL
 //!    until the group is empty. Then the supervisor moves the last output into the log, sends the
-//!    last message to the test process, and ends.
+//!    last message to the test process, and exits.
 
 use std::ffi::c_int;
 use std::mem;
@@ -36,16 +36,16 @@ use super::{os, remove};
 
 /// Pause between two checks of the parent.
 const POLL_MS: c_int = 250;
-/// Pause between two checks of a group that has lost its leader. No event reports the end of its
-/// members.
+/// Pause between two checks of a group that has lost its leader. No event reports that its members
+/// have ended.
 const ORPHANS_MS: c_int = 20;
 /// Pause between two checks of the dependent services.
 const WAIT_MS: c_int = 2;
-/// Time that members of a group without a leader may stay after SIGKILL. A member that stays longer
-/// is probably a zombie, or waits for a disk. In a container, the first process may never reap such
-/// a zombie.
+/// Time that members of a group without a leader may remain after SIGKILL. A member that remains
+/// longer is probably a zombie, or waits for a disk. In a container, the first process may never
+/// reap such a zombie.
 const ZOMBIES_MS: i64 = 1000;
-/// Write end of a pipe. The handler of SIGCHLD writes a byte to it, which ends a `poll`.
+/// Write end of a pipe. The handler of SIGCHLD writes a byte to it, which wakes `poll`.
 ///
 /// The handler runs only within `Worker::poll`, where no code needs `errno`; elsewhere the signal
 /// is blocked.
@@ -65,7 +65,7 @@ struct Worker<'a> {
     ending: Ending,
     /// Whether the main process has not been reaped yet.
     main_alive: bool,
-    /// Whether the group was empty once, so that another group may have its id by now.
+    /// Whether the group has been empty, so that another group may have its id by now.
     group_is_empty: bool,
 }
 
@@ -87,7 +87,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         }
 
         // The child reports through this pipe why it could not execute the program. An exec closes
-        // the pipe. The pipe must lie above the target descriptors of the service's sockets.
+        // the pipe. The pipe must be above the target descriptors of the service's sockets.
         let mut report = [-1; 2];
         if os::pipe(&mut report) != 0 {
             fail_call(a.control, Call::Pipe, errno());
@@ -124,7 +124,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         }
         libc::close(report[0]);
         a.service = pid;
-        // If the message is lost, the test process cannot stop the service, so the supervisor ends
+        // If the message is lost, the test process cannot stop the service, so the supervisor stops
         // it now.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
@@ -151,8 +151,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: the calls use only the arrays and this process's own descriptors.
     unsafe {
-        // Opens `/dev/null` first, because on 0 to 2 it would overwrite a pipe that was opened
-        // earlier.
+        // Puts `/dev/null` on descriptors 0 to 2 before any pipe is opened, because it would
+        // replace a pipe there.
         null_standard_streams()?;
         if os::pipe(wake) != 0 {
             return Err(Call::Pipe);
@@ -192,7 +192,7 @@ unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
     let mut reason = [0_i32; 2];
     let size = mem::size_of_val(&reason);
     loop {
-        // SAFETY: the call reads into a local variable. A few bytes come through a pipe whole.
+        // SAFETY: the call reads into a local variable. A pipe delivers so few bytes in one piece.
         let got = unsafe { libc::read(report, reason.as_mut_ptr().cast(), size) };
         if got < 0 && errno() == libc::EINTR {
             continue;
@@ -231,7 +231,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes a step of the stop. Returns `false` when it is time for the kill.
+    /// Carries out a step of the stop. Returns `false` when the rest of the group must be killed.
     unsafe fn take(&mut self, step: Step) -> bool {
         // SAFETY: the calls signal only the service's own group.
         unsafe {
@@ -248,7 +248,7 @@ impl Worker<'_> {
         true
     }
 
-    /// Ends the group and removes its files.
+    /// Kills the group and removes the service's files.
     unsafe fn conclude(&mut self, wake: i32) {
         // SAFETY: the arena's strings and descriptors are valid.
         unsafe {
@@ -285,7 +285,7 @@ impl Worker<'_> {
             let mut child: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut child);
             libc::sigaddset(&mut child, libc::SIGCHLD);
-            // A signal that has already come is delivered now, and its handler's byte ends the
+            // A signal that is already pending is delivered now, and its handler's byte wakes
             // `poll`.
             libc::sigprocmask(libc::SIG_UNBLOCK, &child, ptr::null_mut());
             libc::poll(fds.as_mut_ptr(), 4, ms);
@@ -354,7 +354,7 @@ impl Worker<'_> {
         !self.group_is_empty
     }
 
-    /// If the main process has ended, reaps it and reports its end.
+    /// If the main process has ended, reaps it and reports its exit.
     unsafe fn reap(&mut self) {
         if !self.main_alive {
             return;
@@ -386,7 +386,7 @@ impl Worker<'_> {
         unsafe {
             while self.group_lives() {
                 self.signal_group(libc::SIGKILL);
-                // The sleep is short: most processes die within microseconds.
+                // The wait is short, because most processes die within microseconds.
                 self.poll(wake, -1, 1);
                 self.output.take_turn(&mut self.a.buffer, 0);
                 self.output.take_turn(&mut self.a.buffer, 1);
