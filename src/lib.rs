@@ -111,9 +111,10 @@
 //! the cause is known, the report names a remedy. It never contains values of the environment or
 //! passwords in URLs. Only the service's own output is shown unchanged.
 //!
-//! When a test fails, its output has the end of its services' logs. The log of a shared service
-//! begins at the test's first use. This holds for a panic; a test that returns `Err` needs the
-//! attribute. If a task on another thread panics, it shows the services that the task has used.
+//! When a test panics, its output has the end of its services' logs. A test that returns `Err`
+//! shows the logs only if it has the attribute. The log of a shared service begins at the test's
+//! first use. If a task on another thread panics, the output shows the services that the task has
+//! used.
 //!
 //! | environment variable | |
 //! | --- | --- |
@@ -128,12 +129,12 @@
 //! # Where the time goes
 //!
 //! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows where the run's time went.
-//! For each service, over all processes of the run, it shows the start, the stop, and the tests
-//! that used the service. It also shows the critical path: the chain of starts and tests that made
-//! the run last so long. If the file's name ends in `.json`, the file is a trace in Chrome's
-//! format, which <https://ui.perfetto.dev> opens. A relative path counts from the directory in
-//! which the runner was started. The variable also works with `cargo nextest run`. The file is
-//! always complete, and may be opened while the run goes on.
+//! For each service, over all processes of the run, it shows when the service was started, ready
+//! and stopped, and the tests that used it. It also shows the critical path: the chain of starts
+//! and tests that made the run last so long. If the file's name ends in `.json`, the file is a
+//! trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path counts from the
+//! directory in which the runner was started. The variable also works with `cargo nextest run`. The
+//! file is always complete, and may be opened while the run goes on.
 //!
 //! A test begins with its first use of a service, and ends with its thread. No process is left to
 //! record the end of a service of the whole run, so the page draws the service up to the end. If a

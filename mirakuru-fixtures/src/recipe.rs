@@ -133,7 +133,7 @@ pub trait Recipe: Sized {
     ///
     /// # Errors
     ///
-    /// The errors of [`Executor::start`] and of the other methods.
+    /// The errors of [`Executor::start`] and of this trait's other methods.
     fn start(self) -> Result<Self::Handle, Error> {
         start_plain(self)
     }

@@ -231,7 +231,7 @@ impl ServiceDir {
         Ok(())
     }
 
-    /// Makes this process's user the owner of `{dir}`, and closes it to the service's user.
+    /// Makes this process's user the owner of `{dir}`. The service's user can no longer enter it.
     pub(crate) fn take_back(&self) -> io::Result<()> {
         give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
     }
