@@ -7,10 +7,10 @@
 //!
 //! Each folder has one task, and imports only from the folders above it in this list. So a folder
 //! can be read without the rest, and `sys/` can be replaced for another system.
-//! `tests/repo_rules.rs` reads this list and checks the imports.
+//! `tests/repo_rules.rs` reads this list and checks the imports, except for those of tests.
 //!
 //! - `sys/` talks to the operating system, and has all the `unsafe`.
-//! - `util/` holds small helpers for many folders: one back-off, one hash, one edit distance.
+//! - `util/` holds small helpers for many folders, such as back-off, deadlines and hashes.
 //! - `error/` has the errors, lays out their reports, and masks secrets.
 //! - `recipe/` says how to start a service, as plain data.
 //! - `service_dir/` makes the private directory of a service, and removes it.
