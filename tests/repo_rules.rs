@@ -898,6 +898,36 @@ fn variables_are_seen_in_code_alone() {
     assert_eq!(found, ["C", "MIRAKURU_", "MIRAKURU_A", "NEXTEST_D"]);
 }
 
+/// The names of variables in the code of all crates, each with its files.
+fn files_of_variables() -> BTreeMap<String, Vec<PathBuf>> {
+    let mut found: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for folder in CRATES {
+        for file in rust_files(&root().join(folder).join("src")) {
+            let code = fs::read_to_string(&file).expect("a file of ours");
+            if !file.ends_with("own_process.rs") && !file.ends_with("tests.rs") {
+                for name in variables_of(&code) {
+                    found.entry(name).or_default().push(file.clone());
+                }
+            }
+        }
+    }
+    found
+}
+
+/// A name that two files need is a constant, so that nobody mistypes it.
+#[test]
+fn a_variable_of_ours_is_named_in_one_file() {
+    let files = files_of_variables();
+    assert!(files.contains_key("MIRAKURU_ID"), "{files:?}");
+    // `MIRAKURU_` is the beginning of several names.
+    let is_ours = |name: &str| name.starts_with("MIRAKURU_") && !name.ends_with('_');
+    let twice: Vec<_> = files
+        .iter()
+        .filter(|(name, files)| is_ours(name) && files.len() > 1)
+        .collect();
+    assert!(twice.is_empty(), "make them constants: {twice:#?}");
+}
+
 /// One page of the guide lists every variable that changes the behaviour of mirakuru.
 #[test]
 fn every_variable_of_the_environment_is_in_the_guide() {
@@ -906,15 +936,7 @@ fn every_variable_of_the_environment_is_in_the_guide() {
     const NOT_READ: [&str; 3] = ["CARGO_MAKEFLAGS", "CARGO_PKG_VERSION", "MIRAKURU_STAND_IN"];
     let page = read("docs/guide/looking_on.md");
     let (_, section) = page.split_once("## The environment").expect("the section");
-    let mut seen = BTreeSet::new();
-    for folder in CRATES {
-        for file in rust_files(&root().join(folder).join("src")) {
-            let code = fs::read_to_string(&file).expect("a file of ours");
-            if !file.ends_with("own_process.rs") && !file.ends_with("tests.rs") {
-                seen.extend(variables_of(&code));
-            }
-        }
-    }
+    let seen: Vec<String> = files_of_variables().into_keys().collect();
     assert!(seen.len() > 20, "{seen:?}");
     let missing: Vec<&String> = seen
         .iter()

@@ -95,6 +95,7 @@ pub mod __private {
     pub use crate::sys::files::release_segment;
     pub use crate::sys::files::{append_to_stderr_of, locked};
     pub use crate::timeline::events::timeline_now;
+    pub use crate::util::settings::MISSING;
     pub use crate::util::thread::spawn;
     pub use crate::util::wakeup::Wakeup;
     pub use crate::workspace::skipped_list;

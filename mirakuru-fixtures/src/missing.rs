@@ -22,7 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use mirakuru_core::__private::{Run, append_to_stderr_of, at_exit, locked, make_run_dir, skipped_list};
+use mirakuru_core::__private::{
+    MISSING, Run, append_to_stderr_of, at_exit, locked, make_run_dir, skipped_list,
+};
 use mirakuru_core::{Banner, Error, Executor, Missing, OutputExecutor};
 use once_cell::sync::OnceCell;
 
@@ -56,14 +58,14 @@ pub(crate) fn why_not_skipped(error: &Error) -> String {
 /// `None` if no skip was requested.
 fn decide(missing: &Missing) -> Result<(), Option<String>> {
     let variable = |name| std::env::var(name).unwrap_or_default();
-    let (given, ci) = (variable("MIRAKURU_MISSING"), variable("CI"));
+    let (given, ci) = (variable(MISSING), variable("CI"));
     let optional = missing.__is_optional();
     match &*given {
         "" if !optional => return Err(None),
         "" | "skip" => {}
-        "fail" => return Err(optional.then(|| "MIRAKURU_MISSING is `fail`".to_owned())),
+        "fail" => return Err(optional.then(|| format!("{MISSING} is `fail`"))),
         _ => {
-            let reason = format!("MIRAKURU_MISSING is `{given}`, which is not known: write `skip` or `fail`");
+            let reason = format!("{MISSING} is `{given}`, which is not known: write `skip` or `fail`");
             return Err(Some(reason));
         }
     }

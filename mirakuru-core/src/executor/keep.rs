@@ -17,10 +17,10 @@ use crate::output::live;
 use crate::run::state::State;
 use crate::run::{self, Run};
 use crate::sys::{self, RunPlan};
-use crate::util::settings::is_on;
+use crate::util::settings::{KEEP, is_on};
 
 fn is_wanted() -> bool {
-    is_on("MIRAKURU_KEEP")
+    is_on(KEEP)
 }
 
 /// Whether there is a terminal on which a person can press a key.

@@ -41,6 +41,7 @@ use crate::readiness::no_wait::NoWait;
 use crate::recipe::builder::ExecutorBuilder;
 use crate::recipe::program::environment;
 use crate::recipe::signal::Signal;
+use crate::sys::procfs::ID_VARIABLE;
 use crate::sys::{self, StopPolicy};
 use crate::util::deadline::Deadline;
 
@@ -661,7 +662,7 @@ impl<R: Readiness> Executor<R> {
     #[must_use]
     pub fn envs(&self) -> BTreeMap<OsString, OsString> {
         let set = environment(BTreeMap::new(), &self.core.changes(), self.core.service_dir.id());
-        set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
+        set.into_iter().filter(|(key, _)| key != ID_VARIABLE).collect()
     }
 
     /// The command with placeholders filled in, as errors show it. `{env:VAR}` is left as it is,

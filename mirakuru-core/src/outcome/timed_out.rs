@@ -19,7 +19,7 @@ use crate::outcome::shared_use;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::run::hash;
 use crate::sys;
-use crate::util::settings::is_on;
+use crate::util::settings::{KEEP, is_on};
 
 /// A service of a test. Its output is shown if the test takes too long.
 struct Started {
@@ -85,7 +85,7 @@ pub(crate) fn forget(test: u64, log: &Path) {
 /// no service from now on.
 pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
     // With `MIRAKURU_KEEP`, a person wants to inspect the services of a failed test.
-    if !is_timeout(info) || is_on("MIRAKURU_KEEP") {
+    if !is_timeout(info) || is_on(KEEP) {
         return None;
     }
     let test = Some(this_test()).filter(|test| *test != 0)?;

@@ -20,7 +20,7 @@ use crate::output::logs::left_out;
 use crate::output::reader::{Cursor, OutputReader, Piece};
 use crate::sys;
 use crate::util::hash::Fnv1a;
-use crate::util::settings::is_on;
+use crate::util::settings::{LIVE, is_on};
 use crate::util::text::printable;
 use crate::util::thread;
 
@@ -48,7 +48,7 @@ static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 /// Shows the output of a service if `MIRAKURU_LIVE` is set. If `all` is false, skips the output so
 /// far. A second call for the same log does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
-    static WANTED: Lazy<bool> = Lazy::new(|| is_on("MIRAKURU_LIVE"));
+    static WANTED: Lazy<bool> = Lazy::new(|| is_on(LIVE));
     if !*WANTED {
         return;
     }

@@ -14,9 +14,6 @@ use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 
-/// The environment variable that marks every process that mirakuru starts.
-const MARK: &[u8] = b"MIRAKURU_ID=";
-
 /// The full names (`comm`) of a supervisor's two processes. Comparing a prefix would also match
 /// test programs of mirakuru.
 const SUPERVISOR: [&str; 2] = ["mirakuru-guard", "mirakuru-worker"];
@@ -197,8 +194,7 @@ fn program(pid: u32, comm: &str) -> String {
 }
 
 fn is_marked(pid: u32) -> bool {
-    procfs::environment(pid)
-        .is_some_and(|environ| procfs::entries(&environ).any(|entry| entry.starts_with(MARK)))
+    procfs::environment(pid).is_some_and(|environment| procfs::service_ids(&environment).next().is_some())
 }
 
 /// Finds the systemd unit in the text of `/proc/PID/cgroup`.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::error::programs::DEFAULT_PATH;
+use crate::sys::procfs::ID_VARIABLE;
 
 /// The variable with the profile's path, for a program that is built for coverage. Without it, the
 /// program writes its profile into its working directory, where no tool searches.
@@ -70,7 +71,7 @@ pub(crate) fn environment(
         }
         environment = kept;
     }
-    environment.insert("MIRAKURU_ID".into(), id.into());
+    environment.insert(ID_VARIABLE.into(), id.into());
     environment
 }
 

@@ -24,6 +24,7 @@ use crate::sys;
 use crate::sys::procfs::{self, Stat};
 use crate::util::hash::Fnv1a;
 use crate::util::say::say;
+use crate::util::settings::SCOPE;
 
 /// A run of tests. It ends when its runner ends.
 #[doc(hidden)]
@@ -250,7 +251,6 @@ pub(crate) fn is_over() -> bool {
 }
 
 const SESSION: &str = "MIRAKURU_SESSION_ID";
-const SCOPE: &str = "MIRAKURU_SCOPE";
 const NEXTEST: &str = "NEXTEST_RUN_ID";
 
 /// Whether a program is `cargo`, or a tool such as `cargo-nextest` or `cargo-tarpaulin`, which runs

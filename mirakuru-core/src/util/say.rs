@@ -4,9 +4,7 @@ use std::io::{self, Write};
 
 use once_cell::sync::Lazy;
 
-use crate::util::settings::is_on;
-
-const QUIET: &str = "MIRAKURU_QUIET";
+use crate::util::settings::{QUIET, is_on};
 
 /// Prints a line to standard error, past the capture of the test harness. Does nothing if
 /// `MIRAKURU_QUIET` is on.

@@ -5,13 +5,20 @@ use once_cell::sync::Lazy;
 const ON: [&str; 4] = ["1", "true", "yes", "on"];
 const OFF: [&str; 4] = ["0", "false", "no", "off"];
 
+pub(crate) const KEEP: &str = "MIRAKURU_KEEP";
+pub(crate) const LIVE: &str = "MIRAKURU_LIVE";
+#[doc(hidden)]
+pub const MISSING: &str = "MIRAKURU_MISSING";
+pub(crate) const QUIET: &str = "MIRAKURU_QUIET";
+pub(crate) const SCOPE: &str = "MIRAKURU_SCOPE";
+
 /// The variables and their known values, in the order for messages. An empty value counts as unset.
 const CHOICES: [(&str, &[&str]); 5] = [
-    ("MIRAKURU_KEEP", &["1", "0"]),
-    ("MIRAKURU_LIVE", &["1", "0"]),
-    ("MIRAKURU_MISSING", &["skip", "fail"]),
-    ("MIRAKURU_QUIET", &["1", "0"]),
-    ("MIRAKURU_SCOPE", &["process", "users", "run"]),
+    (KEEP, &["1", "0"]),
+    (LIVE, &["1", "0"]),
+    (MISSING, &["skip", "fail"]),
+    (QUIET, &["1", "0"]),
+    (SCOPE, &["process", "users", "run"]),
 ];
 
 /// Whether this variable is a switch that is on.

@@ -57,6 +57,10 @@ impl Seed {
     }
 }
 
+/// The variable in which a recipe keeps a digest of its seeds, so that recipes with other seeds are
+/// not shared.
+pub(super) const VARIABLE: &str = "MIRAKURU_SEED";
+
 /// A text that identifies the seeds and their order.
 pub(super) fn digest(seeds: &[Seed]) -> String {
     let mut keys = String::new();

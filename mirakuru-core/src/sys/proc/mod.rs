@@ -321,6 +321,15 @@ pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
     read(&format!("{pid}/environ")).ok()
 }
 
+/// The environment variable of every process of a service. Its value is the id of the service's
+/// directory. By it a sweep and an error recognize processes that mirakuru started.
+pub(crate) const ID_VARIABLE: &str = "MIRAKURU_ID";
+
+/// The values of [`ID_VARIABLE`] in the environment of a process. Usually there is at most one.
+pub(crate) fn service_ids(environment: &[u8]) -> impl Iterator<Item = &[u8]> {
+    entries(environment).filter_map(|entry| entry.strip_prefix(ID_VARIABLE.as_bytes())?.strip_prefix(b"="))
+}
+
 /// The words of a process's command line. Empty if we may not read them.
 pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     let line = read(&format!("{pid}/cmdline")).unwrap_or_default();

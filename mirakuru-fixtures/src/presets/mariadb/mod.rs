@@ -203,7 +203,7 @@ impl MariadbRecipe {
             true => recipe,
             false => {
                 let contents = format!("{} {}", sql::digest(scripts), seed::digest(&self.seeds));
-                recipe.env("MIRAKURU_SEED", contents)
+                recipe.env(seed::VARIABLE, contents)
             }
         }
     }

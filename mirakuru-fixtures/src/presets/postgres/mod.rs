@@ -319,7 +319,7 @@ impl PostgresRecipe {
             recipe = recipe.env("MIRAKURU_SQL", sql::digest(scripts));
         }
         if !self.seeds.is_empty() {
-            recipe = recipe.env("MIRAKURU_SEED", seed::digest(&self.seeds));
+            recipe = recipe.env(seed::VARIABLE, seed::digest(&self.seeds));
         }
         recipe
     }

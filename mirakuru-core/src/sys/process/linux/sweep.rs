@@ -33,14 +33,7 @@ pub(crate) fn kill_marked(ids: &[&str]) {
 
 fn carries(pid: u32, ids: &[&str]) -> bool {
     let environment = proc::environment(pid).unwrap_or_default();
-    for entry in proc::entries(&environment) {
-        if let Some(id) = entry.strip_prefix(b"MIRAKURU_ID=") {
-            if ids.iter().any(|wanted| wanted.as_bytes() == id) {
-                return true;
-            }
-        }
-    }
-    false
+    proc::service_ids(&environment).any(|id| ids.iter().any(|wanted| wanted.as_bytes() == id))
 }
 
 /// Kills a process if it still carries a mark once its pidfd is open.
