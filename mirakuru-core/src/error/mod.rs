@@ -1,9 +1,9 @@
-//! Errors whose text has all facts that a reader needs to find the cause.
+//! Errors whose text contains all the facts needed to find the cause.
 //!
 //! Every variant displays as one line with the whole message, followed by indented evidence: the
-//! last probe's own error, a timeline, the end of the service's log and its path, and the remedy.
-//! `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`.
-//! [`report`](crate::error::report) makes the layout.
+//! last probe's own error, a timeline, the last lines of the service's log and its path, and the
+//! remedy. `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show
+//! `Debug`. The layout is in [`report`](crate::error::report).
 
 pub(crate) mod programs;
 pub(crate) mod report;
@@ -24,8 +24,8 @@ use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
 /// The reason why a service could not be started, used or stopped.
 ///
 /// `Display` and `Debug` print the same multi-line report, so that `unwrap()` and a test that
-/// returns a `Result` show it as well. Its first line has the whole message. Programs use the
-/// variant and its fields:
+/// returns a `Result` show it as well. Its first line contains the whole message. Programs can
+/// match on the variant and its fields:
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -41,8 +41,8 @@ use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
 /// ```
 #[non_exhaustive]
 pub enum Error {
-    /// The program could not be executed at all. For example, it is not found or not executable,
-    /// its working directory is missing, or the test lacks the privilege to run it as another user.
+    /// The program could not be executed. For example, it is not found or not executable, its
+    /// working directory is missing, or the test lacks the privilege to run it as another user.
     #[non_exhaustive]
     Spawn {
         /// The command, as a person would type it.
@@ -53,20 +53,21 @@ pub enum Error {
         source: io::Error,
         /// The remedy, if known.
         hint: Option<String>,
-        /// The program or feature that this machine lacks, if that is the reason.
+        /// The program or feature that this machine lacks, if that is the cause.
         missing: Option<Box<Missing>>,
         /// If several services start together, the progress of each of the others.
         system: Vec<String>,
     },
-    /// Another process already has the port, the socket path or the process id file that the
-    /// service needs.
+    /// Another process already uses the port, the socket path or the pid file that the service
+    /// needs.
     #[non_exhaustive]
     AlreadyRunning {
         /// The command, as a person would type it.
         command: String,
         /// The endpoint that is taken, for example `port 6379`.
         endpoint: String,
-        /// The process on the endpoint, for example `redis-server (pid 812)`, if it is visible.
+        /// The process that uses the endpoint, for example `redis-server (pid 812)`, if it is
+        /// visible.
         holder: Option<String>,
         /// Further facts about the holder.
         evidence: Box<Evidence>,
@@ -92,7 +93,7 @@ pub enum Error {
         command: String,
         /// The awaited condition, worded to follow "before".
         awaited: String,
-        /// Time that the start waited for the condition.
+        /// How long the start waited for the condition.
         elapsed: Duration,
         /// Further facts about the service.
         evidence: Box<Evidence>,
@@ -137,8 +138,8 @@ pub enum Error {
         /// Further facts about the service.
         evidence: Box<Evidence>,
     },
-    /// The command cannot be understood. For example, it is empty, its quotes are unbalanced, or it
-    /// has an unknown placeholder.
+    /// The command is invalid. For example, it is empty, its quotes are unbalanced, or it contains
+    /// an unknown placeholder.
     #[non_exhaustive]
     InvalidCommand {
         /// The command of the recipe.
@@ -148,7 +149,7 @@ pub enum Error {
         /// If several services start together, the progress of each of the others.
         system: Vec<String>,
     },
-    /// The readiness condition cannot be understood: a bad address, URL, pattern or path.
+    /// The readiness condition is invalid: a bad address, URL, pattern or path.
     #[non_exhaustive]
     InvalidReadiness {
         /// The condition of the recipe.
@@ -169,8 +170,8 @@ pub enum Error {
         /// Further facts about the service.
         evidence: Box<Evidence>,
     },
-    /// A service that the whole run shares could not be started by the test process that tried
-    /// first. No other process tries again.
+    /// The test process that first tried to start a service shared by the whole run has failed to
+    /// do so. No other process tries again.
     #[non_exhaustive]
     FailedBefore {
         /// The report of the failed start.
@@ -178,7 +179,7 @@ pub enum Error {
         /// The test process that tried the start, for example `tests-1f3a (pid 812)`.
         process: String,
     },
-    /// The service is not running, and the method that was called needs a running one.
+    /// The service is not running, and the called method needs a running service.
     #[non_exhaustive]
     NotRunning {
         /// The command, as a person would type it.
@@ -186,7 +187,8 @@ pub enum Error {
         /// The action of the method, worded to follow "failed to".
         action: String,
     },
-    /// mirakuru itself could not get a directory, a socket or a process that it needs.
+    /// The operating system refused something that mirakuru itself needs, such as a directory, a
+    /// socket or a process.
     #[non_exhaustive]
     System {
         /// The step that failed.
@@ -199,7 +201,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Makes the error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)
+    /// Creates the error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)
     /// itself, for example from the statements that set up a database. The error names the step
     /// that failed, as in "apply the migrations", and the reason.
     ///
@@ -213,7 +215,8 @@ impl Error {
         attempt: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync + 'static>>,
     ) -> Error {
-        // Keeps an error of the operating system as it is, because `of_system` may know its remedy.
+        // An error of the operating system is kept as it is, because `of_system` may know its
+        // remedy.
         let source = match source.into().downcast::<io::Error>() {
             Ok(error) => *error,
             Err(error) => io::Error::other(error),
@@ -221,7 +224,7 @@ impl Error {
         Error::system(mask_urls(&attempt.into()), source)
     }
 
-    /// Makes an [`Error::System`]. Does not mask its texts.
+    /// Creates an [`Error::System`]. Does not mask its texts.
     pub(crate) fn system(attempt: impl Into<String>, source: io::Error) -> Error {
         let attempt = attempt.into();
         Error::System {
@@ -232,7 +235,7 @@ impl Error {
     }
 }
 
-/// A program or feature that a service needs and this machine lacks. See [`Error::missing`].
+/// A program or feature that a service needs and that this machine lacks. See [`Error::missing`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Missing {
@@ -254,7 +257,7 @@ impl Missing {
         }
     }
 
-    /// A feature of the kernel, which no package installs.
+    /// A missing feature of the kernel, which no package installs.
     pub(crate) fn feature(what: impl Into<String>) -> Missing {
         Missing {
             what: what.into(),
@@ -277,9 +280,9 @@ impl Missing {
 }
 
 impl Error {
-    /// The program or feature that this machine lacks, if that is the reason for the error. It can
-    /// also be a version that a preset needs, or a feature of the kernel (IPv6, a system call that
-    /// the supervisor needs).
+    /// The program or feature that this machine lacks, if that is the cause of the error. It can
+    /// also be a version that a preset needs, or a feature of the kernel (IPv6, or a system call
+    /// that the supervisor needs).
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -328,7 +331,7 @@ impl Error {
         self
     }
 
-    /// A copy of this error for another test, if the machine lacks a program or feature.
+    /// A copy of this error for another test. `None` unless the machine lacks a program or feature.
     #[doc(hidden)]
     #[must_use]
     pub fn __missing_again(&self) -> Option<Error> {
@@ -354,7 +357,7 @@ impl Error {
     }
 }
 
-/// The facts about a service up to the time of an error.
+/// The facts about a service at the time of an error.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -374,7 +377,7 @@ impl Error {
 pub struct Evidence {
     /// The last probe's own error.
     pub last_probe: Option<String>,
-    /// Events and their times, counted from the start of the service.
+    /// Events and their times since the start of the service.
     pub timeline: Vec<(Duration, String)>,
     /// The first lines that the service printed, at most 5, unless they are in `tail`.
     pub head: Vec<String>,
@@ -384,18 +387,18 @@ pub struct Evidence {
     /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     pub dropped: u64,
     /// The last lines that the service printed, at most 20. If four or more successive lines differ
-    /// only in times and process ids, only the first and the last of them are here. A line between
-    /// them gives the number of the others.
+    /// only in times and process ids, only the first and the last of them are included. A line
+    /// between them states the number of the others.
     pub tail: Vec<String>,
     /// The log file with the whole output, which is kept after a failure.
     pub log: Option<PathBuf>,
     /// Number of output bytes that are not in the log file, because the disk was full.
     pub lost: u64,
-    /// Facts about another process that causes the error, for example `started 3 min ago by user
+    /// Facts about another process that caused the error, for example `started 3 min ago by user
     /// redis`.
     pub about: Option<String>,
-    /// If several services start together, the progress of each of the others, for example ``
-    /// `node-0` was ready ``.
+    /// If several services were starting together, the progress of each of the others, for example
+    /// `` `node-0` was ready ``.
     pub system: Vec<String>,
     /// The remedy, if the cause is known.
     pub hint: Option<String>,
@@ -418,7 +421,7 @@ macro_rules! evidence {
 }
 
 impl Error {
-    /// Applies `shown` to the error's own texts. The service's output stays as it is.
+    /// Applies `shown` to the error's own texts. The service's output is not changed.
     pub(crate) fn map_texts(mut self, shown: &dyn Fn(&str) -> String) -> Error {
         let texts: Vec<&mut String> = match &mut self {
             Error::Spawn {
@@ -439,7 +442,7 @@ impl Error {
             Error::FailureLine { command, .. }
             | Error::BadExit { command, .. }
             | Error::Died { command, .. } => vec![command],
-            // The process that made the report has already masked it.
+            // The process that created the report has already masked it.
             Error::FailedBefore { .. } => Vec::new(),
             Error::WrongListener {
                 command, endpoint, ..
@@ -478,7 +481,7 @@ impl Error {
         self
     }
 
-    /// Adds a line about each of the other services that start together.
+    /// Adds a line about each of the other services that were starting together.
     #[doc(hidden)]
     #[must_use]
     pub fn __in_system(mut self, services: Vec<String>) -> Error {
@@ -496,7 +499,7 @@ impl Error {
         self
     }
 
-    /// Records which node of a cluster the last probe asked.
+    /// Records which node of a cluster was asked by the last probe.
     #[doc(hidden)]
     #[must_use]
     pub fn __at_node(mut self, node: &str) -> Error {
@@ -508,7 +511,7 @@ impl Error {
         self
     }
 
-    /// Sets the length of the whole wait, because the error has only the length of the last part.
+    /// Sets the duration of the whole wait, because the error knows only that of the last part.
     #[doc(hidden)]
     #[must_use]
     pub fn __after(mut self, waited: Duration) -> Error {
@@ -534,7 +537,7 @@ impl Error {
         }
     }
 
-    /// The first line, with the whole message.
+    /// The first line, which contains the whole message.
     fn headline(&self) -> String {
         let (command, text) = match self {
             Error::Spawn { attempt, source, .. } | Error::System { attempt, source, .. } => {
@@ -633,7 +636,7 @@ impl Reported for Error {
         let mut report = Report::default();
         report.headline(&self.headline());
         if let Error::Spawn { command, attempt, .. } = self {
-            // If the first line lacks the whole command, the command gets a line of its own.
+            // If the first line does not contain the whole command, the command gets its own line.
             if !attempt.contains(command.as_str()) {
                 report.entry("command", &one_line(command));
             }

@@ -1,11 +1,11 @@
-//! The path of a program, and the package that contains it.
+//! Finds a program's path, and the package that contains it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use once_cell::sync::Lazy;
 
-/// The directories to search when there is no `PATH`, as in `execvp` of glibc.
+/// The directories to search if `PATH` is not set, as in glibc's `execvp`.
 pub(crate) const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// The Debian packages of servers that tests often start, and of programs that query them.
@@ -56,8 +56,8 @@ const PACKAGES: [(&str, &str); 44] = [
     ("python3", "python3"),
 ];
 
-/// The packages of the presets' servers on Fedora, Arch Linux and Alpine, and in Homebrew. An empty
-/// name means that the package is not certain.
+/// The packages of the presets' servers on Fedora, Arch Linux and Alpine, and in Homebrew. The name
+/// is empty if the package is uncertain.
 const ELSEWHERE: [(&str, [&str; 4]); 10] = [
     ("redis-server", ["redis", "valkey", "redis", "redis"]),
     (
@@ -103,7 +103,7 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
 /// A kind of system, by its package manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
-    /// Debian, Ubuntu and similar systems; also every unknown system.
+    /// Debian, Ubuntu and similar systems, and every unknown system.
     Debian,
     /// Fedora, and other systems with `dnf`.
     Fedora,
@@ -111,7 +111,7 @@ pub enum System {
     Arch,
     /// Alpine Linux.
     Alpine,
-    /// macOS, where most people use Homebrew.
+    /// macOS, where Homebrew is assumed.
     Homebrew,
 }
 
@@ -139,7 +139,7 @@ impl System {
         format!("{command} {package}")
     }
 
-    /// The package that contains a program, if it is known.
+    /// The package that contains a program, if known.
     fn package(self, program: &str) -> Option<&'static str> {
         let debian = PACKAGES.iter().find(|(name, _)| *name == program);
         let other = ELSEWHERE.iter().find(|(name, _)| *name == program);
@@ -154,7 +154,7 @@ impl System {
         (!package.is_empty()).then_some(package)
     }
 
-    /// Finds the system in the text of `/etc/os-release`.
+    /// Determines the system from the text of `/etc/os-release`.
     fn of(os_release: &str) -> System {
         let value = |name: &str| {
             let line = os_release

@@ -25,10 +25,10 @@ use once_cell::sync::Lazy;
 use crate::error::text::Bytes;
 use crate::util::thread;
 
-/// Maximum number of lines that a report shows from the end of the output.
+/// The most lines that a report shows from the end of the output.
 pub(crate) const TAIL_LINES: usize = 20;
-/// Maximum number of lines that a report shows from the beginning of the output. A line that is
-/// also among the last ones is shown only there.
+/// The most lines that a report shows from the beginning of the output. A line that is also among
+/// the last ones is shown only there.
 pub(crate) const HEAD_LINES: usize = 5;
 /// The column at which the text after a label begins.
 const COLUMN: usize = 12;
@@ -43,11 +43,11 @@ pub struct Report {
 #[derive(Debug)]
 enum Line {
     Headline(String),
-    /// A label and a text. The label is empty for a further line of the same entry.
+    /// A label and its text. The label is empty for further lines of the same entry.
     Entry(&'static str, String),
     /// A line that the service printed.
     Output(String),
-    /// A note in place of lines that are not shown.
+    /// A note that replaces lines that are not shown.
     Gap(String),
     /// A further line of the headline, for example of a report from another process.
     Other(String),
@@ -82,7 +82,7 @@ impl Report {
         }
     }
 
-    /// Adds a label and its text. Further lines of the text stand below the first.
+    /// Adds a label and its text. Further lines of the text are placed below the first.
     pub(super) fn entry(&mut self, label: &'static str, text: &str) {
         for (number, line) in text.lines().enumerate() {
             let label = if number == 0 { label } else { "" };
@@ -203,7 +203,7 @@ impl fmt::Display for Coloured<'_> {
 pub(crate) struct Tail<'a> {
     pub(crate) command: &'a str,
     pub(crate) printed: Printed<'a>,
-    /// Whether the excerpt has only lines that were printed during this test.
+    /// Whether the excerpt contains only lines that were printed during this test.
     pub(crate) of_test: bool,
 }
 
@@ -224,8 +224,8 @@ pub(crate) fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
-/// Whether the output of this process goes to a terminal that shows colours. `NO_COLOR` with any
-/// text turns them off.
+/// Whether this process writes to a terminal that shows colours. Any text in `NO_COLOR` turns them
+/// off.
 pub(crate) fn has_colours() -> bool {
     static COLOURS: Lazy<bool> = Lazy::new(|| {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -247,7 +247,7 @@ pub fn shown(reported: &dyn Reported) -> String {
     text + &for_ci(&report, |name| std::env::var(name).unwrap_or_default())
 }
 
-/// The lines for a CI server after a report. GitLab and Jenkins attach the log that
+/// The lines for a CI server that follow a report. GitLab and Jenkins attach the log that
 /// `[[ATTACHMENT|path]]` names; GitHub shows `::error` beside the change.
 fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
     let set = |name| !variable(name).is_empty();
@@ -270,16 +270,16 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
     lines
 }
 
-/// Escapes a text for a workflow command of GitHub, which is one line.
+/// Escapes a text for a workflow command of GitHub, which must be a single line.
 fn escape_command(text: &str) -> String {
     text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 }
 
-/// Prints into the output of the test on this thread. Unlike `eprintln!`, this function does not
-/// panic if the output is closed: a second panic during a panic would abort the process.
+/// Prints to the output of the test on this thread. Unlike `eprintln!`, does not panic if the
+/// output is closed: a second panic during a panic would abort the process.
 pub(crate) fn print(text: String) {
-    // A new thread prints into the same captured output. If it panics, that is not a second panic
-    // on this thread.
+    // A new thread prints to the same captured output. If it panics, that is not a second panic on
+    // this thread.
     if let Ok(printer) = thread::spawn("mirakuru-print", Box::new(move || eprintln!("{text}"))) {
         let _ = printer.join();
     }

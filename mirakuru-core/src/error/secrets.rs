@@ -1,11 +1,12 @@
 //! Masks secrets: passwords in URLs, and values of environment variables.
 //!
-//! Every text that mirakuru makes itself is masked. A service's output is shown as it is.
+//! Every text that mirakuru itself creates is masked. A service's output is shown as it is.
 //!
-//! In `executor/` and `ports/`, a function that makes an error from a service's expanded values
+//! In `executor/` and `ports/`, a function that creates an error from a service's expanded values
 //! returns an [`Unmasked`]. Only [`Secrets::mask_error`] turns it into an [`Error`], so a public
-//! function that does not mask its errors does not compile. The errors of a readiness condition are
-//! made and masked in [`Prepare::invalid`](crate::readiness::Prepare::invalid).
+//! function that does not mask its errors does not compile.
+//! [`Prepare::invalid`](crate::readiness::Prepare::invalid) creates and masks the errors of a
+//! readiness condition.
 
 use std::borrow::Cow;
 
@@ -14,7 +15,7 @@ use crate::error::Error;
 /// The text that replaces a secret.
 const STARS: &str = "***";
 
-/// Parameters that are secrets in every URL: `postgresql://host/db?password=...`.
+/// Query parameters that are secret in every URL: `postgresql://host/db?password=...`.
 const PARAMETERS: [&str; 10] = [
     "password",
     "passwd",
@@ -28,7 +29,7 @@ const PARAMETERS: [&str; 10] = [
     "apikey",
 ];
 
-/// A variable whose name contains one of these parts holds a secret.
+/// A variable whose name contains one of these parts contains a secret.
 const NAMES: [&str; 9] = [
     "PASS",
     "PWD",
@@ -41,10 +42,10 @@ const NAMES: [&str; 9] = [
     "ACCESS_KEY",
 ];
 
-/// Whether a variable of this name holds a secret.
+/// Whether a variable with this name contains a secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    // These two hold directories, not passwords.
+    // These two contain directories, not passwords.
     !matches!(name.as_str(), "PWD" | "OLDPWD") && NAMES.iter().any(|part| name.contains(part))
 }
 
@@ -121,14 +122,14 @@ impl Secrets {
     /// Adds a secret value, and the text that replaces it.
     ///
     /// Short values and ports are not masked. A text of fewer than four letters would also occur in
-    /// other words, and a number of up to five digits is a port.
+    /// other words, and a number of up to five digits is taken for a port.
     pub(crate) fn add(&mut self, value: &str, shown: &str) {
         let is_port = value.len() <= 5 && value.bytes().all(|byte| byte.is_ascii_digit());
         let value = value.trim();
         if value.chars().count() < 4 || is_port || self.0.iter().any(|(known, _)| known == value) {
             return;
         }
-        // Longer values come first, because one value may be a part of another.
+        // Longer values come first, because one value may be part of another.
         let place = self.0.partition_point(|(known, _)| known.len() >= value.len());
         self.0.insert(place, (value.to_owned(), shown.to_owned()));
     }
@@ -140,12 +141,12 @@ impl Secrets {
         }
     }
 
-    /// Adds the value of a variable whose name says that it is a secret.
+    /// Adds the value of a variable whose name indicates a secret.
     pub(crate) fn add_secret(&mut self, value: &str) {
         self.add(value, STARS);
     }
 
-    /// Masks these values, and the passwords in URLs.
+    /// Masks these values, and passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         let mut text = Cow::Borrowed(text);
         for (value, shown) in &self.0 {
@@ -174,7 +175,7 @@ impl Unmasked {
         self
     }
 
-    /// Adds to the error that the service runs on unchanged.
+    /// Adds to the error that the service keeps running unchanged.
     pub(crate) fn before_a_stop(self) -> Unmasked {
         self.change(|error| match error {
             Error::Spawn { attempt, .. } => attempt.push_str(", so the service runs on unchanged"),

@@ -1,5 +1,5 @@
-//! Puts facts into words: durations, numbers of bytes, the end of a process, the reason for a
-//! failed system call.
+//! Puts facts into words: durations, numbers of bytes, how a process ended, why a system call
+//! failed.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crate::error::secrets::mask_urls;
 
-/// A command on one line. A long script or list of arguments keeps only its beginning and its end.
+/// A command on one line. Of a long script or argument list, only the beginning and the end are
+/// kept.
 pub(super) fn one_line(command: &str) -> String {
     const LONGEST: usize = 200;
     let line = if command.contains(char::is_control) {
@@ -36,14 +37,14 @@ pub(super) fn one_line(command: &str) -> String {
     )
 }
 
-/// An error as the end of a sentence: in lower case, without Rust's "(os error 2)", without
+/// An error as the end of a sentence: in lower case, without Rust's "(os error 2)" and without
 /// passwords.
 pub(super) struct Cause<'a>(pub(super) &'a io::Error);
 
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = self.0.to_string();
-        // Some errors say only "db error", and their source has the details.
+        // Some errors say only "db error", while their source contains the details.
         let mut source = self.0.source();
         while let Some(error) = source {
             let more = error.to_string();
@@ -52,7 +53,7 @@ impl fmt::Display for Cause<'_> {
             }
             source = error.source();
         }
-        // Some libraries print the URL of a failed connection, with its password.
+        // Some libraries print the URL of a failed connection, including its password.
         let text = without_number(&mask_urls(&text));
         let mut letters = text.chars();
         match letters.next() {
@@ -98,7 +99,7 @@ pub(super) fn of_system(source: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// The end of a process in words: `exited with status 1`, `was killed by SIGSEGV (core dumped)`.
+/// Describes how a process ended: `exited with status 1`, `was killed by SIGSEGV (core dumped)`.
 pub(crate) struct Ended(pub(crate) ExitStatus);
 
 impl fmt::Display for Ended {
@@ -121,7 +122,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A number of bytes for people: `312 bytes`, `40 kB`, `1.2 MB`.
+/// A number of bytes, for people: `312 bytes`, `40 kB`, `1.2 MB`.
 pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
@@ -135,7 +136,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A duration for people: `850 µs`, `12 ms`, `1.5 s`.
+/// A duration, for people: `850 µs`, `12 ms`, `1.5 s`.
 pub(crate) struct Span(pub(crate) Duration);
 
 impl fmt::Display for Span {

@@ -1,4 +1,4 @@
-//! Async versions of the methods that wait; they work with any runtime. A future makes progress
+//! Async versions of the methods that wait. They work with any runtime. A future makes progress
 //! only when it is polled. Between polls, one thread waits for the events of all futures.
 
 use std::future::{Future, poll_fn};
@@ -31,15 +31,16 @@ impl<R: Readiness> ExecutorBuilder<R> {
 
 /// # Without blocking a runtime
 ///
-/// The methods `*_async` return futures for any runtime (tokio, async-std, smol, a `block_on`).
-/// While they wait, other tasks of the same thread go on. A poll takes as long as one probe of the
-/// condition, and most probes are short. Two can take long: a [`Check`](crate::Check) that blocks,
-/// and `Http` if the server accepts a connection and does not answer (a second at first).
+/// The `*_async` methods return futures that work with any runtime (tokio, async-std, smol, a
+/// `block_on`). While they wait, other tasks of the same thread can run. A poll takes as long as
+/// one probe of the condition, and most probes are short. Two can take long: a
+/// [`Check`](crate::Check) that blocks, and `Http` if the server accepts a connection and does not
+/// answer (at first up to a second).
 impl<R: Readiness> Executor<R> {
     /// [`start`](Executor::start) as a future.
     ///
-    /// If the future is dropped before it is complete, the drop stops the service, and returns when
-    /// no process of it is left.
+    /// If the future is dropped before it completes, the drop stops the service and returns when
+    /// none of its processes is left.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -69,7 +70,7 @@ impl<R: Readiness> Executor<R> {
         if self.runs_on() {
             return Ok(());
         }
-        // An earlier future that was dropped may have asked the service to end.
+        // A future that was dropped may already have asked the service to stop.
         self.end_asked_for().await;
         let mut starting = EndsOnDrop(Some(self));
         let result = starting.run().await;
@@ -79,8 +80,8 @@ impl<R: Readiness> Executor<R> {
 
     /// [`stop`](Executor::stop) as a future.
     ///
-    /// If the future is dropped before it is complete, the service still ends. The next start or
-    /// stop waits for its end.
+    /// If the future is dropped before it completes, the service still stops. The next start or
+    /// stop waits until it has.
     ///
     /// # Errors
     ///
@@ -91,8 +92,9 @@ impl<R: Readiness> Executor<R> {
         self.stop()
     }
 
-    /// [`restart`](Executor::restart) as a future. If the future is dropped before it is complete,
-    /// the service ends: the stop goes on, or the start is undone.
+    /// [`restart`](Executor::restart) as a future. If the future is dropped before it completes,
+    /// the service ends up stopped: a stop in progress continues, and a start in progress is
+    /// undone.
     ///
     /// # Errors
     ///
@@ -103,8 +105,8 @@ impl<R: Readiness> Executor<R> {
         stopped
     }
 
-    /// [`wait_until`](Executor::wait_until) as a future. If the future is dropped before it is
-    /// complete, the service is left as it is.
+    /// [`wait_until`](Executor::wait_until) as a future. Dropping the future before it completes
+    /// does not affect the service.
     ///
     /// # Errors
     ///
@@ -135,8 +137,8 @@ impl<R: Readiness> Executor<R> {
     /// [`stopped`](Executor::stopped) as a future, with a closure that returns a future. Stops the
     /// service, awaits the closure's future, and starts the service again.
     ///
-    /// The service is started again even after a panic in the closure or its future. If the future
-    /// of this method is dropped before it is complete, the service is stopped.
+    /// The service is started again even if the closure or its future panics. If the future of this
+    /// method is dropped before it completes, the service is stopped.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -160,7 +162,7 @@ impl<R: Readiness> Executor<R> {
         closure: impl FnOnce() -> F,
     ) -> Result<T, Error> {
         let stopped = match self.stop_async().await {
-            // The service has ended all the same, so the closure still runs.
+            // The service has stopped nevertheless, so the closure still runs.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start_async().await?;
@@ -191,7 +193,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// If the service has been asked to end, waits for its end.
+    /// If the service has been asked to stop, waits until it has ended, or until its grace is over.
     async fn end_asked_for(&mut self) {
         let Ok(owned) = self.process.owned(&mut self.core, "stop") else {
             return;
@@ -207,8 +209,8 @@ impl<R: Readiness> Executor<R> {
     }
 }
 
-/// A start in progress. If this value is dropped before the start is complete, the service is
-/// ended.
+/// A start in progress. If this value is dropped before the start completes, the service is
+/// stopped.
 struct EndsOnDrop<'e, R: Readiness>(Option<&'e mut Executor<R>>);
 
 impl<R: Readiness> EndsOnDrop<'_, R> {

@@ -1,5 +1,5 @@
-//! A service that a whole run of tests shares: one process starts and publishes it, and the others
-//! attach to it.
+//! A service shared by a whole test run: one process starts and publishes it, and the others attach
+//! to it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,14 +23,15 @@ use crate::sys::{self, Exit, User};
 use crate::timeline::events as timeline;
 use crate::util::wakeup::Wakeup;
 
-/// A service that belongs to the run of tests. This process cannot stop it.
+/// A service that belongs to the test run. This process cannot stop it.
 pub(super) struct Attached {
     state: State,
     published: PathBuf,
-    /// Registers this process as a user, if the service ends with its last user.
+    /// Registers this process as a user of a service that ends with its last user. `None` for other
+    /// services.
     user: Option<User>,
-    /// The lock on the endpoints, if this process started the service. A test of this process that
-    /// wants the endpoints sees the lock and fails, because a wait would never end.
+    /// The lock on the endpoints, if this process started the service. If another test of this
+    /// process needs the endpoints, it sees this lock and fails, because it would wait for ever.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 
@@ -47,8 +48,8 @@ impl Attached {
         self.state.path.as_deref()
     }
 
-    /// The published state at this moment. It changes when the service ends, and disappears with
-    /// the run.
+    /// The current published state. It changes when the service ends, and disappears when the run
+    /// ends.
     fn now(&self) -> Option<State> {
         match self.user {
             Some(_) => self.state.now_for_user(&self.published),
@@ -101,14 +102,14 @@ impl Observed for Attached {
     }
 }
 
-/// Returns a function that tells later how the service's main process ended.
+/// Returns a function that, when called later, tells how the service's main process ended.
 fn how_it_ended(published: PathBuf) -> HowItEnded {
     Box::new(move || State::read(&published).ok().flatten()?.settle(&published).exit)
 }
 
 impl<R: Readiness> Executor<R> {
     /// Attaches to a service of the run that another process has started. `asked` is the time at
-    /// which this process began to wait for it, for the timeline.
+    /// which this process began to wait for it, and is used for the timeline.
     ///
     /// # Errors
     ///
@@ -130,7 +131,7 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// The state from which other processes can attach to the service.
+    /// The state that other processes need to attach to the service.
     pub(crate) fn state(&self) -> State {
         state(&self.core, &self.process, &self.readiness)
     }
@@ -152,7 +153,7 @@ impl<R: Readiness> Executor<R> {
     }
 }
 
-// The functions below are not generic over the readiness, so they are compiled only once.
+// These functions are not generic over the readiness, so that they are compiled only once.
 
 fn attach(
     spec: Spec,
@@ -224,7 +225,7 @@ fn attach(
     Ok((core, attached))
 }
 
-/// If a shared fixture is being made, records that its service now belongs to the run.
+/// If a shared fixture is being set up, records that its service now belongs to the run.
 fn note_published(core: &Core, published: &Path, ends_with_users: bool) {
     let how_it_ended = how_it_ended(published.to_owned());
     shared_use::published(&core.service_dir.log(), how_it_ended, ends_with_users);

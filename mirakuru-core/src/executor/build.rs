@@ -12,8 +12,8 @@ use crate::run::sweep::sweep;
 use crate::sys::RunPlan;
 
 impl Executor<NoWait> {
-    /// Begins a recipe. The command is one string, or a list of the program and its arguments. A
-    /// string is split into words as a shell would do, and is run without a shell.
+    /// Begins a recipe. The command is either one string, or a list of the program and its
+    /// arguments. A string is split into words as a shell would split it, but no shell runs it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -25,7 +25,7 @@ impl Executor<NoWait> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// [`ExecutorBuilder::build`] checks the command, and documents the errors.
+    /// [`ExecutorBuilder::build`] checks the command and documents the errors.
     pub fn builder(command: impl IntoCommand) -> ExecutorBuilder<NoWait> {
         ExecutorBuilder {
             spec: Spec::new(command.into_command()),
@@ -46,27 +46,28 @@ impl<R> ExecutorBuilder<R> {
 }
 
 impl<R: Readiness> ExecutorBuilder<R> {
-    /// Makes the executor without starting it: fills in the placeholders, reserves ports, makes the
-    /// private directory.
+    /// Builds the executor without starting it: fills in the placeholders, reserves ports, and
+    /// creates the private directory.
     ///
     /// # Errors
     ///
-    /// * [`Error::InvalidCommand`]: the command is empty, or has unbalanced quotes or an unknown
-    ///   placeholder.
+    /// * [`Error::InvalidCommand`]: the command is empty, or contains unbalanced quotes or an
+    ///   unknown placeholder.
     /// * [`Error::InvalidReadiness`]: the condition is invalid.
-    /// * [`Error::System`]: there is no free port, or the directory cannot be made.
+    /// * [`Error::System`]: no port is free, or the directory cannot be created.
     pub fn build(self) -> Result<Executor<R>, Error> {
         self.build_as(None, None)
     }
 
-    /// Makes the executor with the directory and the ports of `identity`, which other services may
-    /// already know.
+    /// Builds the executor with the directory and the ports of `identity`, which other services may
+    /// already use.
     #[doc(hidden)]
     pub fn __build_as(self, identity: Option<&Identity>) -> Result<Executor<R>, Error> {
         self.build_as(identity, None)
     }
 
-    /// `run` is the plan for handing the service over to the run after its start.
+    /// Builds the executor. `run` is the plan for handing the service over to the run after its
+    /// start.
     pub(crate) fn build_as(
         self,
         identity: Option<&Identity>,
@@ -81,7 +82,7 @@ impl<R: Readiness> ExecutorBuilder<R> {
         })
     }
 
-    /// Makes the executor, starts the service, and returns once it is ready.
+    /// Builds the executor, starts the service, and returns when it is ready.
     ///
     /// # Errors
     ///
@@ -93,7 +94,7 @@ impl<R: Readiness> ExecutorBuilder<R> {
     }
 }
 
-/// Not generic over the readiness, so it is compiled only once.
+/// Not generic over the readiness, so that it is compiled only once.
 fn build(
     spec: Spec,
     readiness: &mut dyn Readiness,
@@ -108,8 +109,8 @@ fn build(
         own: &mut own,
     };
     let resolved = owned.resolve(readiness);
-    // The needs are recorded in the order of building, so that services that name each other form
-    // no circle.
+    // Needs are recorded in the order in which services are built, so services that name each other
+    // cannot form a cycle.
     let resolved = resolved.map(|()| owned.find_needs());
     core.masked(resolved)?;
     Ok((core, own))

@@ -1,4 +1,4 @@
-//! Before a service starts, locks the endpoints that it needs for itself. Another test that needs
+//! Locks the endpoints that a service needs exclusively before it starts. Another test that needs
 //! one of them waits until the lock is free.
 
 use std::io;
@@ -18,28 +18,28 @@ use crate::readiness::Readiness;
 use crate::timeline::events::{self as timeline, timeline_now};
 use crate::util::deadline::scaled;
 
-/// The longest time that a start waits for the locks.
+/// The longest time for which a start waits for the locks.
 const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
-/// The endpoints that a service, or several fixtures of one test, need for themselves.
+/// The endpoints that a service, or several fixtures of one test, need exclusively.
 ///
-/// A test with several fixtures takes all of their locks at once. If it took them one by one, in
+/// A test with several fixtures takes all of their locks together. If it took them one by one, in
 /// the order of its fixtures, two tests could wait for each other for ever.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
     command: String,
     name: String,
-    /// Whether one of the services is a node of a cluster.
+    /// Whether any of the services is a node of a cluster.
     has_node: bool,
-    /// The ids of the services, if there is a timeline.
+    /// The ids of the services. Empty if no timeline is recorded.
     ids: Vec<String>,
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
-    /// The secrets of all services, which errors and messages about the endpoints do not show.
+    /// The secrets of all services, which are masked in errors and messages about the endpoints.
     secrets: Secrets,
-    /// The command of a service that wants an endpoint of an earlier service, and that endpoint.
+    /// An endpoint that two of the services need, and the command of the second one.
     wanted_twice: Option<(String, Endpoint)>,
 }
 
@@ -61,8 +61,8 @@ impl Endpoints {
     /// Adds the endpoints of `other`.
     #[must_use]
     pub fn and(mut self, other: Endpoints) -> Endpoints {
-        // Compares addresses, not locks: 127.0.0.2:53 and 127.0.0.3:53 have the same lock, but two
-        // services of one test can use both.
+        // Addresses are compared instead of locks: 127.0.0.2:53 and 127.0.0.3:53 have the same
+        // lock, but two services of one test can use both.
         fn shared<T: PartialEq>(ours: &[T], theirs: &[T]) -> Option<usize> {
             theirs.iter().position(|endpoint| ours.contains(endpoint))
         }
@@ -87,7 +87,7 @@ impl Endpoints {
         self
     }
 
-    /// Takes the locks of all endpoints, and waits until other tests have freed them.
+    /// Takes the locks of all endpoints. Waits while other tests hold any of them.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Endpoints {
         }
     }
 
-    /// Adds the reason and the remedy to the error about a wait that would never end.
+    /// Adds the reason and the remedy to an error that reports a wait that would never end.
     fn endless(&self, error: Unmasked, reason: String) -> Unmasked {
         let remedy = match self.has_node {
             true => {
@@ -156,8 +156,8 @@ impl Endpoints {
         })
     }
 
-    /// The error that names the holder: the process visible on the endpoint, or the one that the
-    /// note in the lock names.
+    /// The error that names the holder: the process found on the endpoint, or otherwise the one
+    /// named by the note in the lock.
     fn busy(&self, note: Option<String>) -> Unmasked {
         let path_is_busy = self
             .paths
@@ -171,7 +171,7 @@ impl Endpoints {
                 .into_error(&self.command)
                 .change(|error| add_note(error, note));
         }
-        // The holder does not listen yet, or no longer listens.
+        // The holder is not listening yet, or has stopped listening.
         let endpoint = match (&self.addrs[..], &self.udp_addrs[..], &self.paths[..]) {
             ([addr, ..], _, _) => format!("port {}", addr.port()),
             (_, [addr, ..], _) => format!("UDP port {}", addr.port()),
@@ -188,8 +188,8 @@ impl Endpoints {
     }
 }
 
-/// Adds the note in the lock to the error. If no process is visible, the note names the holder.
-/// Otherwise the note is further evidence.
+/// Adds the note in the lock to the error. If no process was found on the endpoint, the note names
+/// the holder. Otherwise it is further evidence.
 fn add_note(error: &mut Error, note: Option<String>) {
     let (Error::AlreadyRunning { holder, evidence, .. }, Some(note)) = (error, note) else {
         return;
@@ -201,21 +201,21 @@ fn add_note(error: &mut Error, note: Option<String>) {
     }
 }
 
-/// The locks that several fixtures share.
+/// Locks shared by several fixtures.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct SharedLock(Arc<Mutex<EndpointLock>>);
 
 impl Drop for SharedLock {
-    /// The start of the fixtures is over, so this process closes its copies of the locks. The
-    /// supervisors keep theirs until the services have ended.
+    /// The fixtures have started, so this process closes its copies of the locks. The supervisors
+    /// keep theirs until the services have ended.
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
     }
 }
 
 impl<R: Readiness> Executor<R> {
-    /// The endpoints that the service needs for itself.
+    /// The endpoints that the service needs exclusively.
     #[doc(hidden)]
     #[must_use]
     pub fn __endpoints(&self) -> Endpoints {
@@ -223,7 +223,7 @@ impl<R: Readiness> Executor<R> {
         own.map_or_else(Endpoints::default, |own| Endpoints::of(&self.core, own))
     }
 
-    /// Gives the service a lock that was taken for several fixtures.
+    /// Gives the service a lock that has been taken for several fixtures.
     #[doc(hidden)]
     pub fn __give_lock(&mut self, endpoint_lock: &SharedLock) {
         if let Process::Own(own) = &mut self.process {
@@ -232,14 +232,14 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// Ties the service to the test on this thread: the service ends with the test, even if
-    /// rstest's `#[timeout]` ends the test and its thread goes on.
+    /// rstest's `#[timeout]` ends the test while its thread continues.
     #[doc(hidden)]
     pub fn __for_test(&mut self) {
         self.core.test = timed_out::this_test();
     }
 
-    /// Ties the service to this process. If another test of the process wants the same endpoints,
-    /// it fails at once, because a wait would never end.
+    /// Ties the service to this process. If another test of the process needs the same endpoints,
+    /// it fails immediately, because it would wait for ever.
     #[doc(hidden)]
     pub fn __for_process(&mut self) {
         if let Some(endpoint_lock) = self.process.own().and_then(|own| own.endpoint_lock.as_ref()) {

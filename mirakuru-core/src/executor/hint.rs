@@ -1,8 +1,8 @@
-//! Finds the remedy for a failure with a known cause: in the service's output, in its exit status,
-//! or from the process that has its port.
+//! Finds a remedy for a failure with a known cause, from the service's output, its exit status, or
+//! the process that holds its port.
 //!
-//! A wrong hint is worse than none. So a hint depends on a text that programs print for one reason
-//! only, or on a fact that the system reports, such as the process on the port.
+//! A wrong hint is worse than none. So each hint relies on text that programs print for only one
+//! reason, or on a fact reported by the system, such as the process that holds the port.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -18,13 +18,13 @@ pub(crate) struct Symptoms<'a> {
     /// The first and the last lines that the service printed.
     pub(crate) tail: &'a [String],
     pub(crate) exit: Option<ExitStatus>,
-    /// The program's name or path, as executed.
+    /// The name or path under which the program was executed.
     pub(crate) program: &'a str,
     /// Whether the command is a shell script.
     pub(crate) shell: bool,
-    /// The hint about a part of the command that only a shell understands.
+    /// The hint about the part of the command that only a shell understands.
     pub(crate) shell_syntax: Option<String>,
-    /// The words of the command that a shell would replace by file names.
+    /// The words of the command that a shell would expand to file names.
     pub(crate) globs: Vec<String>,
     /// Whether the service's standard input is empty.
     pub(crate) reads_nothing: bool,
@@ -32,11 +32,11 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) addrs: &'a [SocketAddr],
     /// The ports that were chosen for the service.
     pub(crate) chosen: Vec<u16>,
-    /// Process id of the root of the service's process tree, or 0 if there is none.
+    /// Process id of the root of the service's process tree, or 0 if it has none.
     pub(crate) root: u32,
 }
 
-/// The remedy, if the cause is known.
+/// Returns the remedy, if the cause is known.
 pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
     if symptoms.tail.iter().any(|line| says_in_use(line)) {
         if let Some(hint) = in_use(symptoms) {
@@ -52,8 +52,8 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
         .or_else(|| of_exit(symptoms))
 }
 
-/// Whether a line reports EADDRINUSE, with the C library's text or with another runtime's name for
-/// the error.
+/// Whether a line reports EADDRINUSE, either with the C library's text or as another runtime writes
+/// it.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     ["address already in use", "address in use", "addrinuse"]
@@ -62,7 +62,7 @@ pub(crate) fn says_in_use(line: &str) -> bool {
 }
 
 /// The hint for a service that took a pattern such as `*.conf` as a file name. Some services expand
-/// patterns themselves, so the hint needs a line of output that names the pattern.
+/// patterns themselves, so a line of output must report the pattern as missing.
 fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     if !line.to_ascii_lowercase().contains("no such file") {
         return None;
@@ -74,8 +74,8 @@ fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     ))
 }
 
-/// The hint that names the process on a port. The output only suggests the port; the kernel tells
-/// which process has it.
+/// The hint that names the process that holds a port. The output only suggests candidates; the
+/// kernel knows which process holds each.
 fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut candidates = symptoms.addrs.to_vec();

@@ -1,7 +1,8 @@
-//! `MIRAKURU_KEEP=1`: keeps the services of a failed test, so that a person can inspect them.
+//! `MIRAKURU_KEEP=1`: keeps the services of a failed test running so that a person can inspect
+//! them.
 //!
-//! If there is a terminal, mirakuru waits for a key before it ends the first service. Otherwise the
-//! service passes to the run, and its supervisor ends it when the runner has ended.
+//! If there is a terminal, mirakuru waits for Enter before it stops the first service. Otherwise
+//! the service is handed over to the run, and its supervisor stops it when the runner has ended.
 
 use std::cell::Cell;
 use std::ffi::CString;
@@ -23,22 +24,22 @@ fn is_wanted() -> bool {
     is_on(KEEP)
 }
 
-/// Whether there is a terminal on which a person can press a key.
+/// Whether there is a terminal on which a person can press Enter.
 fn has_keys() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 thread_local! {
-    /// Whether the test on this thread has waited for a key. A test waits only once for all of its
+    /// Whether the test on this thread has waited for Enter. A test waits only once, for all of its
     /// services.
     static WAITED: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Owned<'_> {
-    /// Prepares the service before a start, so that the run can take it over.
+    /// Before a start, prepares the service so that the run can take it over after a failure.
     pub(super) fn prepare_to_keep(&mut self) {
         if self.own.run.is_none() && is_wanted() && !has_keys() {
-            // Without a runner the service cannot be kept.
+            // Without a runner, the service cannot be kept.
             self.own.run = Run::current().and_then(|run| self.plan_to_keep(run).ok());
         }
     }
@@ -50,7 +51,7 @@ impl Owned<'_> {
         Ok(RunPlan {
             runner: sys::pidfd(run.runner().0)?,
             ends_with_users: false,
-            // No other process starts this service, so there is no lock to hold.
+            // No other process starts this service, so no lock is needed.
             start_lock: File::open("/dev/null")?.into(),
             staged: c_string(staged)?,
             published: c_string(published)?,
@@ -58,14 +59,13 @@ impl Owned<'_> {
         })
     }
 
-    /// The paths of the service's state file in the run's directory, before and after its
-    /// publication.
+    /// The paths of the service's state file in the run's directory: before and after publication.
     fn kept_in(&self, dir: &Path) -> (PathBuf, PathBuf) {
         let id = self.core.service_dir.id();
         (dir.join(format!("kept-{id}.new")), dir.join(format!("kept-{id}")))
     }
 
-    /// Keeps a running service of a failed test, if the environment asks for it.
+    /// Keeps a running service of a failed test, if the environment requests it.
     pub(super) fn keep_after_failure(&mut self) {
         if !is_wanted() || !self.own.is_running() {
             return;
@@ -114,12 +114,13 @@ impl Owned<'_> {
 }
 
 impl Core {
-    /// The description of the service for a person, if the environment asks to keep services.
+    /// A description of the service for a person, if the environment requests that services are
+    /// kept.
     pub(super) fn description_if_kept(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> Option<String> {
         is_wanted().then(|| self.description(addrs, paths))
     }
 
-    /// The facts that a person needs to inspect the service.
+    /// The facts that a person needs in order to inspect the service.
     fn description(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> String {
         let core = self;
         let mut addresses = Vec::new();
@@ -148,7 +149,7 @@ impl Core {
     }
 }
 
-/// Shows the service, and waits for Enter. If several tests fail, they ask one after another.
+/// Shows the service and waits for Enter. If several tests fail, they wait one after another.
 fn wait_for_key(description: &str) {
     static ASKING: Mutex<()> = Mutex::new(());
     let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);

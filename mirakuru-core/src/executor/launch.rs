@@ -13,8 +13,8 @@ use crate::sys::{SpawnFailure, Stage, Stream};
 use crate::util::insert_sorted;
 use crate::util::text::distance;
 
-/// Converts a standard stream of the recipe for the supervisor. For a piped input, also returns the
-/// end to which the test writes.
+/// Converts a standard stream of the recipe into the form that the supervisor needs. For a piped
+/// input, also returns the writing end, which the test keeps.
 pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<OwnedFd>)> {
     Ok(match &stdio.0 {
         StdioKind::Null => (Stream::Null, None),
@@ -28,8 +28,8 @@ pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<O
     })
 }
 
-/// Makes the error for a failed launch. The kernel reports only an error number, so this function
-/// looks at the program, its interpreter and the directories.
+/// Creates the error for a failed launch. The kernel reports only an error number, so this function
+/// examines the program, its interpreter and the directories.
 pub(crate) fn explain(
     failure: SpawnFailure,
     command: &str,
@@ -75,7 +75,7 @@ pub(crate) fn explain(
         }
         Stage::Exec => {
             let syntax = spec.shell_syntax().filter(|hint| hint.contains(&program));
-            // A relative path names a file of the project, which no package installs.
+            // A relative path names a file of the project, which no package provides.
             let is_of_project = program.contains('/') && !program.starts_with('/');
             if source.kind() == io::ErrorKind::NotFound
                 && existing(tried, dir).is_none()
@@ -105,8 +105,8 @@ pub(crate) fn explain(
     .into()
 }
 
-/// Checks a program's file and working directory without starting the program. Accepts every path
-/// in `service_dir`, because a start makes files there.
+/// Checks that the program's file and working directory exist, without starting the program.
+/// Accepts every path in `service_dir`, because a start creates files there.
 pub(crate) fn check(
     command: &str,
     spec: &Spec,
@@ -148,7 +148,7 @@ pub(crate) fn check(
     found.map_or(Ok(()), |error| failed(Stage::Exec, error))
 }
 
-/// The paths in `tried`, with relative ones joined to the working directory.
+/// The paths in `tried`, with relative ones resolved against the working directory.
 fn from(tried: &[PathBuf], dir: Option<&Path>) -> impl Iterator<Item = PathBuf> {
     let from = move |path: &PathBuf| dir.map_or_else(|| path.clone(), |dir| dir.join(path));
     tried.iter().map(from)
@@ -164,7 +164,7 @@ fn directory_hint(source: &io::Error) -> Option<String> {
     })
 }
 
-/// The first of the tried files that exists.
+/// The first path in `tried` that exists.
 fn existing(tried: &[PathBuf], dir: Option<&Path>) -> Option<PathBuf> {
     from(tried, dir).find(|path| path.exists())
 }
@@ -208,7 +208,7 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
     }
 }
 
-/// Finds at most three programs with similar names in the directories of `tried`. A similar name
+/// Finds up to three programs with similar names in the directories of `tried`. A similar name
 /// differs in a few letters, or begins with `program`.
 fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
     let mut near = Vec::new();

@@ -1,5 +1,5 @@
-//! Reads lines that a service logs while a test runs. The methods take `&self`, so tests that share
-//! a service can use them.
+//! Reads the lines that a service logs while a test runs. The methods take `&self`, so tests that
+//! share a service can use them.
 
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -22,11 +22,11 @@ use crate::sys::file_watch::Watching;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 use crate::util::deadline::Deadline;
 
-/// The longest time before a wait for a line checks again whether the service has ended.
+/// While a wait for a line pauses, it checks at least this often whether the service has ended.
 const END_NOTICED: Duration = Duration::from_millis(20);
 
 impl<R: Readiness> Executor<R> {
-    /// Marks the end of the log so far, for [`logs_since`](Executor::logs_since),
+    /// Marks the current end of the log, for [`logs_since`](Executor::logs_since),
     /// [`wait_for_line`](Executor::wait_for_line) and [`Banner::since`].
     ///
     /// ```
@@ -51,7 +51,7 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// A snapshot of the lines that the service has logged since the mark, limited to the last 16
-    /// MiB.
+    /// MiB of output.
     ///
     /// # Panics
     ///
@@ -66,8 +66,8 @@ impl<R: Readiness> Executor<R> {
         Logs::since(&self.core.output, &self.core.log_files, mark)
     }
 
-    /// Waits for a line that matches, and returns the first one since the mark. A line that was
-    /// logged before this call counts, even if the service has ended since.
+    /// Waits for a line that matches, and returns the first match since the mark. A line logged
+    /// before this call counts, even if the service has ended since.
     ///
     /// The pattern is a regular expression, or a [`Banner`] with further conditions:
     /// `Banner::matching("done").stderr()`, or `.times(3)` for the third such line. [`Line::get`]
@@ -90,9 +90,9 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// * [`Error::Timeout`]: no such line comes in time.
-    /// * [`Error::Exited`], [`Error::Died`], [`Error::NotRunning`]: the service has ended without
-    ///   such a line.
+    /// * [`Error::Timeout`]: no line matches in time.
+    /// * [`Error::Exited`], [`Error::Died`], [`Error::NotRunning`]: the service has ended, and no
+    ///   line matches.
     /// * [`Error::InvalidReadiness`]: the pattern is invalid, or the mark belongs to another
     ///   service.
     pub fn wait_for_line(
@@ -124,8 +124,8 @@ impl<R: Readiness> Executor<R> {
         let mut watching: Vec<Watching> = Vec::new();
         watching.resize_with(1 + core.log_files.len(), Watching::default);
         loop {
-            let waited = deadline.elapsed();
-            // The files are watched before they are read, so that no line is missed.
+            let (now, waited) = (SystemTime::now(), deadline.elapsed());
+            // Each file is watched before it is read, so that no line is missed.
             for (watch, path) in watching
                 .iter_mut()
                 .zip([&index].into_iter().chain(&core.log_files))
@@ -140,7 +140,7 @@ impl<R: Readiness> Executor<R> {
                 values: &core.values,
                 pid: core.pid,
                 supervisor: 0,
-                now: SystemTime::now(),
+                now,
                 elapsed: waited,
                 remaining: deadline.remaining(),
                 output: &core.output,
@@ -182,15 +182,15 @@ impl<R: Readiness> Executor<R> {
             };
             sys::wait_readable(&events, pause.min(END_NOTICED).min(deadline.remaining()));
         }
-        // The probe that succeeded has found a line.
+        // The successful probe has stored the line.
         banner
             .into_line()
             .ok_or_else(|| core.not_running("wait for a line"))
     }
 
     /// The text of a named group in the line that made the service ready, for example a key that
-    /// the service prints at its start. A later [wait](Executor::wait_until) for a [`Banner`] adds
-    /// its groups. `None` if no pattern has such a group.
+    /// the service prints when it starts. A later [wait](Executor::wait_until) for a [`Banner`]
+    /// adds its groups. `None` if no pattern has such a group.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

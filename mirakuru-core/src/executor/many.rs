@@ -1,6 +1,6 @@
-//! Starts and stops several services at once, without threads. All are launched before the first
-//! wait. At a stop, all are asked to end before the first wait, except for services that others in
-//! the group need.
+//! Starts and stops several services together, without threads. All are launched before the first
+//! wait. When they are stopped, all are asked to stop before the first wait, except those that
+//! others in the group need.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::sys::{self, Plan, Service, SpawnFailure};
 use crate::util::deadline::Deadline;
 use crate::util::wakeup::Wakeup;
 
-/// An executor, with any readiness condition, that is started or stopped together with others.
+/// An executor with any readiness condition that can be started or stopped together with others.
 #[doc(hidden)]
 pub trait Startable {
-    /// Does everything that comes before the fork of the supervisor. Returns `None` if the service
-    /// already runs.
+    /// Does everything that comes before the supervisor is forked. Returns `None` if the service is
+    /// already running.
     ///
     /// # Errors
     ///
@@ -28,16 +28,16 @@ pub trait Startable {
     /// Stores the result of the launch: the new supervisor, or the error.
     fn launched(&mut self, launched: Launched);
 
-    /// Polls the readiness once. If the service is not ready, returns the pause before the next
-    /// poll.
+    /// Polls the readiness condition once. If the service is not ready, returns the pause before
+    /// the next poll.
     ///
     /// # Errors
     ///
     /// The errors of [`Executor::start`].
     fn step_start(&mut self) -> Result<Option<Pause>, Error>;
 
-    /// The descriptor that becomes readable at the service's next event. `None` if an event has
-    /// already come.
+    /// A descriptor that becomes readable when the service has an event. `None` if an event is
+    /// already waiting.
     fn events(&self) -> Option<i32>;
 
     /// The service's private directory.
@@ -46,11 +46,12 @@ pub trait Startable {
     /// Asks the service to stop, without waiting. Returns its grace.
     fn begin_stop(&mut self) -> Duration;
 
-    /// The next pause while the service ends; `left` is the remaining time. `None` if the service
-    /// has ended or the time is over. Then [`end_stop`](Startable::end_stop) takes only a moment.
+    /// Returns the next pause while the service is stopping. `left` is the remaining time. Returns
+    /// `None` if the service has ended, was never executed, or has no time left;
+    /// [`end_stop`](Startable::end_stop) then returns almost immediately.
     fn pause_of_stop(&mut self, left: Duration) -> Option<Pause>;
 
-    /// Ends the service as [`Executor::stop`] does.
+    /// Stops the service as [`Executor::stop`] does.
     ///
     /// # Errors
     ///
@@ -117,8 +118,8 @@ impl<R: Readiness> Startable for Executor<R> {
     }
 }
 
-/// Stops several services at once, without threads. A service that others in the list need is asked
-/// to end after those have ended. All others are asked before the first wait.
+/// Stops several services together, without threads. Services that others in the list need are
+/// asked to stop after those have ended; all others are asked before the first wait.
 ///
 /// # Errors
 ///
@@ -150,7 +151,7 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
                 }
                 None => {
                     results[at] = Some(services[at].end_stop());
-                    // Services that this one needs can now be asked to end.
+                    // Services that this one needs can now be asked to stop.
                     time = Duration::ZERO;
                 }
             }
@@ -162,17 +163,18 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     results.into_iter().flatten().collect()
 }
 
-/// Number of services launched in one go. A larger group would need many descriptors at once, and
-/// its first service would start only when all are planned.
+/// The largest number of services that are launched together. A larger group would need many
+/// descriptors at the same time, and its first service would start only after all have been
+/// planned.
 const AT_ONE_GO: usize = 8;
 
-/// Launches several services in this order, and does not wait until they are ready: see
+/// Launches several services in this order, without waiting until they are ready: see
 /// [`poll_together`].
 ///
 /// # Errors
 ///
 /// The first error of [`Executor::start`], with the service's index. Other services may be
-/// starting: the caller drops them.
+/// starting; the caller must drop them.
 #[doc(hidden)]
 pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
@@ -191,18 +193,18 @@ pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize
     Ok(())
 }
 
-/// The progress of services that are starting.
+/// The state of services that are starting, after one poll.
 #[doc(hidden)]
 pub struct Polled {
     /// Indexes of the services that are ready.
     pub ready: Vec<usize>,
-    /// Time until the next poll of the services that are not ready.
+    /// The time until the next poll of the services that are not ready.
     time: Duration,
     events: Vec<i32>,
 }
 
 impl Polled {
-    /// Waits until an event comes, or the time is over.
+    /// Waits until an event arrives or the time is over.
     pub fn wait(self) {
         sys::wait_readable(&self.events, self.time);
     }
@@ -213,7 +215,7 @@ impl Polled {
     }
 }
 
-/// Polls once whether these services are ready.
+/// Polls each of these services once.
 ///
 /// # Errors
 ///
@@ -237,7 +239,7 @@ pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usi
     for service in services {
         match service.events() {
             Some(event) => polled.events.push(event),
-            // An event of a service is waiting. The pause is short but not zero, because the
+            // An event of this service is waiting. The pause is short but not zero, because the
             // descriptor of a dead supervisor stays readable.
             None => polled.time = polled.time.min(Duration::from_millis(1)),
         }

@@ -1,7 +1,7 @@
 //! The executor: a service under the control of a test.
 //!
-//! [`Executor<R>`] is a thin generic wrapper with the public methods. [`Core`], [`Own`] and
-//! [`Attached`] do the work, and see the readiness only as a trait object.
+//! [`Executor<R>`] is a thin generic wrapper that provides the public methods. [`Core`], [`Own`]
+//! and [`Attached`] do the work, and see the readiness condition only as a trait object.
 
 mod asynchronous;
 mod attach;
@@ -48,10 +48,11 @@ use crate::util::deadline::Deadline;
 pub use crate::executor::endpoints::{Endpoints, SharedLock};
 pub use crate::executor::many::{Polled, Startable, launch_together, poll_together, stop_together};
 
-/// A service that a test can start, stop and start again. [`Executor::builder`] makes one.
+/// A service that a test can start, stop and start again. [`Executor::builder`] creates one.
 ///
-/// An executor controls more than a process. A service is a process *and everything that it forks*,
-/// and each method applies to all of it. Name the variable after the service, for example `redis`.
+/// An executor controls more than one process. A service is a process *and everything that it
+/// forks*, and each method applies to all of them. Name the variable after the service, for example
+/// `redis`.
 ///
 /// The methods that change a service take `&mut self`. A shared fixture hands out `&`, so no test
 /// can stop a service that another test uses.
@@ -70,12 +71,12 @@ pub use crate::executor::many::{Polled, Startable, launch_together, poll_togethe
 ///
 /// # Drop
 ///
-/// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when no
-/// process of it is left. Errors of `stop` are ignored. If the test panics, its output shows the
-/// end of the service's log and the path of the log file, which is kept.
+/// Dropping an executor stops its service as [`stop`](Executor::stop) does, and returns when none
+/// of its processes is left. Errors of `stop` are ignored. If the test panics, its output shows the
+/// last lines of the service's log and the path of the log file, which is kept.
 ///
 /// If the test process ends without dropping the executor (a signal, `abort`, `process::exit`,
-/// SIGKILL), the supervisor ends the service.
+/// SIGKILL), the supervisor stops the service.
 #[must_use = "the service is stopped when its executor is dropped"]
 pub struct Executor<R = NoWait> {
     core: Core,
@@ -84,7 +85,7 @@ pub struct Executor<R = NoWait> {
 }
 
 impl<R: Readiness> Executor<R> {
-    /// Starts the service, and returns when it is ready. Does nothing if it already runs.
+    /// Starts the service, and returns when it is ready. Does nothing if it is already running.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -96,13 +97,13 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// * [`Error::AlreadyRunning`]: another process has the port or the socket.
+    /// * [`Error::AlreadyRunning`]: another process uses the port or the socket.
     /// * [`Error::Spawn`]: the program could not be executed.
     /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::WrongListener`]:
     ///   the program was executed, but the service did not become ready.
     /// * [`Error::System`]: the operating system refused something that mirakuru itself needs.
     ///
-    /// After an error no process of the service is left, and `start` may be called again.
+    /// After an error, no process of the service is left, and `start` may be called again.
     pub fn start(&mut self) -> Result<(), Error> {
         if self.runs_on() {
             return Ok(());
@@ -110,11 +111,11 @@ impl<R: Readiness> Executor<R> {
         self.verb("start", |mut owned, readiness| owned.start(readiness))
     }
 
-    /// Ends the service, and returns when no process of it is left. Sends the stop signal to its
-    /// process group, waits for at most the grace, then kills all processes that are left. Does
+    /// Stops the service, and returns when none of its processes is left. Sends the stop signal to
+    /// its process group, waits for up to the grace, then kills all processes that are left. Does
     /// nothing if the service is not running.
     ///
-    /// Dropping the executor ends the service, too, but ignores errors. This method returns them.
+    /// Dropping the executor also stops the service, but ignores errors. This method returns them.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -141,14 +142,14 @@ impl<R: Readiness> Executor<R> {
     /// [`Error::BadExit`] if the service crashed before this call, had to be killed, or ended with
     /// a status that is not accepted. Exit code 0, death by the stop signal, and 128 plus that
     /// signal's number are accepted. (A JVM or a shell that handles SIGTERM exits with 143.)
-    /// [`expected_exit`](ExecutorBuilder::expected_exit) adds another code. After this error the
-    /// service is gone as well.
+    /// [`expected_exit`](ExecutorBuilder::expected_exit) adds another code. Even after this error,
+    /// the service is no longer running.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.verb("stop", |mut owned, _| owned.stop())
     }
 
-    /// Kills the service at once with the recipe's kill signal, and returns when no process of it
-    /// is left. Every exit status is accepted.
+    /// Immediately kills the service with the recipe's kill signal, and returns when none of its
+    /// processes is left. Every exit status is accepted.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -165,7 +166,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the supervisor failed to end the service.
+    /// [`Error::System`] if the supervisor could not stop the service.
     pub fn kill(&mut self) -> Result<(), Error> {
         self.verb("kill", |mut owned, _| {
             let signal = owned.core.spec.kill_signal.number();
@@ -178,8 +179,8 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// [Stops](Executor::stop) the service and [starts](Executor::start) it again: on the same
-    /// ports, in the same directory.
+    /// [Stops](Executor::stop) the service and [starts](Executor::start) it again on the same ports
+    /// and in the same directory.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -225,8 +226,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// The errors of [`restart`](Executor::restart). If the changed recipe is invalid
     /// ([`Error::InvalidCommand`], [`Error::InvalidReadiness`]), or its program or working
-    /// directory does not exist ([`Error::Spawn`]), the service keeps running unchanged. The error
-    /// says so.
+    /// directory does not exist ([`Error::Spawn`]), the service keeps running unchanged, and the
+    /// error says so.
     pub fn restart_with(
         &mut self,
         change: impl FnOnce(ExecutorBuilder<R>) -> ExecutorBuilder<R>,
@@ -281,17 +282,17 @@ impl<R: Readiness> Executor<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// If the closure panics, the service is started again and the panic goes on. If that start
-    /// fails, the failure is only printed, because a panic cannot carry a second error.
+    /// If the closure panics, the service is started again before the panic continues. If that
+    /// start fails, the failure is only printed, because a panic cannot carry a second error.
     ///
     /// # Errors
     ///
     /// The errors of [`stop`](Executor::stop) and [`start`](Executor::start). After
-    /// [`Error::BadExit`] the service is down as well: the closure runs, the service is started
+    /// [`Error::BadExit`], the service is down as well: the closure runs, the service is started
     /// again, and then the error is returned.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
         let stopped = match self.stop() {
-            // The service has ended all the same, so the closure still runs.
+            // The service has stopped nevertheless, so the closure still runs.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start()?;
@@ -313,8 +314,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Suspends every process of the service with SIGSTOP. The service keeps its connections, but
-    /// answers nothing.
+    /// Pauses every process of the service with SIGSTOP. The service keeps its connections open,
+    /// but answers nothing.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -335,7 +336,7 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Continues a [paused](Executor::pause) service.
+    /// Resumes a [paused](Executor::pause) service.
     ///
     /// # Errors
     ///
@@ -373,7 +374,7 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Waits until another condition holds. A condition on output sees all lines since the
+    /// Waits until another condition holds. A condition on output searches all lines since the
     /// service's last start.
     ///
     /// ```
@@ -396,9 +397,9 @@ impl<R: Readiness> Executor<R> {
     /// * [`Error::Exited`]: the service has ended, or ends during the wait.
     /// * [`Error::InvalidReadiness`]: the condition is invalid.
     ///
-    /// After an error the service is left as it is.
+    /// An error leaves the service unchanged.
     ///
-    /// Output is searched first: a printed line counts even if the service has ended since.
+    /// Output is searched first, so a printed line counts even if the service has ended since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
         let core = &mut self.core;
         let held = match core.pid {
@@ -411,9 +412,9 @@ impl<R: Readiness> Executor<R> {
         core.masked(held)
     }
 
-    /// Records that this service needs the one with this [`dir`](Executor::dir). From the next
-    /// start on, the needed service ends after this one, no matter how the test process or the run
-    /// ends.
+    /// Records that this service needs the one whose [`dir`](Executor::dir) is `dir`. From the next
+    /// start on, the needed service ends after this one, regardless of how the test process or the
+    /// run ends.
     #[doc(hidden)]
     pub fn __needs(&mut self, dir: &Path) {
         if let (Process::Own(own), Some(private)) = (&mut self.process, dir.parent()) {
@@ -421,7 +422,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Waits for the main process to end by itself, and returns its exit status.
+    /// Waits until the main process exits by itself, and returns its exit status.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -432,22 +433,22 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if the process does not end in time; [`Error::NotRunning`] if the service
-    /// was never started.
+    /// [`Error::Timeout`] if the process does not exit in time; [`Error::NotRunning`] if the
+    /// service was never started.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, Error> {
         self.verb("wait for the end of", |mut owned, _| {
             owned.wait(Deadline::after(timeout))
         })
     }
 
-    /// Whether the service is running: its main process, or any process of a service that made
-    /// itself a daemon.
+    /// Whether the service is running: its main process or, if it made itself a daemon, any of its
+    /// processes.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.observed().is_running()
     }
 
-    /// Describes in words how the service has ended. `None` while it runs.
+    /// Describes how the service has ended. `None` while it is running.
     #[doc(hidden)]
     #[must_use]
     pub fn __ended(&self) -> Option<String> {
@@ -455,7 +456,7 @@ impl<R: Readiness> Executor<R> {
         Some(exit.map_or_else(|| "has ended".to_owned(), |exit| Ended(exit.status).to_string()))
     }
 
-    /// Whether the service runs and has not been asked to end.
+    /// Whether the service is running and has not been asked to stop.
     fn runs_on(&self) -> bool {
         let own = self.process.own();
         self.is_running() && own.is_none_or(|own| own.asked_to_end.is_none())
@@ -484,7 +485,7 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// The process id of the service's main process. It stays available after that process has
-    /// ended.
+    /// exited.
     ///
     /// # Panics
     ///
@@ -500,8 +501,8 @@ impl<R: Readiness> Executor<R> {
         self.core.pid
     }
 
-    /// The address at which clients reach the service. It comes from the readiness condition, or is
-    /// 127.0.0.1 with the port chosen for `{port}`.
+    /// The address at which clients reach the service: the one of the readiness condition, or
+    /// otherwise 127.0.0.1 with the port chosen for `{port}`.
     ///
     /// # Panics
     ///
@@ -559,7 +560,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// All chosen ports with their names; the name of `{port}` is empty.
+    /// All chosen ports with their names. The name of `{port}` is empty.
     #[doc(hidden)]
     #[must_use]
     pub fn __ports(&self) -> Vec<(String, u16)> {
@@ -581,8 +582,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// The URL of the service's root: [`url`](Executor::url) without path, query and fragment, and
-    /// without a `/` at its end.
+    /// The URL of the service's root: [`url`](Executor::url) without its path, query and fragment,
+    /// and without a trailing `/`.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -630,7 +631,7 @@ impl<R: Readiness> Executor<R> {
         panic!("`{}` has no {what}: {remedy}", self.core.values.name())
     }
 
-    /// A snapshot of the service's output so far, over all its starts. If another test process has
+    /// A snapshot of the service's output from all of its starts. If another test process has
     /// started the service, the newest output may be missing.
     ///
     /// ```
@@ -679,13 +680,14 @@ impl<R: Readiness> Executor<R> {
         &self.core.command
     }
 
-    /// The service's name: the recipe's, or the program's file name.
+    /// The service's name: the one in the recipe, or otherwise the program's file name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.core.values.name()
     }
 
-    /// The service's private directory, the value of `{dir}`. Dropping the executor removes it.
+    /// The service's private directory, which is the value of `{dir}`. Dropping the executor
+    /// removes it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -699,8 +701,8 @@ impl<R: Readiness> Executor<R> {
         self.core.service_dir.dir().to_owned()
     }
 
-    /// Lets a recipe fill the private directory before the first start. Afterwards all files in the
-    /// directory belong to the service's user.
+    /// Lets a recipe fill the private directory before the first start. Afterwards the service's
+    /// user owns all files in the directory.
     #[doc(hidden)]
     pub fn __prepare(
         &mut self,
@@ -717,8 +719,8 @@ impl<R: Readiness> Executor<R> {
         self.core.hand_over(owner)
     }
 
-    /// Takes the writer to the service's standard input, if the recipe says
-    /// [`Stdio::piped`](crate::recipe::builder::Stdio::piped). Each start makes a new writer.
+    /// Takes the writer for the service's standard input, if the recipe sets
+    /// [`Stdio::piped`](crate::recipe::builder::Stdio::piped). Each start creates a new writer.
     /// Dropping the writer closes the input.
     ///
     /// ```
@@ -756,8 +758,8 @@ impl<R> std::fmt::Debug for Executor<R> {
 
 /// The writing end of a service's standard input: see [`Executor::take_stdin`].
 ///
-/// Like the standard library's [`ChildStdin`](std::process::ChildStdin), the pipe is a [`Write`],
-/// and its descriptor can be borrowed, or taken out for an async runtime.
+/// Like the standard library's [`ChildStdin`](std::process::ChildStdin), it implements [`Write`],
+/// and its descriptor can be borrowed, or taken for use with an async runtime.
 #[derive(Debug)]
 pub struct StdinPipe(File);
 

@@ -3,12 +3,12 @@
 //! service ends after the services that need it.
 //!
 //! For example, an application that is given the address of its database ends before the database.
-//! A wrong guess only makes one service end later than another.
+//! A wrong guess only makes one service end later than the other.
 //!
 //! Services that name each other, such as the nodes of a cluster, end one by one, the last built
-//! first. To avoid a circle, a service searches for its needs as soon as it is built, among the
-//! services built before it. A later start searches again, and leaves out services that need this
-//! one.
+//! first. To avoid a cycle, each service searches for its needs when it is built, among the
+//! services built before it. Each later start searches again, but leaves out services that need
+//! this one.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,19 +17,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A service that has been built, or to which this process has attached.
 struct Known {
-    /// The service's place in the order of building.
+    /// The service's position in the order in which services were built.
     number: u64,
     /// The service's private directory, the parent of `{dir}`.
     private: PathBuf,
     ports: Vec<u16>,
-    /// The service's `{dir}`, and its socket or file outside the private directory.
+    /// The service's `{dir}`, and its socket or file if that is outside the private directory.
     paths: Vec<PathBuf>,
-    /// Numbers of the services that this one needs, as found at its build or its last start.
+    /// Numbers of the services that this one needs, as found when it was built or last started.
     needs: Vec<u64>,
 }
 
 impl Known {
-    /// Whether a text contains one of the service's ports or paths.
+    /// Whether a text names one of the service's ports or paths.
     fn is_named_in(&self, text: &[u8]) -> bool {
         let has_port = |port: &u16| has_number(text, port.to_string().as_bytes());
         let has_path = |path: &PathBuf| contains(text, path.as_os_str().as_bytes());
@@ -37,7 +37,7 @@ impl Known {
     }
 }
 
-/// Length at which the list drops services that are gone.
+/// When the list has reached this length, services that are gone are removed from it.
 const MANY: usize = 64;
 
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
@@ -46,8 +46,7 @@ fn all() -> MutexGuard<'static, Vec<Known>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Adds a service that others may need. If the service is already in the list, replaces its
-/// endpoints.
+/// Adds a service that others may need. If it is already in the list, updates its endpoints.
 pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let mut known = all();
@@ -72,7 +71,7 @@ pub(super) fn forget(private: &Path) {
     all().retain(|known| known.private != private);
 }
 
-/// Finds and records the services that `own` needs: the `given` ones, and those that `texts` name.
+/// Finds and records the services that `own` needs: those in `given`, and those that `texts` name.
 /// Leaves out services that need `own`. Returns their private directories.
 pub(super) fn find(own: &Path, given: &[PathBuf], texts: &[&[u8]]) -> Vec<PathBuf> {
     let mut known = all();
@@ -92,8 +91,8 @@ pub(super) fn find(own: &Path, given: &[PathBuf], texts: &[&[u8]]) -> Vec<PathBu
     dirs
 }
 
-/// For each of these private directories, finds the services in the list that need it, directly or
-/// through others. Returns their indexes.
+/// For each of these services, returns the indexes of those that need it, directly or through
+/// others.
 pub(super) fn dependents_among(services: &[&Path]) -> Vec<Vec<usize>> {
     let known = all();
     let find = |private: &Path| known.iter().find(|known| known.private == private);
@@ -128,7 +127,7 @@ fn dependents(known: &[Known], number: u64) -> Vec<u64> {
     }
 }
 
-/// Whether a service still exists: its `lock` is removed last.
+/// Whether a service still exists. Its `lock` is removed last.
 pub(super) fn is_there(private: &Path) -> bool {
     private.join("lock").exists()
 }
@@ -157,7 +156,7 @@ mod tests {
         assert!(!has_number(b"637", b"6379"));
     }
 
-    /// Makes the directory of a service without ports, and adds the service to the list.
+    /// Creates the directory of a service without ports, and adds the service to the list.
     fn noted(dir: &Path, name: &str) -> PathBuf {
         let private = dir.join(name);
         std::fs::create_dir(&private).unwrap();
@@ -194,7 +193,7 @@ mod tests {
         let dir = crate::sys::tests::TestDir::new();
         let text = ["a", "b", "c"].map(|name| dir.path().join(name).join("d").display().to_string());
         let text = text.join(",");
-        // Each service is added to the list, and then searches for its needs.
+        // Each service is added to the list before it searches for its needs.
         let nodes = ["a", "b", "c"].map(|name| {
             let node = noted(dir.path(), name);
             find_in(&node, &text);
@@ -205,7 +204,7 @@ mod tests {
                 assert_eq!(find_in(node, &text), &nodes[..at]);
             }
         }
-        // A service may need a later one that does not need it.
+        // A service may need one that was built later, unless that one needs it.
         find_in(&nodes[2], "");
         assert_eq!(find_in(&nodes[0], &text), &nodes[2..]);
         assert_eq!(find_in(&nodes[2], &text), &[] as &[PathBuf], "{nodes:?}");

@@ -48,29 +48,29 @@ pub(super) struct Core {
     pub(super) command: String,
     /// The recipe's `on_end` command, with placeholders filled in.
     pub(super) on_end: Option<Vec<OsString>>,
-    /// The changes that the recipe makes in the environment, with placeholders filled in.
+    /// The recipe's changes to the environment, with placeholders filled in.
     pub(super) env: Vec<(OsString, Option<OsString>)>,
-    /// The variables that the readiness condition adds to the environment.
+    /// The environment variables that the readiness condition adds.
     pub(super) readiness_env: Vec<(String, String)>,
     pub(super) current_dir: Option<PathBuf>,
     pub(super) output: Arc<OutputReader>,
     /// Files that the service logs to, with placeholders filled in.
     pub(super) log_files: Vec<PathBuf>,
-    /// The place in the logs where the last start begins.
+    /// The position in the logs at which the last start begins.
     pub(super) since: Mark,
-    /// Data that the conditions have recorded since the last start.
+    /// Data that readiness conditions have recorded since the last start.
     pub(super) notes: Mutex<Notes>,
     /// The named groups in the lines that a [`Banner`](crate::Banner) waited for.
     pub(super) captured: Vec<(String, String)>,
     pub(super) pid: u32,
-    /// The id of the test with which the service ends, or 0.
+    /// The id of the test with which the service ends. 0 if there is no such test.
     pub(super) test: u64,
     /// Whether the service is a node of a cluster.
     pub(super) is_node: bool,
 }
 
-/// The two kinds of service: one that this process starts and stops, or one that it has attached
-/// to.
+/// The two kinds of service: one that this process starts and stops, and one to which it has
+/// attached.
 pub(super) enum Process {
     Own(Box<Own>),
     Attached(Box<Attached>),
@@ -79,13 +79,13 @@ pub(super) enum Process {
 /// A service that this process starts and stops.
 #[derive(Default)]
 pub(super) struct Own {
-    /// The failure patterns as given, each with its matcher. Every start clones the matchers.
+    /// The failure patterns as given, each with a matcher that every start clones.
     pub(super) fail_on: Vec<(String, LineWatch)>,
     /// The sockets that the service inherits.
     pub(super) listen: Listen,
-    /// Files in the private directory and their texts, with placeholders filled in.
+    /// Files to create in the private directory, and their content with placeholders filled in.
     pub(super) files: Vec<(PathBuf, Vec<u8>)>,
-    /// Fixed endpoints that the service needs for itself.
+    /// Fixed endpoints that the service needs exclusively.
     pub(super) addrs: Vec<SocketAddr>,
     pub(super) udp_addrs: Vec<SocketAddr>,
     pub(super) paths: Vec<PathBuf>,
@@ -96,23 +96,24 @@ pub(super) struct Own {
     pub(super) started_ns: u64,
     pub(super) last_exit: Option<Exit>,
     pub(super) paused: bool,
-    /// Whether the service has been ready once, so that clients know its ports.
+    /// Whether the service has ever been ready. From then on clients know its ports.
     pub(super) was_ready: bool,
     pub(super) starting: Option<Starting>,
-    /// The failed start of a service that has not ended yet.
+    /// A failed start whose service is still ending.
     pub(super) failing: Option<Failing>,
-    /// `Some` from the request to end until a method has waited for the end. The value says whether
-    /// the service had already ended by itself.
+    /// `Some` from the request to stop until a method has waited for the end. The value tells
+    /// whether the service had already ended by itself.
     pub(super) asked_to_end: Option<bool>,
     /// Private directories of the services that this one needs.
     pub(super) needs: Vec<PathBuf>,
-    /// The plan for handing the service over to the run, if it will belong to the run.
+    /// The plan for handing the service over to the run. `None` if the service stays with this
+    /// process.
     pub(super) run: Option<RunPlan>,
-    /// The supervised service. Reports of tests read it too, so it has a lock.
+    /// The supervised service, in a mutex because test reports read it as well.
     service: Arc<Mutex<Option<Service>>>,
 }
 
-/// Access to a service of this process. The methods that change the service are on this type.
+/// Access to an own service. This type has the methods that change the service.
 pub(super) struct Owned<'a> {
     pub(super) core: &'a mut Core,
     pub(super) own: &'a mut Own,
@@ -120,36 +121,37 @@ pub(super) struct Owned<'a> {
 
 /// The methods that a wait needs, for both kinds of service.
 pub(super) trait Observed {
-    /// Process id of the root of the service's tree; 0 if there is none.
+    /// Process id of the root of the service's tree, or 0 if it has none.
     fn supervisor(&self) -> u32;
 
-    /// Whether the main process runs, or any process of a service that made itself a daemon.
+    /// Whether the main process is running or, if the service made itself a daemon, any of its
+    /// processes.
     fn is_running(&self) -> bool;
 
-    /// `None` while the service runs, also as a daemon. Otherwise the exit of the main process, if
-    /// known.
+    /// `None` while the service is running, also as a daemon. Otherwise the exit of the main
+    /// process, if known.
     fn ended(&self) -> Option<Option<Exit>>;
 
     /// The exit of the main process, if it has ended.
     fn exit(&self) -> Option<Exit>;
 
-    /// Requests one event at the next output.
+    /// Requests an event for the next output.
     fn arm_output(&mut self);
 
-    /// Discards the event of new output, so that it does not end a wait.
+    /// Discards a pending output event, so that it does not end a wait.
     fn forget_output(&mut self);
 
-    /// Waits until all output of the service so far is in the log.
+    /// Waits until all output that the service has written is in the log.
     fn sync_output(&self);
 
-    /// Waits for an event of the service or of the pause's descriptors, at most for the time of the
-    /// pause.
+    /// Waits for an event of the service or of the pause's descriptors, for at most the pause's
+    /// time.
     fn wait_event(&mut self, pause: &Pause);
 
     /// [`wait_event`](Observed::wait_event) as a future.
     fn wakeup(&self, pause: Pause) -> Wakeup;
 
-    /// Fixed endpoints that the service needs for itself.
+    /// Fixed endpoints that the service needs exclusively.
     fn addrs(&self) -> &[SocketAddr];
 
     /// The time of the last start on CLOCK_MONOTONIC, if this process started the service.
@@ -208,7 +210,7 @@ impl Process {
     /// [`Error::System`] if the service belongs to the run, or stands in for an external server.
     pub(super) fn ours<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match action {
-            // The stand-in for an external server starts like any service.
+            // The stand-in for an external server can be started like any service.
             "start" => {}
             _ => core.refuse_external(action, "")?,
         }
@@ -248,12 +250,12 @@ impl Observed for Own {
     fn ended(&self) -> Option<Option<Exit>> {
         let mut service = self.lock();
         let Some(service) = service.as_mut() else {
-            // The service has been stopped, or could not be executed.
+            // The service has been stopped, or was never executed.
             return Some(self.last_exit);
         };
-        // The order matters. The supervisor reports the exit first, and then that no process is
-        // left. If `exit` came first here, both reports could arrive between the two calls, and the
-        // exit would be missed.
+        // The order matters. The supervisor first reports the exit, and then that no process is
+        // left. If `exit` were called first, both reports could arrive between the two calls, and
+        // the exit would be missed.
         let is_gone = service.is_gone();
         match service.exit() {
             Some(exit) if exit.is_daemonised() && !is_gone => None,
@@ -281,7 +283,7 @@ impl Observed for Own {
     fn wait_event(&mut self, pause: &Pause) {
         match self.lock().as_mut() {
             Some(service) => service.wait_event(&pause.events, pause.time),
-            // No process is left that could send an event.
+            // No process is left that could cause an event.
             None => crate::sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
         }
     }
@@ -289,7 +291,8 @@ impl Observed for Own {
     fn wakeup(&self, mut pause: Pause) -> Wakeup {
         match self.lock().as_ref().map(Service::events) {
             Some(Some(fd)) => pause.events.push(fd),
-            // An event of the service has come. The descriptor of a dead supervisor stays readable.
+            // An event of the service is waiting. The descriptor of a dead supervisor stays
+            // readable, so the pause must not be zero.
             Some(None) => pause.time = pause.time.min(Duration::from_millis(1)),
             None => pause.time = pause.time.min(UNTOLD_PAUSE),
         }
@@ -307,7 +310,7 @@ impl Observed for Own {
 
 impl Own {
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<Service>> {
-        // If another thread panicked while it held the lock, the service behind it is still intact.
+        // The service stays intact even if another thread panicked while it held the lock.
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -317,11 +320,11 @@ impl Own {
         }
     }
 
-    /// Returns a function that tells later how the service's main process ended.
+    /// Returns a function that, when called later, tells how the service's main process ended.
     pub(super) fn how_it_ended(&self) -> HowItEnded {
         let service = Arc::clone(&self.service);
         Box::new(move || {
-            // If another thread has the lock, that thread reports the exit.
+            // If another thread holds the lock, that thread reports the exit.
             service.try_lock().ok()?.as_mut().and_then(Service::exit)
         })
     }
@@ -333,7 +336,7 @@ impl Own {
 }
 
 impl Core {
-    /// Makes the data of a new service of this process.
+    /// Creates the data of a new service of this process.
     pub(super) fn new(
         spec: Spec,
         readiness: &dyn Readiness,
@@ -368,7 +371,7 @@ impl Core {
     ///
     /// # Errors
     ///
-    /// [`Error::System`], which names the variable of that server.
+    /// [`Error::System`], which names the environment variable that selects that server.
     pub(super) fn refuse_external(&self, action: &str, why: &str) -> Result<(), Unmasked> {
         let Some(variable) = &self.spec.not_ours else {
             return Ok(());
@@ -477,7 +480,7 @@ impl Core {
         Ok(values.mask(&shown))
     }
 
-    /// Copies the output to the terminal while the service runs, if the environment asks for it.
+    /// Copies the output to the terminal while the service runs, if the environment requests it.
     pub(super) fn show_live(&self, all: bool) {
         let dir = &self.service_dir;
         let label = self.spec.label.as_deref().filter(|_| self.spec.name.is_none());
@@ -496,7 +499,7 @@ impl Core {
         Ok(cx)
     }
 
-    /// All changes that the recipe and its readiness make in the environment.
+    /// All changes that the recipe and its readiness condition make to the environment.
     pub(super) fn changes(&self) -> Vec<(OsString, Option<OsString>)> {
         let mut changes = self.env.clone();
         for (key, value) in &self.readiness_env {
@@ -510,8 +513,8 @@ impl Core {
         program.unwrap_or_default().into_owned()
     }
 
-    /// Makes this process's user the owner of the service's directory, and closes it to the
-    /// service's user.
+    /// Makes this process's user the owner of the service's directory, and denies the service's
+    /// user access to it.
     pub(super) fn take_back(&self) -> Result<(), Error> {
         self.service_dir.take_back().map_err(|source| {
             Error::system(
@@ -521,7 +524,7 @@ impl Core {
         })
     }
 
-    /// Gives the service's directory, with all its content, to the service's user and group.
+    /// Makes the service's user and group the owner of its directory and everything in it.
     pub(super) fn hand_over(&self, owner: Option<(u32, u32)>) -> Result<(), Error> {
         let owner = owner.unwrap_or_else(|| (sys::euid(), sys::egid()));
         self.service_dir.hand_over(owner).map_err(|source| {
@@ -540,7 +543,8 @@ impl Core {
 }
 
 impl Owned<'_> {
-    /// Fills in the placeholders. The command comes first, so that its `{port}` is the first port.
+    /// Fills in the placeholders, beginning with the command, so that its `{port}` gets the first
+    /// port.
     pub(super) fn resolve(&mut self, readiness: &mut dyn Readiness) -> Result<(), Unmasked> {
         let Owned { core, own } = self;
         core.resolve_command()?;
@@ -607,13 +611,13 @@ impl Owned<'_> {
     }
 }
 
-/// The service's name: the recipe's, or the program's file name.
+/// The service's name: the one in the recipe, or otherwise the program's file name.
 pub(super) fn name(spec: &Spec) -> String {
     let name = spec.name.clone();
     name.unwrap_or_else(|| spec.command.program_name(spec.shell))
 }
 
-/// Makes the log and its index, which only this user can read.
+/// Creates the log and its index, which only this user can read.
 fn open_log(service_dir: &ServiceDir) -> Result<OutputReader, Error> {
     let (log, index) = (service_dir.log(), service_dir.index());
     let open = OutputReader::open_with(&log, &index, append);

@@ -1,5 +1,5 @@
-//! The start of a service: plan, launch, wait. If a chosen port has been taken, the start is tried
-//! again with another port.
+//! Starts a service: plans, launches, and waits until it is ready. If a chosen port has been taken,
+//! tries again with another port.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -34,11 +34,11 @@ use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
 use crate::util::settings;
 
-/// Number of times that a start is tried again with other ports.
+/// How many times a start is retried after a port was taken.
 const PORT_RETRIES: u32 = 5;
 /// The smallest `log_limit`.
 const LEAST_LOG: u64 = 64 * 1024;
-/// The kernel gets at least this time to load the program, even if the time-out is shorter.
+/// The program always has at least this much time to be executed, even if the time-out is shorter.
 const LEAST_EXEC_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Owned<'_> {
@@ -85,19 +85,19 @@ impl Owned<'_> {
         self.try_to_plan(readiness, PORT_RETRIES)
     }
 
-    /// The second step of a start, for a service that starts alone.
+    /// The second step of a start, for a service that is started on its own.
     fn launch(&mut self, plan: Plan) {
         for launched in Service::launch(vec![plan]) {
             self.launched(launched);
         }
     }
 
-    /// Ends the second step: stores the new supervisor, or the error.
+    /// Completes the second step: stores the new supervisor, or the error.
     pub(super) fn launched(&mut self, launched: Result<Service, SpawnFailure>) {
         match launched {
             Ok(service) => {
                 if let Some(endpoint_lock) = &self.own.endpoint_lock {
-                    // The supervisor has the locks now, and frees them when the tree is gone. If
+                    // The supervisor now holds the locks, and frees them when the tree is gone. If
                     // several fixtures share the locks, this process keeps them until all have
                     // started.
                     if Arc::strong_count(endpoint_lock) == 1 {
@@ -117,8 +117,9 @@ impl Owned<'_> {
         }
     }
 
-    /// Polls once whether the start is complete. Returns `None` if the service is ready, otherwise
-    /// the pause before the next poll. After an error no process of the service is left.
+    /// Checks once whether the start has completed. Returns `None` if the service is ready,
+    /// otherwise the pause before the next check. After an error, no process of the service is
+    /// left.
     pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Unmasked> {
         if let Some(failing) = self.own.failing.take() {
             if let Some(pause) = self.pause_of_end(&failing.limit) {
@@ -156,7 +157,8 @@ impl Owned<'_> {
                 Ok(None)
             }
             Err(error) => {
-                // Does not wait for the end, because other services may start in the meantime.
+                // Does not wait until the service has ended, because other services may start in
+                // the meantime.
                 let policy = self.policy();
                 self.begin_end(policy);
                 self.own.failing = Some(Failing {
@@ -169,8 +171,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Returns the pause until the program has been executed, or an error if that takes too long.
-    /// The time counts towards the time-out.
+    /// Returns a pause in which to wait for the program's execution, or an error if that takes too
+    /// long. The wait counts towards the time-out.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(LEAST_EXEC_TIMEOUT));
         if !deadline.is_over() {
@@ -191,7 +193,7 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Whether the program has been executed, or the error if that failed.
+    /// Whether the program has been executed. Returns an error if the execution failed.
     fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Unmasked> {
         let Some(launch) = &mut starting.launch else {
             return Ok(true);
@@ -244,8 +246,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Ends the service after a failure. Returns the number of remaining tries, or the error if
-    /// another try makes no sense.
+    /// Stops the service after a failure. Returns the number of remaining retries, or the error if
+    /// a retry would not help.
     fn after_failure(
         &mut self,
         error: Unmasked,
@@ -274,14 +276,15 @@ impl Owned<'_> {
         Ok(retries - 1)
     }
 
-    /// Decides whether and how to try again after this error. Asks the kernel about the ports, and
-    /// uses the service's output only if the kernel cannot know.
+    /// Decides whether and how to retry after this error. Asks the kernel about the ports, and uses
+    /// the service's output only for what the kernel cannot tell.
     fn other_try(&mut self, error: &Error) -> Option<OtherTry> {
         let (may_be_about_port, tail) = match error {
             Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
                 (true, &evidence.tail[..])
             }
-            // `AlreadyRunning` may mean that a socket to inherit could not be opened.
+            // `AlreadyRunning` may mean that a socket for the service to inherit could not be
+            // opened.
             Error::WrongListener { .. } | Error::AlreadyRunning { .. } => (true, &[][..]),
             _ => (false, &[][..]),
         };
@@ -289,18 +292,18 @@ impl Owned<'_> {
             return None;
         }
         if free::check_free(&self.chosen()).is_err() {
-            // These ports never change: clients know the ports of a service that has been ready,
-            // and the nodes of a cluster know each other's ports.
+            // These ports can no longer change: clients know the ports of a service that has been
+            // ready, and the nodes of a cluster know each other's ports.
             let are_known = self.own.was_ready || self.core.values.are_known();
             return (!are_known).then_some(OtherTry::NewPorts);
         }
-        // Only this process holds the ports. A service without SO_REUSEADDR cannot bind to a held
-        // port, and only its output shows that.
+        // Only this process holds the ports. A service that does not set SO_REUSEADDR cannot bind
+        // to a held port, and only its output reveals that.
         let cannot_bind = tail.iter().any(|line| hint::says_in_use(line));
         (cannot_bind && self.core.values.loosen()).then_some(OtherTry::LooserHold)
     }
 
-    /// The addresses of the chosen ports.
+    /// The loopback addresses with the chosen ports.
     fn chosen(&self) -> Vec<SocketAddr> {
         let mut addrs = Vec::new();
         for (_, port) in self.core.values.ports() {
@@ -309,8 +312,8 @@ impl Owned<'_> {
         addrs
     }
 
-    /// Removes closed connections that block ports, and checks that the ports are free. Needed for
-    /// ports that cannot be replaced: fixed ones, and chosen ones that clients already know.
+    /// Removes closed connections that block ports, and checks that the ports are free. This covers
+    /// the ports that cannot be replaced: fixed ones, and chosen ones that clients already know.
     fn make_free(&self) -> Result<(), Unmasked> {
         let mut addrs = self.own.addrs.clone();
         if self.own.was_ready {
@@ -343,8 +346,8 @@ impl Owned<'_> {
         self.check_ipv6(readiness)?;
         for path in &self.own.paths {
             free::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
-            // A killed service leaves its socket behind, and most servers refuse to start if the
-            // socket exists.
+            // A killed service leaves its socket file behind, and most servers refuse to start if
+            // the file exists.
             let _ = free::remove_stale_socket(path);
         }
         self.make_free()?;
@@ -369,11 +372,12 @@ impl Owned<'_> {
         Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
     }
 
-    /// Refuses a service on IPv6 loopback if the kernel has no IPv6, because no server could start
+    /// Rejects a service on IPv6 loopback if the kernel has no IPv6, because no server could start
     /// there.
     fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Unmasked> {
         let is_loopback = |addr: SocketAddr| addr.ip() == Ipv6Addr::LOCALHOST;
-        // A host name such as `localhost` may have addresses of both kinds, so only `[::1]` counts.
+        // A host name such as `localhost` may have addresses of both families, so only `[::1]`
+        // counts.
         if !readiness.addr().is_some_and(is_loopback) || !readiness.describe().contains("[::1]") {
             return Ok(());
         }
@@ -462,7 +466,7 @@ impl Owned<'_> {
         needs.retain(|private| needs::is_there(private));
         let groups = match (&self.core.spec.groups, self.core.spec.uid) {
             (Some(groups), _) => Some(groups.clone()),
-            // Root's groups must not pass to another user.
+            // Another user must not get root's supplementary groups.
             (None, Some(_)) => Some(Vec::new()),
             (None, None) => None,
         };
@@ -525,15 +529,15 @@ impl Owned<'_> {
     }
 }
 
-/// A way to try a start again.
+/// How to retry a start.
 enum OtherTry {
-    /// With the same ports, and a weaker hold on them.
+    /// With the same ports, held less strictly.
     LooserHold,
     NewPorts,
 }
 
 pub(super) struct Starting {
-    /// Number of tries left with other ports.
+    /// Number of retries left.
     retries: u32,
     /// `None` once the program has been executed.
     launch: Option<Launch>,
@@ -545,17 +549,17 @@ pub(super) struct Starting {
 /// A failed start whose service is still ending.
 pub(super) struct Failing {
     error: Unmasked,
-    /// Number of tries left with other ports.
+    /// Number of retries left.
     retries: u32,
-    /// The end of the grace.
+    /// When the grace ends.
     limit: Deadline,
 }
 
-/// The part of a start that is needed until the program has been executed.
+/// Data of a start that is needed only until the program has been executed.
 pub(super) struct Launch {
-    /// The paths that are tried for the program.
+    /// The paths at which the program is searched for.
     tried: Vec<PathBuf>,
-    /// The test's end of a piped standard input.
+    /// The writing end of a piped standard input.
     stdin: Option<File>,
 }
 

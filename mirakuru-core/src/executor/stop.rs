@@ -1,4 +1,4 @@
-//! The end of a service: asks for it, waits for it, and judges the exit status.
+//! Stops a service: asks it to stop, waits until it has ended, and judges the exit status.
 
 use std::process::ExitStatus;
 
@@ -34,7 +34,7 @@ impl Owned<'_> {
         let (signal, expected) = (self.core.spec.stop_signal, self.core.spec.expected_exit);
         let fine = exit.status.success()
             || exit.status.code().is_some_and(|code| expected == Some(code))
-            // A shell and a JVM exit with this status after the signal.
+            // A shell or a JVM that handles the signal exits with this status.
             || exit.status.code() == Some(128 + signal.number())
             || signals::is_death_by(exit.status, signal.number());
         if fine {
@@ -71,7 +71,7 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Asks the service to end. [`end`](Owned::end) waits for the end.
+    /// Asks the service to stop. [`end`](Owned::end) waits until it has ended.
     pub(super) fn begin_end(&mut self, policy: StopPolicy) {
         let had_ended = self.own.has_ended();
         if self.own.asked_to_end.is_some() || self.own.lock().is_none() {
@@ -79,7 +79,7 @@ impl Owned<'_> {
         }
         self.own.asked_to_end = Some(had_ended);
         if std::mem::take(&mut self.own.paused) {
-            // A paused tree cannot receive the stop signal.
+            // A paused tree cannot handle the stop signal.
             self.own.signal_tree(sys::TreeSignal::Continue);
         }
         timeline::stops(self.core.service_dir.id());
@@ -88,12 +88,13 @@ impl Owned<'_> {
         }
     }
 
-    /// The next pause while the service ends. `None` if the service has ended or the time is over.
-    /// Then [`end`](Owned::end) takes only a moment.
+    /// Returns the next pause while the service is stopping. Returns `None` if the service has
+    /// ended, was never executed, or has no time left; [`end`](Owned::end) then returns almost
+    /// immediately.
     pub(super) fn pause_of_end(&self, limit: &Deadline) -> Option<Pause> {
         let mut service = self.own.lock();
         let service = service.as_mut().filter(|_| !limit.is_over())?;
-        // A service that has not been executed cannot receive the signal, and is ended at once.
+        // A service that was never executed cannot handle the signal, and is killed immediately.
         let is_over = service.is_gone() || service.pid() == 0;
         (!is_over).then(|| Pause {
             time: limit.remaining(),
@@ -101,7 +102,7 @@ impl Owned<'_> {
         })
     }
 
-    /// Ends the service. Returns the exit of its main process, if it was executed.
+    /// Stops the service. Returns the exit of its main process, if it was executed.
     pub(super) fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Unmasked> {
         self.own.stdin = None;
         self.begin_end(policy);
@@ -134,8 +135,9 @@ impl Owned<'_> {
 
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
-            // The supervisor reports the exit before the end. If this check came second, both
-            // reports could arrive between the checks, and the exit would be missed.
+            // The supervisor reports the exit before it reports that no process is left. If this
+            // check came second, both reports could arrive between the checks, and the exit would
+            // be missed.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();
             if let Some(exit) = exit {

@@ -22,11 +22,13 @@ use crate::readiness::context::Probe;
 use crate::readiness::line_watch::LineWatch;
 use crate::util::deadline::Deadline;
 
-/// The longest pause for a service that another process has started: no event reports its end.
+/// The longest pause for a service that another process has started, because no event reports that
+/// it has ended.
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 /// The end of a message about the output of an external server.
 pub(super) const NOT_OURS: &str = ", whose output mirakuru does not see";
-/// If a probe had less time than this, its error says less than the error of the probe before.
+/// A probe that had less time than this to run says less than the previous error, so its time-out
+/// does not replace that.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
@@ -59,8 +61,8 @@ impl Core {
     ) -> Result<Option<Pause>, Unmasked> {
         let supervisor = process.supervisor();
         loop {
-            // If the service has ended, all of its output gets into the log before the poll. So the
-            // result of the poll is final.
+            // If the service has ended, all of its output must be in the log before the poll. The
+            // result is then final.
             let ended = process.ended().is_some();
             if ended {
                 process.sync_output();
@@ -89,15 +91,15 @@ impl Core {
                 }
                 .into());
             }
-            // A printed line still counts after the service has ended. Any other condition does
-            // not.
+            // A printed line still counts after the service has ended. Other conditions do not.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
                 let remaining = wait.deadline.remaining();
                 let probe = self.probe(supervisor, wait.deadline, ended);
                 match readiness.probe(&probe) {
-                    // A probe may succeed for another reason, such as a file that the service left,
-                    // or another process. If the service is gone, the success does not count.
+                    // A probe may succeed for another reason, such as a file that the service left
+                    // behind, or another process. If the service is gone, the success does not
+                    // count.
                     Ok(true) if stays_true || process.ended().is_none() => {
                         let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
                         self.captured.clone_from(&notes.captured);
@@ -115,7 +117,7 @@ impl Core {
                     }
                     Err(error) => {
                         if let Some(wrong_listener) = WrongListener::of(&error) {
-                            // If the service has exited, its exit explains more.
+                            // If the service has exited, its exit explains more than this error.
                             if let Some(error) = self.exit_error(process, readiness, None) {
                                 return Err(error);
                             }
@@ -164,8 +166,8 @@ impl Core {
             }
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
-                // In this poll one half of an `And` held, and the other half needs output. No event
-                // for output was requested before the poll, so new output may have been missed:
+                // One half of an `And` held in this poll, and the other half needs output. No
+                // output event was requested before the poll, so new output may have been missed:
                 // poll again.
                 continue;
             }
@@ -197,7 +199,7 @@ impl Core {
         }
     }
 
-    /// The progress of a slow start: the awaited condition, and the service's last line.
+    /// Describes the progress of a slow start: the awaited condition, and the service's last line.
     fn standing(&self, elapsed: &dyn std::fmt::Display, readiness: &dyn Readiness) -> String {
         let name = progress::short(self.values.name());
         let awaited = progress::short(&self.values.mask(&readiness.describe()));
@@ -208,7 +210,7 @@ impl Core {
         format!("{name} is not ready after {elapsed}; awaited: {awaited}; {last}")
     }
 
-    /// The error for the end of the service, if it has ended.
+    /// Returns the error that reports how the service ended. `None` while it is running.
     pub(super) fn exit_error(
         &self,
         process: &dyn Observed,
@@ -253,7 +255,7 @@ impl Core {
         )
     }
 
-    /// Collects the evidence about the service for an error, and keeps the log.
+    /// Collects the evidence about the service for an error, and keeps its log.
     pub(super) fn evidence(&self, process: &dyn Observed, last_probe: Option<String>) -> Box<Evidence> {
         process.sync_output();
         let exit = process.exit();
@@ -272,7 +274,7 @@ impl Core {
         let printed = self.output.excerpt(self.since.output, HEAD_LINES, TAIL_LINES);
         let hint = hint::of(&hint::Symptoms {
             tail: &[printed.head.as_slice(), &printed.tail].concat(),
-            // A daemon goes on after its first process has exited.
+            // A daemon continues to run after its first process has exited.
             exit: exit
                 .filter(|exit| !exit.is_daemonised() || process.ended().is_some())
                 .map(|exit| exit.status),
@@ -301,15 +303,14 @@ impl Core {
         })
     }
 
-    /// Records the start for the test, and for the shared fixture that is being made, if there is
-    /// one.
+    /// Records the start for the test and, if a shared fixture is being set up, for that fixture.
     pub(super) fn note_start(&self, how_it_ended: HowItEnded, description: Option<String>) {
         timed_out::started(self.test, &self.command, &self.output);
         shared_use::started(&self.command, self.pid, &self.output, how_it_ended, description);
     }
 
-    /// Keeps the log for a day after the end of the service. Leaves the log alone if the run is
-    /// over and its supervisor removes the log.
+    /// Keeps the log for a day after the service has ended. Does nothing if the run is over and its
+    /// supervisor removes the log.
     pub(super) fn keep_log(&self) {
         if self.service_dir.is_ours() || !crate::run::is_over() {
             self.service_dir.keep();
@@ -336,8 +337,8 @@ impl Wait {
     }
 }
 
-/// A pause before the next poll. It ends when a descriptor is readable, when something happens to
-/// the service, or when the time is over. The condition keeps the descriptors open until then.
+/// A pause before the next poll. It ends when one of the descriptors is readable, when the service
+/// has an event, or when the time is over. The condition keeps the descriptors open until then.
 #[derive(Debug, Default)]
 pub struct Pause {
     pub(super) time: Duration,
@@ -345,7 +346,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// A pause that ends at an event of the service, or after this time.
+    /// A pause that ends when the service has an event, or after this time.
     pub(super) fn of(time: Duration) -> Pause {
         Pause {
             time,
@@ -354,7 +355,7 @@ impl Pause {
     }
 }
 
-/// Asks the condition for its wake-ups, `elapsed` after the start.
+/// Asks the condition what may end the pause, `elapsed` after the start.
 fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
     let mut wake = Wake::new(elapsed);
     readiness.wakes(&mut wake);

@@ -1,8 +1,8 @@
-//! Records whether the test on this thread has failed. After a failure, a service that ends shows
-//! the end of its log.
+//! Records whether the test on this thread has failed. If it has, a service that is stopped shows
+//! the last lines of its log.
 //!
-//! A failed test panics or returns `Err`. [`std::thread::panicking`] reports a panic. The attribute
-//! reports an `Err` here, before the test's services end.
+//! A failed test panics or returns `Err`. [`std::thread::panicking`] tells of a panic. The
+//! attribute reports an `Err` here, before the test's services are stopped.
 
 pub(crate) mod shared_use;
 pub(crate) mod timed_out;
@@ -13,19 +13,19 @@ thread_local! {
     static ERR_RETURNED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Notes that the test on this thread may start services. If rstest's `#[timeout]` ends the test,
-/// its services end, and it can start no others.
+/// Records that the test on this thread may start services. If rstest's `#[timeout]` ends the test,
+/// its services are stopped, and it can start no others.
 pub fn test_may_start() {
     timed_out::this_test();
 }
 
-/// Notes that a test begins on this thread.
+/// Records that a test begins on this thread.
 pub fn test_begins() {
     ERR_RETURNED.set(false);
     crate::timeline::events::test_begins();
 }
 
-/// Notes that the test on this thread returns an error.
+/// Records that the test on this thread returns an error.
 pub fn test_returns_err() {
     ERR_RETURNED.set(true);
     crate::outcome::shared_use::test_has_failed();

@@ -1,16 +1,16 @@
 //! For a failed test, shows the output of the services that it shares with other tests.
 //!
-//! An executor that belongs to a failing test shows the end of its log when it is dropped. An
-//! executor in a `static` is never dropped. So each thread records which shared services it uses,
-//! and since when. If the thread panics, a panic hook shows the output of these services since
-//! their first use. The hook is installed with the first shared service, and calls the previous
-//! hook first.
+//! An executor that belongs to a failing test shows the last lines of its log when it is dropped.
+//! An executor in a `static` is never dropped. So each thread records which shared services it
+//! uses, and since when. If the thread panics, a panic hook shows the output of these services
+//! since their first use. The hook is installed together with the first shared service, and first
+//! calls the previous hook.
 //!
 //! Each test has its own thread (libtest) or process (nextest). The hook runs on the thread that
 //! panics, and the test harness captures the output of that thread. If a task on another thread
 //! panics, the hook shows only the services that this other thread has used. A test that returns
 //! `Err` does not panic: the attribute reports the error, and without the attribute nothing is
-//! shown. If a test installs a hook of its own later, that hook replaces this one.
+//! shown. If a test installs its own hook later, that hook replaces this one.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -30,7 +30,7 @@ use crate::service_dir;
 use crate::sys::{self, Exit};
 use crate::timeline::events as timeline;
 
-/// Time that a supervisor on a busy machine may take to report the end of its service.
+/// How long a supervisor on a busy machine may take to report that its service has ended.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// The services of a shared fixture. Cheap to clone.
@@ -47,37 +47,38 @@ struct Service {
     command: String,
     /// The reader of the log. The executor shares it, and may be dropped first.
     output: Arc<OutputReader>,
-    /// The path of a file that, if it exists, makes the log outlive its executor.
+    /// The path of a file whose existence makes the log outlive its executor.
     kept: PathBuf,
-    /// Process id and start time of the main process. `None` for a daemon, and for a job that was
-    /// done when the fixture was made.
+    /// Process id and start time of the main process. `None` for a daemon, and for a job that had
+    /// finished when the fixture was ready.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
     /// The text for a person who inspects the service after a failed test. `None` once it has been
     /// shown.
     description: Mutex<Option<String>>,
-    /// The event at which the service ends, in words.
+    /// The event until which the service stays, in words.
     stays_until: &'static str,
 }
 
-/// Returns the exit of a service's main process, if it is known.
+/// Returns the exit of a service's main process, if known.
 pub(crate) type HowItEnded = Box<dyn Fn() -> Option<Exit> + Send>;
 
 thread_local! {
-    /// The services that this thread has started for the shared fixture that it is making.
+    /// The services that this thread has started for the shared fixture that it is setting up.
+    /// `None` if it is setting up none.
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
     /// The services that the test on this thread has used, each with the time of its first use.
     static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
     /// The ended services, by their `kept` path, that an error has reported to the test on this
     /// thread. The report of a failed test leaves them out.
     static TOLD: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
-    /// Id of the [`SharedServices`] that this thread used last. Nearly always the next use has the
+    /// Id of the [`SharedServices`] that this thread used last. The next use almost always has the
     /// same id.
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
 
 impl SharedServices {
-    /// Makes a shared fixture, and records the services that this thread starts for it.
+    /// Sets up a shared fixture, and records the services that this thread starts for it.
     pub fn make<T>(make: impl FnOnce() -> T) -> (T, SharedServices) {
         struct Restore(Option<Vec<Service>>);
         impl Drop for Restore {
@@ -90,7 +91,7 @@ impl SharedServices {
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
-        // A program such as a client that loads a schema may have exited by now, which is not a
+        // A program, such as a client that loads a schema, may have exited by now. That is not a
         // crash.
         for service in &mut services {
             service.main = service
@@ -104,23 +105,23 @@ impl SharedServices {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let services = SharedServices(Arc::new(Inner { id, services }));
-        // Making the fixture counts as a use, so that a failure of this test shows the output of
-        // the start.
+        // Setting up the fixture counts as a use, so that a failure of this test shows the output
+        // of the start.
         services.used_since(began);
         (made, services)
     }
 
-    /// Records that the test on this thread uses the fixture. Takes only some nanoseconds.
+    /// Records that the test on this thread uses the fixture. Takes only a few nanoseconds.
     ///
     /// # Errors
     ///
-    /// [`Error::Died`] at the first use in this test, if one of the services has ended before.
+    /// [`Error::Died`] at the first use in this test, if one of the services has already ended.
     /// Without this error, the test would see only its client's "connection refused".
     pub fn used(&self) -> Result<(), Error> {
-        // If the thread-local is gone, the thread is about to end, and runs no test.
+        // If the thread-local has been destroyed, the thread is about to exit and runs no test.
         let known = LATEST.try_with(|latest| latest.replace(self.0.id) == self.0.id);
         let is_first = !known.unwrap_or(true) && self.used_since(sys::clock_ns());
-        // Returns no error during a panic, because a second panic would abort the process.
+        // During a panic no error is returned, because a second panic would abort the process.
         if !is_first || thread::panicking() {
             return Ok(());
         }
@@ -134,7 +135,7 @@ impl SharedServices {
         }
     }
 
-    /// Records that the test on this thread has waited for another test to make the fixture. The
+    /// Records that the test on this thread has waited for another test to set up the fixture. The
     /// wait began at `since`.
     pub fn waited_since(&self, since: u64) {
         for service in &self.0.services {
@@ -166,14 +167,14 @@ impl SharedServices {
     }
 }
 
-/// Whether this thread is making a shared fixture.
+/// Whether this thread is setting up a shared fixture.
 pub(super) fn is_making() -> bool {
     MAKING
         .try_with(|making| making.borrow().is_some())
         .unwrap_or(false)
 }
 
-/// If this thread is making a shared fixture, records a service that was started for it.
+/// If this thread is setting up a shared fixture, records a service that was started for it.
 pub(crate) fn started(
     command: &str,
     pid: u32,
@@ -185,7 +186,7 @@ pub(crate) fn started(
         let Some(services) = &mut *making.borrow_mut() else {
             return;
         };
-        // A restart does not make a new service.
+        // A restarted service is already in the list.
         if services.iter().any(|service| service.output.path == output.path) {
             return;
         }
@@ -201,7 +202,7 @@ pub(crate) fn started(
     });
 }
 
-/// Notes that a service of this thread belongs to the run from now on.
+/// Records that a service of this thread now belongs to the run.
 pub(crate) fn published(log: &Path, how_it_ended: HowItEnded, ends_with_users: bool) {
     let _ = MAKING.try_with(|making| {
         let mut making = making.borrow_mut();
@@ -216,7 +217,7 @@ pub(crate) fn published(log: &Path, how_it_ended: HowItEnded, ends_with_users: b
     });
 }
 
-/// Shows the output of the failed test's shared services, since their first use or since the last
+/// Shows the output of the failed test's shared services since their first use, or since the last
 /// call of this function.
 pub(crate) fn test_has_failed() {
     let now = sys::clock_ns();
@@ -245,7 +246,7 @@ pub(crate) fn test_has_failed() {
 }
 
 impl Service {
-    /// The service's id, which is also the name of its log's directory.
+    /// The service's id, which is also the name of the directory that contains its log.
     fn id(&self) -> &str {
         let dir = self.output.path.parent().and_then(Path::file_name);
         dir.and_then(OsStr::to_str).unwrap_or_default()
@@ -259,9 +260,9 @@ impl Service {
         has_ended && self.exit().is_none_or(|exit| !exit.status.success())
     }
 
-    /// Returns the exit of the service. Waits for a moment, because the supervisor reports the exit
-    /// after the end of the process. Does not wait at the end of the run, when the supervisor
-    /// removes the published state.
+    /// Returns the exit of the service. Waits for up to [`TOLD_WITHIN`], because the supervisor
+    /// reports the exit a moment after the process has ended. Does not wait once the run is over,
+    /// when the supervisor removes the published state.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
@@ -274,7 +275,7 @@ impl Service {
         }
     }
 
-    /// The error for a test that first uses the service after the service has ended.
+    /// The error for a test that first uses the service after it has ended.
     fn died(&self) -> Error {
         let tail = self.output.tail(TAIL_LINES, Cursor::START);
         Error::Died {
@@ -288,12 +289,12 @@ impl Service {
         }
     }
 
-    /// Records that an error has told this test about the end of the service.
+    /// Records that an error has told this test that the service has ended.
     fn tell(&self) {
         let _ = TOLD.try_with(|told| told.borrow_mut().push(self.kept.clone()));
     }
 
-    /// Whether an error has told this test about the end of the service, since the last call.
+    /// Whether an error has told this test, since the last call, that the service has ended.
     fn was_told(&self) -> bool {
         let told = TOLD.try_with(|told| {
             let mut told = told.borrow_mut();
@@ -304,7 +305,7 @@ impl Service {
         told.unwrap_or(false)
     }
 
-    /// The message for a person who inspects the service, returned only once.
+    /// The message for a person who inspects the service. Returned only once.
     fn description(&self) -> Option<String> {
         let description = self
             .description
@@ -322,7 +323,7 @@ impl Service {
             if self.was_told() {
                 return None;
             }
-            // The error names the log, so the log must stay.
+            // The error names the log, so the log must be kept.
             self.keep();
             return Some(shown(&self.died()));
         }
@@ -341,8 +342,8 @@ impl Service {
 }
 
 impl Service {
-    /// Keeps the log for a person who reads the test's result. Does nothing after the end of the
-    /// run, when its files are removed.
+    /// Keeps the log for a person who reads the test's result. Does nothing once the run is over
+    /// and its files are removed.
     fn keep(&self) {
         if !run::is_over() {
             let _ = std::fs::File::create(&self.kept);
@@ -352,14 +353,14 @@ impl Service {
 
 pub(super) fn install_hook() {
     static INSTALLED: Once = Once::new();
-    // A thread that panics cannot change the hook; the next thread installs it.
+    // A thread that panics cannot change the hook, so the next thread installs it.
     if thread::panicking() {
         return;
     }
     INSTALLED.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // `before` may take a second for its backtrace, so the time-out is noted first.
+            // The time-out is recorded first, because `before` may take a second for its backtrace.
             let over = timed_out::note(info);
             before(info);
             if let Some(test) = over {

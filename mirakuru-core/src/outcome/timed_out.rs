@@ -1,11 +1,11 @@
-//! Ends the services of a test that rstest's `#[timeout]` has ended.
+//! Stops the services of a test that rstest's `#[timeout]` has ended.
 //!
-//! rstest runs the body on another thread. When the time is over, the test's thread panics, and the
-//! body goes on. A thread cannot be ended from outside, but its services can. The panic hook ends
-//! them on the test's thread, before the test counts as failed. So the next test does not wait for
-//! their ports.
+//! rstest runs the body on another thread. When the time is over, the test's thread panics, but the
+//! body continues. A thread cannot be stopped from outside, but its services can. The panic hook
+//! stops them on the test's thread, before the test counts as failed, so the next test does not
+//! wait for their ports.
 //!
-//! Both threads have the name of the test. The source file and the text of the panic identify a
+//! Both threads are named after the test. The source file and the text of the panic identify a
 //! time-out.
 
 use std::panic::PanicHookInfo;
@@ -21,7 +21,7 @@ use crate::run::hash;
 use crate::sys;
 use crate::util::settings::{KEEP, is_on};
 
-/// A service of a test. Its output is shown if the test takes too long.
+/// A service of a test. Its output is shown if the test times out.
 struct Started {
     test: u64,
     command: String,
@@ -29,11 +29,11 @@ struct Started {
 }
 
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
-/// Ids of the tests that are over.
+/// Ids of the tests that have timed out.
 static OVER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
 /// The id of the test on this thread. If rstest runs the body on another thread, that thread has
-/// the same id. 0 if no test is known, or if the thread is making a shared fixture.
+/// the same id. 0 if no test is known, or if the thread is setting up a shared fixture.
 pub(crate) fn this_test() -> u64 {
     let thread = thread::current();
     match thread.name() {
@@ -45,11 +45,11 @@ pub(crate) fn this_test() -> u64 {
     }
 }
 
-/// Refuses to start a service for a test that is over.
+/// Returns an error if the test has timed out, so that it starts no more services.
 ///
 /// # Errors
 ///
-/// [`Error::System`] if the test is over.
+/// [`Error::System`] if the test has timed out.
 pub(crate) fn check(test: u64) -> Result<(), Error> {
     if test != 0 && lock(&OVER).contains(&test) {
         return Err(Error::other(
@@ -60,10 +60,10 @@ pub(crate) fn check(test: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Notes a service that was started for a test.
+/// Records a service that was started for a test.
 pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     let mut all = lock(&STARTED);
-    // A restart does not make a new service.
+    // A restarted service is already in the list.
     if test == 0 || all.iter().any(|started| started.output.path == output.path) {
         return;
     }
@@ -74,15 +74,15 @@ pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     });
 }
 
-/// Forgets a service whose executor was dropped.
+/// Removes a service whose executor has been dropped.
 pub(crate) fn forget(test: u64, log: &Path) {
     if test != 0 {
         lock(&STARTED).retain(|started| started.output.path != log);
     }
 }
 
-/// Checks a panic of this thread. If rstest's time-out caused it, returns the test, which can start
-/// no service from now on.
+/// Examines a panic of this thread. If rstest's time-out caused it, returns the test, which can
+/// start no services from now on.
 pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
     // With `MIRAKURU_KEEP`, a person wants to inspect the services of a failed test.
     if !is_timeout(info) || is_on(KEEP) {
@@ -93,7 +93,7 @@ pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
     Some(test)
 }
 
-/// Ends the services of a test that is over, and shows their output.
+/// Stops the services of a test that has timed out, and shows their output.
 pub(super) fn end(test: u64) {
     sys::end_of_test(test);
     let services: Vec<Started> = {

@@ -1,4 +1,4 @@
-//! Sockets that a service inherits by systemd's socket activation protocol: see
+//! Sockets that a service inherits through systemd's socket activation protocol: see
 //! [`ExecutorBuilder::listen`](crate::recipe::builder::ExecutorBuilder::listen).
 
 use std::collections::BTreeMap;
@@ -15,14 +15,14 @@ use crate::ports::holder;
 use crate::ports::values::Values;
 use crate::sys;
 
-/// The sockets that one service inherits.
+/// The sockets that a service inherits.
 #[derive(Debug, Default)]
 pub(crate) struct Listen {
     sockets: Vec<(String, SocketAddr)>,
 }
 
 impl Listen {
-    /// Expands the placeholders in the names and addresses of a recipe's sockets.
+    /// Fills in the placeholders in the names and addresses of a recipe's sockets.
     pub(crate) fn of(
         wanted: &[(Option<String>, String)],
         values: &mut Values,
@@ -86,7 +86,7 @@ impl Listen {
         let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
         environment.insert("LISTEN_FDS".into(), self.sockets.len().to_string().into());
         environment.insert("LISTEN_FDNAMES".into(), names.join(":").into());
-        // The service's process writes its id over these zeros.
+        // The service's process overwrites these zeros with its own id.
         environment.insert("LISTEN_PID".into(), "0".repeat(sys::PID_DIGITS).into());
     }
 }

@@ -46,8 +46,8 @@ pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     host_addrs(host, port)
 }
 
-/// Resolves a host. `localhost` needs no hosts file. Names that end in `.localhost` are loopback,
-/// and no name server is asked (RFC 6761).
+/// Resolves a host. `localhost` needs no hosts file. Names that end in `.localhost` resolve to
+/// loopback without a query to a name server (RFC 6761).
 pub(crate) fn host_addrs(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -80,7 +80,7 @@ pub(crate) fn host_addrs(host: &str, port: u16) -> Result<Vec<SocketAddr>, Strin
     Ok(addrs)
 }
 
-/// The IPv4 and the IPv6 loopback address.
+/// The IPv4 and the IPv6 loopback address, with this port.
 pub(crate) fn loopback(port: u16) -> Vec<SocketAddr> {
     vec![
         SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -122,7 +122,7 @@ pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-/// Parses a port number: digits only, and not 0.
+/// Parses a port number, which has only digits and is not 0.
 pub(crate) fn port_number(text: &str) -> Option<u16> {
     let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| *port != 0 && is_digits)
@@ -142,7 +142,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Converts addresses with [`canonical`] and removes duplicates.
+    /// Converts addresses with [`canonical`], and removes duplicates.
     pub(crate) fn all(addrs: &[SocketAddr]) -> Vec<Place> {
         let mut places: Vec<Place> = Vec::new();
         for addr in addrs {
@@ -156,8 +156,8 @@ impl Place {
     }
 }
 
-/// The address to connect to. An IPv4 address mapped into IPv6 becomes IPv4, and a wildcard address
-/// becomes loopback.
+/// The address to which clients connect. An IPv4 address mapped into IPv6 becomes IPv4, and a
+/// wildcard address becomes loopback.
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     let ip = reachable(addr.ip());
     let mut addr = addr;
@@ -170,7 +170,7 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
 
 /// Whether an address belongs to this machine.
 pub(crate) fn is_local(ip: IpAddr) -> bool {
-    // Binding to an address of another machine fails, unless the sysctl `ip_nonlocal_bind` allows
+    // An address of another machine cannot be bound, unless the sysctl `ip_nonlocal_bind` allows
     // it.
     ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }

@@ -19,12 +19,12 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::sys::{self, Protocol};
 use crate::util::backoff::Pauses;
 
-/// An endpoint of a service that another process already uses.
+/// A service's endpoint that another process already uses.
 ///
-/// Displays as `port 6379 is already in use by redis-server (pid 812)`.
+/// Displayed as `port 6379 is already in use by redis-server (pid 812)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Busy {
-    /// Name of the endpoint, for example `port 6379` or `socket /run/x.sock`.
+    /// The endpoint's name, for example `port 6379` or `socket /run/x.sock`.
     pub(crate) endpoint: String,
     /// The process that uses the endpoint, if it is visible.
     pub(crate) holder: Option<Holder>,
@@ -72,9 +72,9 @@ impl fmt::Display for Busy {
     }
 }
 
-/// Time to wait for a busy port, which may be free soon. A fork of this process closes its copies
-/// of descriptors when it executes a program. A holder that is not visible may have closed the port
-/// already, or may be a process that is ending.
+/// How long to wait for a busy port that may soon be free. A fork of this process closes its copies
+/// of descriptors when it executes a program. A holder that is not visible may already have closed
+/// the port, or may be a process that is exiting.
 fn patience_with(holder: Option<&Holder>) -> Duration {
     let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
     match holder.map(|holder| (holder.pid, holder)) {
@@ -85,8 +85,8 @@ fn patience_with(holder: Option<&Holder>) -> Duration {
     }
 }
 
-/// Whether a process is a child of this process and runs the same program. Such a child will
-/// probably execute another program or end soon.
+/// Whether a process is a child of this process and still runs the same program. Such a child will
+/// probably execute another program or exit soon.
 fn is_fork_of_ours(pid: u32) -> bool {
     let me = std::process::id();
     let is_same = procfs::program(pid).is_none_or(|program| procfs::program(me) == Some(program));
@@ -95,14 +95,14 @@ fn is_fork_of_ours(pid: u32) -> bool {
 
 /// Checks before a start that a server could listen on these addresses.
 ///
-/// Skips addresses of other machines. A port that this process may not bind counts as free unless
-/// the kernel lists a socket on it. A port held for a later service (bound with SO_REUSEADDR, not
-/// listening) also counts as free.
+/// Skips addresses of other machines. A port that this process is not allowed to bind counts as
+/// free unless the kernel lists a socket on it. A port that is held for a later service (bound with
+/// SO_REUSEADDR, not listening) also counts as free.
 pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     check(Protocol::Tcp, addrs)
 }
 
-/// Checks UDP addresses like [`check_free`].
+/// Checks UDP addresses as [`check_free`] checks TCP addresses.
 pub(crate) fn check_udp_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     check(Protocol::Udp, addrs)
 }
@@ -113,7 +113,8 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
             continue;
         }
         let mut pauses = Pauses::new();
-        // Ask the kernel first, because even a short bind can disturb a server that is starting.
+        // The kernel is asked first, because even a short bind can disturb a server that is
+        // starting.
         while table::is_taken(protocol, addr)
             || sockets::try_bind(protocol, addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
@@ -161,12 +162,12 @@ pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
 
 /// The process id in a pid file, if that process is alive and older than the file.
 ///
-/// The system reuses process ids. A process that started after the file was written is a different
-/// one.
+/// The system reuses process ids, so a process that started after the file was written is a
+/// different one.
 fn living_pid_in(path: &Path) -> Option<u32> {
-    /// Maximum size of a pid file. PostgreSQL's has several lines.
+    /// Larger files are not read. PostgreSQL's pid file has several lines.
     const LONGEST: u64 = 4096;
-    /// Tolerance for comparing times: start times are exact to 10 ms, and clocks get adjusted.
+    /// Tolerance for comparing times: start times are exact to 10 ms, and clocks may be adjusted.
     const SLACK: Duration = Duration::from_secs(1);
     let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     if metadata.len() > LONGEST {
@@ -185,11 +186,11 @@ pub(crate) fn first_number(content: &[u8]) -> Option<u32> {
     (pid != 0).then_some(pid)
 }
 
-/// Removes a Unix socket that a killed server left behind. Returns whether it removed one.
+/// Removes a Unix socket that a killed server left behind. Returns whether it has removed one.
 ///
 /// A killed service leaves its socket behind, and most servers then fail with "address in use".
-/// Only a socket that belongs to this user and refuses connections is removed. Call this right
-/// before a start, while holding the lock on the path.
+/// Only a socket that belongs to this user and refuses connections is removed. Call this
+/// immediately before a start, while holding the lock on the path.
 pub(crate) fn remove_stale_socket(path: &Path) -> io::Result<bool> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -220,7 +221,7 @@ mod tests {
     use crate::sys::sockets::tests::{Made, listen_v6, tcp, unix};
     use crate::sys::tests::in_time;
 
-    /// A directory for one test, removed at its end.
+    /// A directory for one test, removed when the test ends.
     struct Dir(PathBuf);
 
     impl Dir {
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_busy_udp_port_names_its_holder() {
-        // Find a UDP port whose TCP port is free as well.
+        // Finds a UDP port whose TCP port is free as well.
         let socket = loop {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             if TcpListener::bind(socket.local_addr().unwrap()).is_ok() {
@@ -296,7 +297,7 @@ mod tests {
         let busy = check_udp_free(&[addr]).unwrap_err();
         assert_eq!(busy.endpoint, format!("UDP port {}", addr.port()));
         assert_eq!(busy.holder.unwrap().pid, Some(std::process::id()));
-        // The busy UDP port does not make the TCP port busy.
+        // The TCP port stays free although the UDP port is busy.
         in_time(|| check_free(&[addr]).is_ok());
         drop(socket);
         in_time(|| check_udp_free(&[addr]).is_ok());
@@ -321,7 +322,7 @@ mod tests {
             about.starts_with("started ") && about.ends_with(&format!(" ago by user {user}")),
             "{about}"
         );
-        // The port is also busy for the wildcard address, but free for another address.
+        // The port is busy for the wildcard address as well, but free for another address.
         assert!(check_free(&[SocketAddr::from(([0, 0, 0, 0], addr.port()))]).is_err());
         check_free(&[SocketAddr::from(([127, 0, 0, 2], addr.port()))]).unwrap();
         drop(child);
@@ -419,7 +420,7 @@ mod tests {
         for made in [Made::Datagram, Made::SeqPacket, Made::Stream] {
             let path = dir.0.join(format!("{made:?}"));
             let _held = unix(&path, made, 0);
-            // Fill the backlog, if this kind of socket has connections.
+            // Fills the backlog, if this kind of socket has connections.
             for _ in 0..3 {
                 let _ = sockets::try_connect_unix(&path, UnixKind::Stream);
             }
@@ -453,7 +454,7 @@ mod tests {
         let busy = check_path_free(&path).unwrap_err();
         assert_eq!(busy.endpoint, format!("pid file {}", path.display()));
         assert_eq!(busy.holder.unwrap().pid, Some(pid));
-        // Make the file older than the process, as if the system had reused the process id.
+        // Makes the file older than the process, as if the system had reused the process id.
         let yesterday = SystemTime::now() - Duration::from_secs(86_400);
         fs::File::options()
             .write(true)
@@ -479,7 +480,7 @@ mod tests {
             "{about}"
         );
         assert_eq!(holder.remedy().unwrap(), format!("end it with `kill {pid}`"));
-        // The text `MIRAKURU_ID=` counts only at the start of a variable.
+        // The text `MIRAKURU_ID=` counts only at the beginning of a variable.
         let (_child, addr) = server(&[("NOT_MIRAKURU_ID", "MIRAKURU_ID=1")]);
         assert!(!holder_of_port(Protocol::Tcp, addr).unwrap().marked);
     }

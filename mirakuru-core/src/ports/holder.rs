@@ -1,7 +1,7 @@
 //! Finds and describes the process that uses a service's port, socket or pid file.
 //!
-//! The search reads every process of the machine, which takes a few milliseconds. It runs only
-//! after a conflict.
+//! The search reads the data of every process on the machine, which takes a few milliseconds. It
+//! runs only after a conflict.
 
 use std::fmt;
 use std::fs;
@@ -14,23 +14,23 @@ use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 
-/// The full names (`comm`) of a supervisor's two processes. Comparing a prefix would also match
-/// test programs of mirakuru.
+/// The full names (`comm`) of a supervisor's two processes. A prefix would also match mirakuru's
+/// test programs.
 const SUPERVISOR: [&str; 2] = ["mirakuru-guard", "mirakuru-worker"];
 
 fn is_supervisor(comm: &str) -> bool {
     SUPERVISOR.contains(&comm)
 }
 
-/// A process that uses an endpoint of a service. Facts that are not visible are missing.
+/// A process that uses an endpoint of a service. Facts that are not visible are left out.
 ///
-/// Displays as `redis-server (pid 812)`. [`about`](Holder::about) gives more facts, and
+/// Displayed as `redis-server (pid 812)`. [`about`](Holder::about) describes it further, and
 /// [`remedy`](Holder::remedy) tells how to free the endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: Option<u32>,
     pub(crate) program: Option<String>,
-    /// Name of the process's user; `uid 1000` if the user has no name.
+    /// Name of the process's user, or `uid 1000` if the user has no name.
     pub(crate) user: Option<String>,
     /// Time since the process was started.
     pub(crate) age: Option<Duration>,
@@ -38,16 +38,16 @@ pub(crate) struct Holder {
     pub(crate) marked: bool,
     /// Whether the process has a live supervisor, which means that its test is still running.
     pub(crate) supervised: bool,
-    /// Whether the process belongs to a test of another user. Locks do not work between users.
+    /// Whether the process belongs to a test of another user. Locks have no effect between users.
     pub(crate) queues_apart: bool,
     /// Whether this is the test process itself.
     pub(crate) ourselves: bool,
     /// Whether the current user may send a signal to the process.
     pub(crate) may_be_signalled: bool,
-    /// Whether a remedy must not end the process, because it is init, a kernel thread or an
-    /// ancestor of this test.
+    /// Whether the process must not be ended, because it is init, a kernel thread or an ancestor of
+    /// this test.
     pub(crate) essential: bool,
-    /// The systemd unit that would restart the process.
+    /// The systemd unit to which the process belongs, and which would restart it.
     pub(crate) unit: Option<Box<str>>,
 }
 
@@ -63,8 +63,8 @@ impl Holder {
             program: stat.as_ref().map(|stat| program(pid, &stat.comm)),
             user: uid.map(user_name),
             age: stat.as_ref().and_then(procfs::Stat::age),
-            // The environment of another user's process is not readable, so a supervisor counts as
-            // a mark.
+            // The environment of another user's process is not readable, but a supervisor shows
+            // that mirakuru started it.
             marked: supervisor.is_some() || is_marked(pid),
             supervised: supervisor.is_some(),
             queues_apart: supervisor.is_some_and(|(pid, _)| procfs::user(pid) != Some(sockets::user())),
@@ -78,7 +78,7 @@ impl Holder {
         }
     }
 
-    /// A process that is not visible. The kernel tells at most its user.
+    /// A process that is not visible. The kernel reveals at most its user.
     pub(crate) fn unseen(uid: Option<u32>) -> Holder {
         Holder {
             user: uid.map(user_name),
@@ -106,7 +106,7 @@ impl Holder {
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
-    /// An instruction that frees the endpoint, as the beginning of a sentence.
+    /// Tells how to free the endpoint, as the beginning of a sentence.
     pub(crate) fn remedy(&self) -> Option<String> {
         let pid = self.pid?;
         if self.ourselves {
@@ -126,13 +126,13 @@ impl Holder {
         }
     }
 
-    /// The process that has the first of these sockets with a visible owner.
+    /// The process that has the first of these sockets whose owner is visible.
     fn of_sockets(found: &[(u64, u32)], inodes: &[u64]) -> Option<Holder> {
         inodes.iter().find_map(|inode| Holder::of_socket(found, *inode))
     }
 
-    /// The process that has this socket. If several have it, returns one whose parent is not among
-    /// them.
+    /// The process that has this socket open. If several have, returns one whose parent is not
+    /// among them.
     pub(crate) fn of_socket(found: &[(u64, u32)], inode: u64) -> Option<Holder> {
         let pids: Vec<u32> = found
             .iter()
@@ -159,7 +159,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Displays a duration roughly, in a single unit.
+/// Displays a rounded duration in a single unit.
 struct Rough(Duration);
 
 impl fmt::Display for Rough {
@@ -182,7 +182,8 @@ fn program(pid: u32, comm: &str) -> String {
     if comm.len() < KEPT {
         return comm.to_owned();
     }
-    // In the command line of a script, the interpreter comes first and the script second.
+    // In the command line of a script, the first word is the interpreter and the second is the
+    // script.
     let words = procfs::command_line(pid);
     words
         .iter()
@@ -221,7 +222,7 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
 }
 
 /// The process that prevents a server from binding this address. It listens on the address or on a
-/// wildcard address. If no process listens, returns one that is bound to the address.
+/// wildcard address. If no process listens, returns one that has bound the address.
 pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Holder> {
     let sockets = table::in_the_way(protocol, addr);
     let mut inodes = table::inodes(&sockets);
@@ -244,8 +245,8 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     let inodes = procfs::unix_listeners(path);
     let found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     Holder::of_sockets(&found, &inodes).or_else(|| {
-        // The socket was bound under another path. If the process that called `listen` is alive, it
-        // probably still has the socket.
+        // The socket was bound under another path, or its owner's descriptors cannot be read. If
+        // the process that called `listen` is alive, it probably still has the socket.
         match sockets::try_connect_unix(path, UnixKind::Stream) {
             Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
                 .is_some_and(|stat| stat.is_alive())
@@ -315,7 +316,7 @@ mod tests {
             "stop its systemd unit with `systemctl stop redis-server`"
         );
         assert_eq!(unit_in("0::/user.slice/user-1000.slice/session-2.scope\n"), None);
-        // No remedy asks to end init, a kernel thread or the parent of this process.
+        // No remedy tells the user to end init, a kernel thread or the parent of this process.
         assert_eq!(Holder::of_pid(1).remedy(), None);
         if procfs::stat(2).is_some_and(|stat| stat.comm == "kthreadd") {
             assert_eq!(Holder::of_pid(2).remedy(), None);

@@ -1,5 +1,5 @@
-//! The private directory and the ports of a service that is not built yet. They let the nodes of a
-//! cluster know each other's ports before any node starts.
+//! The private directory and the ports of a service that has not been built yet. They let the nodes
+//! of a cluster know each other's ports before any node starts.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::service_dir::ServiceDir;
 
-/// The directory and the ports of a service that is not built yet.
+/// The directory and the ports of a service that has not been built yet.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Identity {
@@ -18,7 +18,8 @@ pub struct Identity {
 
 #[derive(Debug)]
 struct Inner {
-    /// Whether a new port name gets a made-up number, because no service will start with the port.
+    /// Whether an unknown port name gets a made-up number, because no service will start with that
+    /// port.
     is_fixed: bool,
     dir: Option<PathBuf>,
     /// The directory, until [`take_dir`](Identity::take_dir) passes it to the service.
@@ -27,14 +28,14 @@ struct Inner {
 }
 
 impl Identity {
-    /// Makes an identity for a service that will be built. The directory and each port are made
-    /// when they are first used.
+    /// Creates an identity for a service that will be built. The directory and each port are
+    /// created when they are first used.
     #[must_use]
     pub fn new(name: String) -> Identity {
         Identity::with(name, false, None, Vec::new())
     }
 
-    /// Makes an identity for a service whose directory and ports are known.
+    /// Creates an identity for a service whose directory and ports are known.
     #[must_use]
     pub fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Identity {
         let ports = ports
@@ -104,8 +105,8 @@ impl Identity {
         Ok(dir)
     }
 
-    /// Takes the directory for the service that is being built. Creates the directory now if it was
-    /// not used before. `owner` is the user and the group of the service.
+    /// Takes the directory for the service that is being built. Creates it if it has not been used
+    /// yet. `owner` is the user and the group of the service.
     pub(crate) fn take_dir(&self, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut inner = self.inner();
         let Some(service_dir) = inner.service_dir.take() else {

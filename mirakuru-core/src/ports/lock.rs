@@ -1,48 +1,48 @@
-//! Locks on fixed ports and socket paths. They make services on the same port or path run one after
-//! another, in one test binary or in many.
+//! Locks on fixed ports and socket paths. They ensure that services on the same port or path run
+//! one after another, whether in one test binary or in several.
 //!
-//! A lock is a set of `flock`s, one for each endpoint, on files in `/tmp/mirakuru-<euid>/locks/`.
-//! The directory does not depend on TMPDIR, so that runs with different temporary directories
-//! exclude each other. If `/tmp` cannot be used, the files are in the base of
-//! [`service_dir`](crate::service_dir). Each user has separate locks. If another user's service is
-//! on the port, the start fails with an error that names it.
+//! A lock consists of `flock`s, one for each endpoint, on files in `/tmp/mirakuru-<euid>/locks/`.
+//! The directory does not depend on TMPDIR, so runs with different temporary directories exclude
+//! each other. If `/tmp` cannot be used, the files are in the base of
+//! [`service_dir`](crate::service_dir). Each user has separate locks. If another user's service
+//! uses the port, the start fails with an error that names that service.
 //!
 //! # Holder and end of a lock
 //!
 //! A `flock` belongs to the open file description, which the supervisor inherits from the test
 //! process. The test process then closes its own descriptor ([`EndpointLock::hand_over`]). From
-//! then on, the endpoint is free once the supervisor and the service's processes are gone. A
-//! SIGKILL of any process does not change that. The descriptors are close-on-exec, so the service
-//! does not inherit them.
+//! then on, the endpoint is free once the supervisor and the service's processes are gone, even if
+//! any of them is killed with SIGKILL. The descriptors are close-on-exec, so the service does not
+//! inherit them.
 //!
 //! # No deadlock between processes
 //!
-//! An [`EndpointLock`] takes its endpoints in sorted order, and keeps the ones it has while it
-//! waits for the next. If a test needs several fixtures, it must take all their locks at once.
-//! Otherwise two tests could take locks in different orders and deadlock.
+//! An [`EndpointLock`] takes its endpoints in sorted order, and keeps those it has while it waits
+//! for the next. A test that needs several fixtures must take all their locks together. Otherwise
+//! two tests could take locks in different orders and deadlock.
 //!
 //! # No waiting for oneself
 //!
 //! A test with two fixtures on the same fixed port would wait for itself. To prevent that, a
-//! registry records which thread holds which lock. If a thread takes its own lock again, it gets an
-//! error at once.
+//! registry records which thread holds which lock. A thread that tries to take its own lock again
+//! gets an error immediately.
 //!
 //! The thread stands for the test, because libtest runs each test on its own thread. Thread ids are
-//! never reused in a process. If an executor moves to another thread, its lock still counts for the
-//! first thread. If the first thread wants the endpoint again, it gets an error, although it could
-//! have waited.
+//! never reused within a process. If an executor moves to another thread, its lock still counts as
+//! held by the first thread. If that thread needs the endpoint again, it gets an error, although it
+//! could have waited.
 //!
 //! A service in a `static` lives as long as the process and belongs to no thread
-//! ([`EndpointLock::for_process`]). A wait for the service would never end, so every thread gets
-//! the error. If a service lives as long as the test run ([`EndpointLock::for_run`]), a note in the
-//! lock file informs the other processes of the run.
+//! ([`EndpointLock::for_process`]). A wait for it would never end, so every thread gets the error.
+//! If a service lives as long as the test run ([`EndpointLock::for_run`]), a note in the lock file
+//! tells the other processes of the run.
 //!
 //! # The files stay
 //!
-//! Lock files are never removed. Otherwise one process could lock a removed file while another
+//! mirakuru never removes lock files. Otherwise one process could lock a removed file while another
 //! locks a new file of the same name. The files are small, and there is one for each endpoint.
 //! Programs that clean `/tmp` may still remove a file. After locking a file, a process therefore
-//! checks that the file still has its name.
+//! checks that the path still leads to this file.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -91,7 +91,7 @@ impl From<SocketAddr> for Endpoint {
 
 impl From<&Path> for Endpoint {
     fn from(path: &Path) -> Endpoint {
-        // The socket may not exist yet, so resolve symbolic links in its directory only.
+        // The socket may not exist yet, so symbolic links are resolved only in its directory.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let canonical = match (absolute.parent(), absolute.file_name()) {
             (Some(dir), Some(name)) => dir.canonicalize().unwrap_or_else(|_| dir.to_owned()).join(name),
@@ -121,7 +121,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// The exclusive right to a set of endpoints while the service runs. Dropping it releases the locks
-/// that were not [handed over](EndpointLock::hand_over), and removes all its locks from the
+/// that have not been [handed over](EndpointLock::hand_over), and removes all its locks from the
 /// registry.
 #[derive(Debug)]
 pub(crate) struct EndpointLock {
@@ -131,8 +131,8 @@ pub(crate) struct EndpointLock {
 }
 
 impl EndpointLock {
-    /// Takes all endpoints if all are free, otherwise none. Other processes see `service` in their
-    /// error messages.
+    /// Takes all endpoints if all are free, otherwise none. Error messages of other processes show
+    /// `service`.
     ///
     /// Retries for some milliseconds, because a process that another thread has just forked has
     /// copies of all locks until it executes its program.
@@ -140,13 +140,13 @@ impl EndpointLock {
     /// # Errors
     ///
     /// [`io::ErrorKind::Deadlock`] if an endpoint is held by this thread, or by a service that
-    /// lives as long as this process or test run. Other kinds if a lock file cannot be used.
+    /// lives as long as this process or test run. Another kind if a lock file cannot be used.
     pub(crate) fn try_take(endpoints: &[Endpoint], service: &str) -> io::Result<Option<EndpointLock>> {
         EndpointLock::take(endpoints, service, JUST_FORKED)
     }
 
-    /// Waits until all endpoints are free, and takes them. Returns `None` if that takes longer than
-    /// `limit`.
+    /// Waits until all endpoints are free, and takes them. Returns `None` if that would take longer
+    /// than `limit`.
     ///
     /// # Errors
     ///
@@ -183,20 +183,21 @@ impl EndpointLock {
             }
             let mut pauses = Pauses::new();
             loop {
-                // Check this in every round, because another thread may call `for_process`
-                // meanwhile.
+                // This is checked in every round, because another thread may call `for_process` in
+                // the meantime.
                 if is_own(path) {
                     return Err(io::Error::new(io::ErrorKind::Deadlock, wanted_twice(endpoint)));
                 }
                 if let Some(lock) = try_lock(path)? {
-                    // If the write fails, other processes cannot name the holder in errors.
+                    // If the note cannot be written, other processes cannot name the holder in
+                    // errors.
                     let _ = lock.write_all_at(&note, 0);
                     locks.push(lock);
                     paths.push(path.clone());
                     break;
                 }
-                // Skip this check in the first rounds, because a new holder may not have written
-                // its note yet.
+                // The first rounds skip this check, because a new holder may not have written its
+                // note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -254,7 +255,7 @@ impl EndpointLock {
         self.locks.clear();
     }
 
-    /// Marks the locks as held until this process ends, so that its threads do not wait for them.
+    /// Marks the locks as held until this process ends, so that none of its threads waits for them.
     pub(crate) fn for_process(&mut self) {
         for held in registry().iter_mut() {
             if held.endpoint_lock == self.id {
@@ -263,15 +264,16 @@ impl EndpointLock {
         }
     }
 
-    /// Marks the locks as held until the test run ends, so that its processes do not wait for them.
+    /// Marks the locks as held until the test run ends, so that none of its processes waits for
+    /// them.
     pub(crate) fn for_run(&mut self) {
         self.for_process();
         let Some(run) = Run::current() else { return };
         let note = note(&self.service, Some(run.runner()));
         for held in registry().iter() {
             if held.endpoint_lock == self.id {
-                // Open the file again, because the lock may have been handed over. If the write
-                // fails, other processes wait until their time limit.
+                // The file is opened again, because the lock may have been handed over. If the note
+                // cannot be written, other processes wait until their time limit.
                 let lock = sys::files::open_lock(&held.path, false);
                 let _ = lock.and_then(|lock| lock.write_all_at(&note, 0));
             }
@@ -285,7 +287,7 @@ impl Drop for EndpointLock {
     }
 }
 
-/// The error text for two services of one test that want the same endpoint.
+/// The error text for two services of one test or process that need the same endpoint.
 pub(crate) fn wanted_twice(endpoint: &Endpoint) -> String {
     format!(
         "two services of this test, or of this whole test process, want {endpoint}, and a wait for it \
@@ -293,8 +295,8 @@ pub(crate) fn wanted_twice(endpoint: &Endpoint) -> String {
     )
 }
 
-/// Describes the last holder of the lock on this endpoint, such as `redis-server of test process
-/// tests-1f3a (pid 812)`. For errors after [`EndpointLock::try_take`] returned `None`.
+/// Describes the last holder of the lock on this endpoint, for example `redis-server of test
+/// process tests-1f3a (pid 812)`. For errors after [`EndpointLock::try_take`] has returned `None`.
 pub(crate) fn holder(endpoint: &Endpoint) -> Option<String> {
     holder_in(&locks_dir().ok()?, endpoint)
 }
@@ -321,7 +323,7 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     ))
 }
 
-/// Text about the thread of this process that took the lock on this file. libtest names a thread
+/// Describes the thread of this process that took the lock on this file. libtest names a thread
 /// after its test.
 fn starter(path: &Path) -> Option<String> {
     let registry = registry();
@@ -340,12 +342,12 @@ fn starter(path: &Path) -> Option<String> {
 }
 
 /// Length of every note. A new note overwrites the old one in place. If the file were truncated
-/// instead, some file systems would write to the disk at once.
+/// instead, some file systems would write to the disk immediately.
 const NOTE_LENGTH: usize = 512;
 
 /// Builds a note of four lines, padded with spaces: the holder's pid and start time, its test
-/// binary, the service, and the run. The last line has the runner's pid and start time if the whole
-/// run shares the service.
+/// binary, the service, and the run. If the whole run shares the service, the last line contains
+/// the runner's pid and start time. Otherwise it is empty.
 fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     let test = std::env::current_exe().ok();
     let test = test
@@ -413,7 +415,7 @@ fn locks_dir() -> io::Result<PathBuf> {
 
 struct Held {
     path: PathBuf,
-    /// The thread that took the lock; `None` if the lock belongs to the whole process.
+    /// The thread that took the lock. `None` if the lock belongs to the whole process.
     thread: Option<ThreadId>,
     thread_name: Option<String>,
     /// A weak reference that is dead once the thread that took the lock has ended.
@@ -431,7 +433,7 @@ fn life_of_thread() -> Weak<()> {
 
 fn registry() -> MutexGuard<'static, Vec<Held>> {
     static REGISTRY: Mutex<Vec<Held>> = Mutex::new(Vec::new());
-    // If a test panics, the list is still valid.
+    // The list is valid even after a panic.
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -451,7 +453,7 @@ mod tests {
     use crate::sys::tests::in_time;
     use crate::util::own_process::{process_of, test_name};
 
-    /// Time limit of waits that must succeed. None of these tests takes as long.
+    /// Time limit for waits that must succeed. None of these tests takes as long.
     const LONG: Duration = Duration::from_secs(30);
 
     struct Temp(PathBuf);
@@ -481,7 +483,8 @@ mod tests {
         fn other_takes(&self, port: u16, limit: Duration) -> Option<EndpointLock> {
             thread::scope(|s| s.spawn(|| self.take(&[port], limit).unwrap()).join().unwrap())
         }
-        /// Waits, because a process that another test has just forked may have copies of all locks.
+        /// Retries, because a process that another test has just forked may have copies of all
+        /// locks.
         fn becomes_free(&self, port: u16) -> bool {
             self.other_takes(port, LONG).is_some()
         }
@@ -625,7 +628,7 @@ mod tests {
         );
     }
 
-    /// A test can end while a thread of it still has the service.
+    /// A test can end while one of its threads still has the service.
     #[test]
     fn a_holder_whose_test_is_over_is_told_as_such() {
         let temp = Temp::new();
@@ -715,7 +718,8 @@ mod tests {
         });
     }
 
-    /// Runs in a process of the next test: takes the lock, reports that, and waits to be killed.
+    /// Runs in a process started by the next test: takes the lock, reports that, and waits to be
+    /// killed.
     #[test]
     #[ignore = "a part of another test"]
     fn victim() {

@@ -1,12 +1,13 @@
-//! Finds out whether the sockets that answer on an address belong to a service's process tree.
+//! Determines whether the sockets that answer on an address belong to a service's process tree.
 //!
 //! A test that talks to the wrong server passes or fails for the wrong reason. An address belongs
 //! to a service only if **every** socket that could get a connection is open in the service's tree.
 //! If several sockets share the address (SO_REUSEPORT), the kernel distributes connections among
-//! them. Another process's socket is therefore an error even if the service has one as well.
+//! them. Another process's socket on the address is therefore an error even if the service has one
+//! there as well.
 //!
-//! A socket that the service inherited, as with systemd's socket activation, is open in its tree
-//! and belongs to the service.
+//! A socket that the service has inherited, as with systemd's socket activation, is open in its
+//! tree and therefore belongs to the service.
 
 use std::fmt;
 use std::io;
@@ -23,7 +24,7 @@ use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
 /// Number of searches before another process is reported. The service may fork or pass its socket
-/// on during a search, so that the search misses the socket.
+/// on during a search, which then misses the socket.
 const POLLS: u32 = 3;
 const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 
@@ -32,10 +33,10 @@ const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 pub(crate) enum Owner {
     /// No process listens on the address.
     Nobody,
-    /// Processes of the service's tree have every socket that could get a connection.
+    /// Processes of the service's tree own every socket that could get a connection.
     Tree,
     /// The owner is not visible. Part of the service's tree belongs to another user and cannot be
-    /// inspected, and no other process was found with the socket.
+    /// inspected, and no other process was found that has the socket.
     Unseen,
     /// Another process gets connections.
     WrongListener(WrongListener),
@@ -48,12 +49,12 @@ pub(crate) struct WrongListener {
     /// The service's address or path, for example `127.0.0.1:6379`.
     pub(crate) endpoint: String,
     pub(crate) holder: Holder,
-    /// Whether the service listens on the endpoint as well (SO_REUSEPORT).
+    /// Whether the service also listens on the endpoint (SO_REUSEPORT).
     pub(crate) shared: bool,
 }
 
 impl WrongListener {
-    /// Advice for the user, as a part of the error message.
+    /// Advice for the user, for the hint of the error.
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
             true => "both listen there (SO_REUSEPORT), and each gets a part of the connections",
@@ -98,7 +99,7 @@ impl From<WrongListener> for io::Error {
     }
 }
 
-/// Whether the tree below `root` answers connections to this local address.
+/// Determines whether the tree below `root` answers on this local address.
 ///
 /// - `Ok(false)`: no process listens.
 /// - `Ok(true)`: the tree listens, or the owner of the listener is not visible.
@@ -107,15 +108,15 @@ pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> 
     Ok(listeners_of_tree(protocol, addr, root)?.is_some())
 }
 
-/// The visible sockets of a tree that answer on an address.
+/// The visible sockets that answer on an address, and the processes that have them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Listeners {
     inodes: Vec<u64>,
-    /// Ids of the processes that have the sockets.
+    /// Ids of the tree's processes that have the sockets.
     pids: Vec<u32>,
 }
 
-/// Like [`owned_by_tree`], but returns the sockets, or `None` if no process listens.
+/// Like [`owned_by_tree`], but returns the sockets. `None` if no process listens.
 pub(crate) fn listeners_of_tree(
     protocol: Protocol,
     addr: SocketAddr,
@@ -131,17 +132,17 @@ pub(crate) fn listeners_of_tree(
     Ok(Some(listeners))
 }
 
-/// Finds out whether an address belongs to the tree below `root`.
+/// Determines which process owns an address. Stores the sockets on it in `listeners`.
 fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listeners) -> io::Result<Owner> {
     let addr = canonical(addr);
-    // Ask the cheap question first: during most of a start, no process listens.
+    // The cheap question comes first: during most of a start, no process listens.
     if !listening(protocol, addr)? {
         return Ok(Owner::Nobody);
     }
     let mut poll = 1;
     loop {
         let sockets = match answering(protocol, addr) {
-            // The process has stopped listening meanwhile.
+            // The process has stopped listening in the meantime.
             Some(sockets) if sockets.is_empty() => return Ok(Owner::Nobody),
             Some(sockets) => sockets,
             None => return Ok(Owner::Unseen),
@@ -182,11 +183,10 @@ enum Ownership {
     },
 }
 
-/// Whether processes below `root` have all of these sockets. Stores the ids of these processes in
-/// `pids`.
+/// Determines whether processes below `root` have all of these sockets. Stores the ids of those
+/// processes in `pids`.
 fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Ownership {
-    // The first search is nearly always enough. Later searches look at every thread, which costs
-    // more.
+    // The first search is almost always enough. Later ones examine every thread, which costs more.
     let closely = match poll {
         1 => Closely::Process,
         _ => Closely::Threads,
@@ -219,8 +219,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
             ours.push(*inode);
         }
     }
-    // After a denied search, ignore the test process: it may have made the socket that the service
-    // inherits.
+    // After a denied search, the test process does not count: it may have opened the socket that
+    // the service inherits.
     let counts = |pid: u32| !search.denied || pid != std::process::id();
     everybody.retain(|(inode, pid)| !ours.contains(inode) && counts(*pid));
     if search.denied && everybody.is_empty() {
@@ -239,8 +239,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
     }
 }
 
-/// Whether the Unix socket at `path` is open in the tree below `root`. `listener` is the process
-/// that called `listen`, if it is known.
+/// Determines whether the Unix socket at `path` is open in the tree below `root`. `listener` is the
+/// process that called `listen`, if known.
 pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     if listener.is_some_and(|pid| procfs::descends(pid, root)) {
         return Owner::Tree;
@@ -259,8 +259,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
             return unnamed_owner(path, listener, root);
         }
         match owner_of(&inodes, root, poll, &mut Vec::new()) {
-            // Right after a restart, the table may list two sockets of this name. Only the newer
-            // one can be reached.
+            // Immediately after a restart, the table may list two sockets of this name. Only the
+            // newer one can be reached.
             Ownership::Tree | Ownership::WrongListener { shared: true, .. } => return Owner::Tree,
             Ownership::Unseen => return Owner::Unseen,
             Ownership::WrongListener { .. } if poll < POLLS => {}
@@ -277,8 +277,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     }
 }
 
-/// The owner of a socket that was bound under another path, such as a relative one. If the tree has
-/// any listening Unix socket, the service may be the owner.
+/// Determines the owner of a socket that was bound under another path, such as a relative one. If
+/// the tree has any listening Unix socket, that may be the one.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
     let search = procfs::search_tree(root, &listening, Closely::Threads);
@@ -296,7 +296,7 @@ fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
 /// Maximum age of a socket that a server opens only to check that its port is free.
 const CHECK_TAKES: Duration = Duration::from_millis(50);
 
-/// The sockets that answer on an address, and the time when they were first seen.
+/// The sockets that answer on an address, and when they were first seen.
 #[derive(Clone, Debug)]
 pub(crate) struct FirstSeen {
     inodes: Vec<u64>,
@@ -304,8 +304,8 @@ pub(crate) struct FirstSeen {
 }
 
 impl FirstSeen {
-    /// Pause before the next poll. It grows with the time that has passed, because most servers
-    /// accept connections some microseconds after they begin to listen.
+    /// The pause before the next poll. It grows with the time that has passed, because most servers
+    /// accept connections within microseconds after they begin to listen.
     pub(crate) fn next_poll(&self) -> Duration {
         (self.at.elapsed() / 4).clamp(Duration::from_micros(50), Duration::from_millis(1))
     }
@@ -313,12 +313,13 @@ impl FirstSeen {
 
 /// Whether the service's sockets on this address will stay open.
 ///
-/// Some servers listen briefly to check that the port is free, and listen again later to serve. If
-/// the process waits for something, such as connections, its socket counts at once. Otherwise the
-/// same socket must have been there for [`CHECK_TAKES`]. `seen` holds the result of the last check.
+/// Some servers listen for a moment to check that the port is free, and listen again later to
+/// serve. If the process is waiting for something, such as connections, its socket counts
+/// immediately. Otherwise the same socket must have been there for [`CHECK_TAKES`]. `seen` stores
+/// the result of the previous check.
 pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<FirstSeen>) -> bool {
     let Listeners { inodes, pids } = listeners;
-    // If the kernel does not list the sockets, finding a listener is enough.
+    // If the kernel does not list sockets, it is enough that a process listens.
     if inodes.is_empty() {
         return true;
     }
@@ -337,7 +338,7 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
 }
 
 /// The addresses on which the tree below `root` listens, in no particular order. For the error
-/// about a service that listens elsewhere. Empty if the kernel cannot be asked.
+/// about a service that listens elsewhere. Empty if they cannot be determined.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes = table::inodes(&sockets);
@@ -398,8 +399,8 @@ mod tests {
 
     impl Drop for Python {
         fn drop(&mut self) {
-            // Kill the whole group at once, because a tree that keeps forking changes faster than
-            // it can be listed.
+            // Kills the whole group, because a tree that keeps forking changes faster than it can
+            // be listed.
             let _ = Command::new("kill")
                 .args(["-9", "--", &format!("-{}", self.child.id())])
                 .stderr(Stdio::null())
@@ -430,7 +431,7 @@ mod tests {
     #[test]
     fn another_process_is_named() {
         let wrong_listener = Python::listener();
-        // This unrelated process stands for the service.
+        // This unrelated process takes the place of the service.
         let tree = Command::new("sleep").arg("60").spawn().unwrap();
         let mut tree = Python { child: tree, port: 0 };
         let error = owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).unwrap_err();
@@ -459,7 +460,7 @@ mod tests {
             child: Command::new("sleep").arg("60").spawn().unwrap(),
             port: listener.local_addr().unwrap().port(),
         };
-        // The listener is close-on-exec. Until `sleep` is executed, the child still has a copy.
+        // The listener is close-on-exec, so the child has a copy until it executes `sleep`.
         while std::fs::read_link(format!("/proc/{}/exe", tree.pid())).unwrap()
             == std::env::current_exe().unwrap()
         {
@@ -484,8 +485,8 @@ mod tests {
              s.listen(); \
              print({port}, flush=True); time.sleep(60)"
         ));
-        // Both sockets are in this process's tree, because Python is its child. Python's tree has
-        // only one.
+        // Both sockets are in this process's tree, because Python is its child. Python's tree
+        // contains only one.
         assert!(owned_by_tree(Protocol::Tcp, v4(port), std::process::id()).unwrap());
         let seen = owner(
             Protocol::Tcp,
@@ -502,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_forks_all_the_time_is_never_accused() {
-        // Each parent passes the listener to its child and ends. The first process adopts the
+        // Each parent passes the listener to its child and exits. The first process adopts the
         // children.
         let script = "
 import ctypes, os, socket, time
@@ -533,7 +534,7 @@ time.sleep(60)
 
     #[test]
     fn a_socket_that_only_a_late_thread_has_is_found() {
-        // The first thread ends. Then /proc/PID/fd is empty, and only the other thread has the
+        // The first thread exits. Then /proc/PID/fd is empty, and only the other thread has the
         // descriptors.
         let script = "
 import ctypes, socket, threading, time
@@ -578,7 +579,7 @@ ctypes.CDLL(None).pthread_exit(None)
             eprintln!("skipped: it takes root to start processes of two users");
             return;
         }
-        // `nobody` may have no access to the directory of this program, so copy it.
+        // `nobody` may have no access to the directory of this program, so the program is copied.
         let copy = std::env::temp_dir().join(format!("mk-owner-{}", std::process::id()));
         std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
         let as_nobody = |what: String| {

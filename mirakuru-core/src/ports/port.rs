@@ -9,9 +9,9 @@ use crate::ports::reserve::{HoldLevel, Range, Reservation};
 ///
 /// The port is free for TCP and UDP, and no program that asks the system for a free port gets it.
 /// Connections are refused until [`into_listener`](Port::into_listener) is called. Dropping the
-/// value releases the port. The placeholder `{port}` makes the same reservation.
+/// value releases the port. The placeholder `{port}` reserves a port in the same way.
 ///
-/// The usual variable name is `port`.
+/// Variables of this type are usually named `port`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -32,7 +32,7 @@ impl Port {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the system has no free port.
+    /// [`Error::System`] if no port is free.
     pub fn reserve() -> Result<Port, Error> {
         let mut taken = Vec::new();
         loop {
@@ -61,18 +61,19 @@ impl Port {
         (Ipv4Addr::LOCALHOST, self.number()).into()
     }
 
-    /// Makes a TCP listener on the port, which accepts connections from now on.
+    /// Creates a TCP listener on the port, which accepts connections from now on.
     ///
     /// # Panics
     ///
-    /// If another process has bound this port by number meanwhile. No reservation can prevent that.
+    /// If another process has bound this port by number in the meantime. No reservation can prevent
+    /// that.
     #[must_use]
     #[track_caller]
     pub fn into_listener(self) -> TcpListener {
         self.into_sockets().0
     }
 
-    /// Makes a TCP listener and a UDP socket on the port, for a server that uses both, such as a
+    /// Creates a TCP listener and a UDP socket on the port, for a server that uses both, such as a
     /// DNS server.
     ///
     /// ```
@@ -89,15 +90,15 @@ impl Port {
     #[track_caller]
     pub fn into_sockets(self) -> (TcpListener, UdpSocket) {
         let addr = self.addr();
-        // Keep the reservation until the listener exists.
+        // The reservation is kept until the listener exists.
         match TcpListener::bind(addr) {
             Ok(listener) => (listener, self.udp),
             Err(error) => panic!("cannot listen on the reserved address {addr}: {error}"),
         }
     }
 
-    /// Returns the UDP socket that the reservation has bound to the port. It has received all
-    /// datagrams since then.
+    /// Returns the UDP socket that has been bound to the port since the reservation. It contains
+    /// all datagrams received since then.
     #[must_use]
     pub fn into_udp_socket(self) -> UdpSocket {
         self.udp

@@ -1,26 +1,26 @@
-//! Reserves free ports, so that no other program gets the same port before the service has it.
+//! Reserves free ports so that no other program gets a port before the service has it.
 //!
 //! If a process binds port 0, reads the number and closes the socket, another process may get the
-//! same port. That happens often enough to make tests flaky. A reservation here is a *hold*: a
+//! same port. That happens often enough to make tests flaky. A reservation is therefore a *hold*: a
 //! socket that is bound to the port and does not listen. While the hold is open, the kernel chooses
 //! its port for no other socket, not even for an outgoing connection. It also refuses connections
-//! to the port. The hold ends with its process.
+//! to the port. The hold ends with the process that made it.
 //!
 //! The service binds the port over the hold. That works because both sockets set SO_REUSEADDR and
-//! neither listens when the other binds. Nearly every server sets that option, because otherwise it
+//! neither listens when the other binds. Almost every server sets that option, because otherwise it
 //! could not restart while old connections linger. One dual-stack socket is enough: Redis, nginx,
 //! PostgreSQL, Python's http.server and Rust's std bind over it on wildcard and loopback addresses,
 //! in IPv4 and in IPv6.
 //!
 //! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT cannot bind over the hold. For such a
-//! program the hold can be [loosened](Reservation::loosen). The first step is a socket on IPv6
+//! program, the hold can be [loosened](Reservation::loosen). The first step is a socket on IPv6
 //! loopback only: other holds avoid the port, but an IPv4 program can bind it. The second step is
-//! no hold.
+//! no hold at all.
 //!
-//! UDP has no holds, because few UDP servers set SO_REUSEADDR, and the others could not bind over
-//! them. A reserved port is free for UDP at first, and other reservations avoid it. If a service
-//! declares that it uses UDP, it gets a [low](Range::Low) port, which the kernel never chooses by
-//! itself.
+//! There are no holds for UDP, because few UDP servers set SO_REUSEADDR, and the others could not
+//! bind over them. A reserved port is free for UDP at first, and other reservations avoid it. If a
+//! service declares that it uses UDP, it gets a [low](Range::Low) port, which the kernel never
+//! chooses by itself.
 //!
 //! A hold does not disturb a running service, so it stays open. When the service stops, the port is
 //! still reserved.
@@ -37,18 +37,18 @@ pub(crate) enum Range {
     /// The kernel chooses the port.
     #[default]
     Any,
-    /// A port below 50000 and outside the kernel's own range. A server can derive other ports from
-    /// it by adding a number.
+    /// A port below 50000 that, if possible, is outside the kernel's own range. A server can derive
+    /// other ports from it by adding a number.
     Low,
 }
 
-/// Strength of the hold on a port. Each level is weaker than the one before.
+/// The strength of the hold on a port, from the strongest to the weakest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldLevel {
     /// A hold on every address. A service with SO_REUSEADDR or SO_REUSEPORT can bind over it.
     Firm,
-    /// A hold on IPv6 loopback. Other mirakuru processes do not get the port. A service on IPv4 can
-    /// bind the port without any option.
+    /// A hold on IPv6 loopback only. Other mirakuru processes do not get the port. A service on
+    /// IPv4 can bind the port without setting any option.
     Beside,
     /// No hold: another process may get the port before the service does.
     Open,
@@ -66,7 +66,7 @@ impl HoldLevel {
 
 /// The low range: above the default ports of most servers, and below 50000.
 const LOW: std::ops::Range<u16> = 20_000..50_000;
-/// Ports in the low range that are the default of some server. Another test may need them.
+/// Low ports that are the default of some server and that another test may need.
 const WELL_KNOWN: [u16; 10] = [
     25_565, 25_672, 26_257, 26_379, 27_017, 27_018, 27_019, 28_015, 32_400, 33_060,
 ];
@@ -79,7 +79,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// Refers to a port that another value holds.
+    /// Refers to a port that another value holds, or that needs no hold.
     pub(crate) fn known(port: u16) -> Reservation {
         Reservation { port, hold: None }
     }
@@ -96,7 +96,7 @@ impl Reservation {
     }
 
     fn any(is_wanted: &dyn Fn(u16) -> bool) -> io::Result<Reservation> {
-        // Keep the holds on unwanted ports until the end, so that each round gets a new port.
+        // Holds on unwanted ports are kept until the end, so that each round gets a new port.
         let mut unwanted = Vec::new();
         loop {
             let (hold, port) = sys::ports::hold_any()?;
@@ -115,11 +115,11 @@ impl Reservation {
         let ephemeral = sys::ports::ephemeral().unwrap_or(32_768..=60_999);
         let mut ports: Vec<u16> = LOW.collect();
         ports.retain(|port| !ephemeral.contains(port));
-        // If the kernel's range leaves few low ports, use ports of that range as well.
+        // If few low ports are outside the kernel's range, ports inside it are used as well.
         if ports.len() < 1000 {
             ports = LOW.collect();
         }
-        // Start at a random port, so that processes rarely try the same one.
+        // The search starts at a random port, so that processes rarely try the same one.
         let begin = RandomState::new().build_hasher().finish() as usize % ports.len();
         let (after, before) = (&ports[begin..], &ports[..begin]);
         for &port in after.iter().chain(before) {
@@ -142,8 +142,8 @@ impl Reservation {
         self.port
     }
 
-    /// Weakens the hold to `hold_level`. Binds the new socket before closing the old one. Never
-    /// makes a hold stronger: after [`HoldLevel::Open`], use
+    /// Weakens the hold to `hold_level`. The new socket is bound before the old one is closed.
+    /// Never makes a hold stronger: after [`HoldLevel::Open`], use
     /// [`hold_again`](Reservation::hold_again).
     pub(crate) fn loosen(&mut self, hold_level: HoldLevel) {
         if self.hold.is_none() {
@@ -151,14 +151,14 @@ impl Reservation {
         }
         match hold_level {
             HoldLevel::Firm => {}
-            // Without IPv6, this can fail if only a part of 127.0.0.0/8 is usable. The port is then
+            // Without IPv6, this can fail if only part of 127.0.0.0/8 is usable. The port is then
             // not held.
             HoldLevel::Beside => self.hold = sys::ports::stand_beside(self.port).ok(),
             HoldLevel::Open => self.hold = None,
         }
     }
 
-    /// Holds the port again after its hold was given up.
+    /// Holds the port again after its hold has been given up.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ mod tests {
         Reservation::new(Range::Any, HoldLevel::Firm, &[]).unwrap()
     }
 
-    /// Wildcard and loopback addresses of the families that this machine supports.
+    /// The wildcard and loopback addresses of the address families that this machine supports.
     fn addresses() -> Vec<&'static str> {
         let mut all = vec!["127.0.0.1", "0.0.0.0", "::1", "::"];
         if TcpListener::bind("[::1]:0").is_err() {
@@ -226,7 +226,7 @@ mod tests {
         let held: Vec<_> = (0..150).map(|_| firm()).collect();
         let ports: HashSet<u16> = held.iter().map(Reservation::port).collect();
         assert_eq!(ports.len(), held.len());
-        // Without the holds, dozens of ports would be given twice.
+        // Without the holds, dozens of ports would be given out twice.
         for ip in addresses() {
             for _ in 0..3000 {
                 let other = TcpListener::bind(at(ip, 0)).unwrap();
@@ -285,14 +285,14 @@ mod tests {
 
     #[test]
     fn a_loose_hold_lets_a_service_without_options_bind() {
-        // Binds without any socket option.
+        // Binds without setting any socket option.
         let plain_bind = |ip: [u8; 4], port| sys::ports::bind_v4(SocketAddrV4::new(ip.into(), port), false);
         let mut ips = vec![[127, 0, 0, 1]];
         if addresses().contains(&"::1") {
             ips.push([0, 0, 0, 0]);
         }
         for ip in ips {
-            // Retry, because a loose hold does not stop another test's IPv4 listener from taking
+            // Retries, because a loose hold does not stop another test's IPv4 listener from taking
             // the port.
             let bound = (0..20).any(|_| {
                 let mut held = firm();
@@ -326,8 +326,8 @@ mod tests {
 
     #[test]
     fn a_port_that_a_udp_socket_has_is_not_taken() {
-        // The kernel chooses TCP and UDP ports alike. Without the UDP check, many reservations
-        // would get the port of one of these sockets.
+        // The kernel chooses ports for TCP and UDP in the same way. Without the UDP check, many
+        // reservations would get the port of one of these sockets.
         let sockets: Vec<_> = (0..300)
             .map(|n| std::net::UdpSocket::bind((["127.0.0.1", "0.0.0.0"][n % 2], 0)).unwrap())
             .collect();
@@ -352,7 +352,7 @@ mod tests {
         if *ephemeral.start() > 21_000 {
             assert!(ports.iter().all(|port| !ephemeral.contains(port)));
         }
-        // A UDP server without options can bind each port.
+        // A UDP server that sets no option can bind each port.
         for reserved in &low {
             std::net::UdpSocket::bind(at("0.0.0.0", reserved.port())).unwrap();
         }

@@ -1,13 +1,13 @@
 //! Lists the sockets on a port of this machine without connecting to it.
 //!
-//! Services notice connections. PostgreSQL, for example, logs an incomplete startup packet for each
+//! Services notice connections. For example, PostgreSQL logs an incomplete startup packet for each
 //! connection that sends nothing.
 //!
-//! Only the most specific sockets get connections: `127.0.0.1` comes before `0.0.0.0`, and
-//! `0.0.0.0` before a `[::]` that also serves IPv4.
+//! Only the most specific sockets get connections: `127.0.0.1` takes precedence over `0.0.0.0`, and
+//! `0.0.0.0` over a `[::]` that also serves IPv4.
 //!
-//! If the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection shows
-//! whether a process listens, and `/proc/net/tcp` lists the sockets.
+//! If the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection attempt
+//! shows whether a process listens, and `/proc/net/tcp` lists the sockets.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -20,7 +20,8 @@ use crate::sys::sock_diag::{self, States};
 use crate::sys::{Protocol, Socket};
 use crate::util::deadline::scaled;
 
-/// Time limit of a connection to this machine. Only a full backlog can make a connection wait.
+/// Time limit for a connection to this machine. A connection has to wait only if the backlog is
+/// full.
 const LOCAL_CONNECT: Duration = Duration::from_millis(500);
 
 /// Whether a process listens on this local address, or receives datagrams there.
@@ -43,14 +44,14 @@ pub(crate) fn inodes(sockets: &[Socket]) -> Vec<u64> {
     sockets.iter().map(|socket| socket.inode).collect()
 }
 
-/// Checks that this process can reach a local address, without sending anything. Fails, for
-/// example, if the loopback interface is down.
+/// Checks, without sending anything, that this process can reach a local address. Fails if, for
+/// example, the loopback interface is down.
 pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     let any = match addr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    // Connecting a UDP socket looks up the route and sends nothing.
+    // Connecting a UDP socket looks up the route, but sends nothing.
     let Ok(socket) = UdpSocket::bind(any) else {
         return Ok(());
     };
@@ -64,10 +65,10 @@ pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     })
 }
 
-/// Connects, and checks that the connection does not lead to itself.
+/// Connects, and checks that the connection has not been made to itself.
 ///
-/// A connection to a local ephemeral port without a listener can reach itself, because the kernel
-/// may choose the same port for the client's end.
+/// A connection to a local ephemeral port on which no process listens can be made to itself,
+/// because the kernel may choose the same port for the client's end.
 pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     not_itself(TcpStream::connect_timeout(&addr, timeout)?)
 }
@@ -83,8 +84,8 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether the kernel's answer "there is no such socket" is reliable. A kernel without the
-/// `tcp_diag` module gives this answer for every socket. Checks once, with a socket of this
+/// Whether the kernel's answer "there is no such socket" can be trusted. A kernel without the
+/// `tcp_diag` module gives this answer for every socket. Tested once, with a socket of this
 /// process.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn diag_works(protocol: Protocol) -> bool {
@@ -108,7 +109,7 @@ fn diag_works(protocol: Protocol) -> bool {
                     UdpSocket::bind(any).and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket))))
                 }
             };
-            // If no socket can be made, for example for lack of descriptors, the result stays
+            // If no socket can be created, for example for lack of descriptors, the result stays
             // unknown.
             let Ok((addr, _socket)) = own else {
                 return false;
@@ -120,8 +121,8 @@ fn diag_works(protocol: Protocol) -> bool {
     }
 }
 
-/// The most specific sockets for an address, which get its connections. `None` if the kernel does
-/// not list sockets.
+/// The most specific sockets for an address, which get its connections. `None` if sockets cannot be
+/// listed.
 pub(crate) fn answering(protocol: Protocol, addr: SocketAddr) -> Option<Vec<Socket>> {
     let all = all_listeners(protocol, addr.port())?;
     Some(most_particular(all, addr))
@@ -133,7 +134,7 @@ fn most_particular(mut all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
     all
 }
 
-/// All sockets that listen on a port, or on any port if `port` is 0. If the kernel does not answer,
+/// All sockets that listen on a port, or on any port if `port` is 0. If the kernel cannot be asked,
 /// reads the tables in `/proc`.
 pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
@@ -177,8 +178,8 @@ pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
     !listeners_in_the_way(protocol, addr).is_empty()
 }
 
-/// Rank of a listener for an address, or `None` if it does not serve the address. The listener with
-/// the highest rank gets the connections.
+/// How specifically a listener serves an address, as a rank. `None` if it does not serve the
+/// address. The listener with the highest rank gets the connections.
 fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     let (here, wanted) = (socket.addr.ip(), addr.ip());
     let is_its_scope = match (socket.addr, addr) {

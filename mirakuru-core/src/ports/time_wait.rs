@@ -1,4 +1,4 @@
-//! Frees a port on which connections of the service's last start linger.
+//! Frees a port on which connections from the service's last start linger.
 //!
 //! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). During
 //! that minute, a server without SO_REUSEADDR cannot bind the port. mirakuru therefore removes such
@@ -12,13 +12,13 @@ use crate::ports::free::{Busy, check_free};
 use crate::sys::{proc, time_wait};
 use crate::util::backoff::Pauses;
 
-/// Time to wait for a port if lingering connections cannot be removed, for example because the
+/// How long to wait for a port if lingering connections cannot be removed, for example because the
 /// other end is still open.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
-/// Maximum number of connections that one pass removes. Each costs several system calls.
+/// The largest number of connections that one pass removes. Each costs several system calls.
 const MANY: usize = 2_000;
 
-/// Checks like [`check_free`] that a server could listen on these addresses. Removes closed
+/// Checks as [`check_free`] does that a server could listen on these addresses. Removes closed
 /// connections that prevent it.
 pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     let mut pauses = Pauses::new();
@@ -35,7 +35,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         }
         for (local, remote) in found.into_iter().take(MANY) {
             if address::is_local(remote.ip()) {
-                // If the removal fails, the loop waits for the connection to disappear.
+                // If the connection cannot be removed, the loop waits until it disappears.
                 let _ = time_wait::remove(local, remote);
             }
         }
@@ -51,7 +51,7 @@ pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
     lingering
 }
 
-/// The hint for an error about lingering connections. `None` if no connection lingers.
+/// The hint for an error about lingering connections. `None` if none lingers.
 pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
     let (_, client) = lingering(addr).into_iter().next()?;
     Some(format!(
@@ -104,7 +104,7 @@ mod tests {
         for ip in ["127.0.0.1", "::1"] {
             let elsewhere = TcpListener::bind((ip, 0)).expect("a free port");
             let there = elsewhere.local_addr().expect("it is bound");
-            // Retry if another process has bound a client's port meanwhile.
+            // Tries again if another process has bound a client's port in the meantime.
             let (addr, clients) = in_time_some(|| {
                 let addr = lingering_port(ip);
                 let mut clients = Vec::new();

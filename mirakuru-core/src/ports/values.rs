@@ -13,23 +13,24 @@ use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 /// The known placeholders, for error messages.
 const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}`, `{id}` and `{env:VAR}`";
 
-/// The values of placeholders in one executor. A port is reserved at its first use in a text.
+/// The values of placeholders in one executor. A port is reserved when a text first uses it.
 #[derive(Debug)]
 pub(crate) struct Values {
     name: String,
     dir: PathBuf,
     /// The ports by name, in the order of their first use. The name of `{port}` is empty.
     ports: Vec<(String, Reservation)>,
-    /// Ports that other processes already know. A port moves to `ports` when a text first uses it.
+    /// Ports that other processes already know. Each moves to `ports` when a text first uses it.
     given: Vec<(String, Reservation)>,
-    /// Whether other processes know the ports, which then must not change.
+    /// Whether other processes know the ports. If so, the ports must not change.
     are_known: bool,
-    /// Ports that failed and must not be used again.
+    /// Ports that another process took, or on which a start failed, and which must not be used
+    /// again.
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
     range: Range,
     secrets: Secrets,
-    /// Whether texts are expanded for display. If so, `{env:VAR}` is kept.
+    /// Whether texts are expanded for display. If so, `{env:VAR}` is left as it is.
     for_show: bool,
     /// Whether a shell reads the text. If so, `{dir}` is quoted where necessary.
     for_shell: bool,
@@ -57,7 +58,7 @@ impl Values {
         self.range = range;
     }
 
-    /// Makes the values of a service whose ports other services already know.
+    /// Creates the values of a service whose ports other services already know.
     pub(crate) fn given(name: String, dir: PathBuf, given: Vec<(String, Reservation)>) -> Values {
         Values {
             given,
@@ -70,12 +71,12 @@ impl Values {
         self.are_known
     }
 
-    /// Moves the given ports that no text has used to `ports`.
+    /// Moves the given ports that no text has used into `ports`.
     pub(crate) fn take_given(&mut self) {
         self.ports.append(&mut self.given);
     }
 
-    /// Makes the values of a service that already runs.
+    /// Creates the values of a service that is already running.
     pub(crate) fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Values {
         let mut values = Values::new(name, dir);
         for (name, port) in ports {
@@ -84,7 +85,7 @@ impl Values {
         values
     }
 
-    /// Runs `expand` in display mode, in which `{env:VAR}` is kept.
+    /// Calls `expand` in display mode, in which `{env:VAR}` is left as it is.
     pub(crate) fn for_show<T>(&mut self, expand: impl FnOnce(&mut Values) -> T) -> T {
         self.for_show = true;
         let expanded = expand(self);
@@ -92,13 +93,13 @@ impl Values {
         expanded
     }
 
-    /// Masks this value of an environment variable in later texts and errors.
+    /// From now on, masks this value of an environment variable in texts and errors.
     pub(crate) fn hide(&mut self, value: &OsStr) {
         self.secrets.add_secret(&value.to_string_lossy());
     }
 
-    /// Masks the secrets that a recipe sets in its service's environment. An error may show the
-    /// recipe as written, so this comes before the placeholders are filled in.
+    /// From now on, masks the secrets that a recipe sets in its service's environment. An error may
+    /// show the recipe as written, so this is called before the placeholders are filled in.
     pub(crate) fn hide_secrets_of(&mut self, env: &[(OsString, Option<OsString>)]) {
         for (name, value) in env {
             let value = value.as_deref().unwrap_or_default();
@@ -109,7 +110,7 @@ impl Values {
         }
     }
 
-    /// Masks values of environment variables and passwords in URLs.
+    /// Masks the values of environment variables, and passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         self.secrets.mask(text)
     }
@@ -140,7 +141,8 @@ impl Values {
         self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
     }
 
-    /// Fills in the placeholders of a shell script. `{dir}` stays one word even if it has a space.
+    /// Fills in the placeholders of a shell script. `{dir}` stays one word even if it contains a
+    /// space.
     pub(crate) fn expand_script(&mut self, script: &OsStr) -> Result<OsString, ExpandError> {
         self.for_shell = true;
         let expanded = self.expand_os(script);
@@ -167,7 +169,7 @@ impl Values {
         self.ports().map(|(_, port)| port).collect()
     }
 
-    /// All ports with owned names.
+    /// Like [`ports`](Values::ports), but with each name copied into a `String`.
     pub(crate) fn owned_ports(&self) -> Vec<(String, u16)> {
         let mut ports = Vec::new();
         for (name, port) in self.ports() {
@@ -195,20 +197,20 @@ impl Values {
     /// Holds all ports again. Returns `false` if another process has taken one of them.
     pub(crate) fn hold_again(&mut self) -> bool {
         let hold_level = self.hold_level;
-        // Do not stop at an error: hold every port that is still free.
+        // An error does not end the loop, so that every port that is still free is held.
         self.ports.iter_mut().fold(true, |all, (_, reservation)| {
             reservation.hold_again(hold_level).is_ok() && all
         })
     }
 
-    /// Forgets all ports, so that texts expanded later get new ones.
+    /// Discards all ports, so that texts expanded later get new ones.
     pub(crate) fn new_ports(&mut self) {
         self.spoiled
             .extend(self.ports.iter().map(|(_, reservation)| reservation.port()));
         self.ports.clear();
     }
 
-    /// Loosens the holds by one step, for a service that found its ports in use although only this
+    /// Loosens the holds by one step. For a service that found its ports in use although only this
     /// process holds them. Returns `false` if no step is left.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {
@@ -298,7 +300,7 @@ impl Values {
     }
 }
 
-/// Appends `text` to a shell script. Quotes it for its place: inside double quotes, inside single
+/// Appends `text` to a shell script, quoted for its place: inside double quotes, inside single
 /// quotes, or outside quotes.
 fn push_quoted(text: &[u8], script: &mut Vec<u8>) {
     let mut quote = None;
@@ -426,7 +428,7 @@ mod tests {
             let printed = String::from_utf8(output.stdout).unwrap();
             assert_eq!(printed, format!("<{dir}/x>"), "{script:?}");
         }
-        // In other texts, `{dir}` is not quoted.
+        // In texts other than scripts, `{dir}` is not quoted.
         let mut values = Values::new(String::new(), PathBuf::from(dir));
         assert_eq!(values.expand("{dir}").unwrap(), dir);
     }
@@ -526,7 +528,7 @@ mod tests {
         assert_eq!(odd.expand_os(OsStr::new("{dir}")).unwrap().as_bytes(), b"/\xff");
     }
 
-    /// Random parts of placeholders, which often form no valid placeholder.
+    /// Random fragments of placeholders, which often form no valid placeholder.
     fn tricky() -> impl Strategy<Value = String> {
         let pieces = [
             "{", "}", "{{", "}}", "$", ":", "name", "dir", "port", "a", " ", "\"", "{name}", "{x:y}",

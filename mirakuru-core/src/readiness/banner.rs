@@ -32,23 +32,24 @@ use crate::util::text::{distance_within, printable};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Searches the output since this start. By default that is both streams and the log files;
+/// Searches the output since this start. By default, that is both streams and the log files;
 /// [`stdout`](Banner::stdout) and [`stderr`](Banner::stderr) select one stream.
 ///
 /// # The pattern
 ///
 /// Patterns use the syntax of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). A
-/// pattern may match anywhere in a line; `^` and `$` are the ends of the line. It never matches
-/// across lines, so a `\n` in it is an error. It matches bytes: `.` is one byte, and `\d`, `\w`,
-/// `\s`, `\b` and `(?i)` know only ASCII.
+/// pattern may match anywhere in a line; `^` and `$` match its beginning and end. It never matches
+/// across lines, so a `
+/// ` in it is an error. It matches bytes: `.` is one byte, and `\d`, `\w`, `\s`, `\b` and `(?i)`
+/// know only ASCII.
 ///
 /// A pattern is matched against a line as a report shows it, without escape sequences and without
 /// text that a carriage return overwrites. With [`raw`](Banner::raw), it is matched against the
 /// bytes as they are.
 ///
 /// An unfinished line, such as `ready> `, may match as well. If later output could undo the match
-/// (`$` needs the end of the line), the line counts once it has not changed for 50 ms. In a line of
-/// more than 64 KiB, a match of up to 32 KiB is found.
+/// (`$` needs the end of the line), the line counts once it has not changed for 50 ms. In a line
+/// longer than 64 KiB, only a match of up to 32 KiB is certain to be found.
 ///
 /// Placeholders are filled in, and their values match literally: `listening on {port}`, `socket in
 /// {dir}/`. Repetition such as `a{2,3}` is not a placeholder. For `\p{greek}`, write `\p{{greek}}`,
@@ -57,10 +58,10 @@ use crate::util::text::{distance_within, printable};
 /// # The service chooses its port
 ///
 /// If the service chooses its port itself, a named group `port` gives the executor its
-/// [address](crate::executor::Executor::addr). The service has the port before it prints the
-/// number, so no other process can take the port. A group `host` gives the host; without it, the
-/// host is 127.0.0.1. A group `addr` may hold both, such as `10.0.0.1:8080`. If the service prints
-/// a wildcard address (`0.0.0.0`, `[::]`, `*`), the executor's address is loopback.
+/// [address](crate::executor::Executor::addr). The service already holds the port when it prints
+/// the number, so no other process can take it. A group `host` gives the host; without it, the host
+/// is 127.0.0.1. A group `addr` may contain both, such as `10.0.0.1:8080`. If the service prints a
+/// wildcard address (`0.0.0.0`, `[::]`, `*`), the executor's address is loopback.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -83,18 +84,19 @@ pub struct Banner {
     /// The pattern with its placeholders filled in.
     pattern: String,
     watch: Option<LineWatch>,
-    /// The position in the log from which lines count. `None` stands for the start of the service.
+    /// The position in the log from which lines count. `None` means the start of the service.
     since: Option<Mark>,
-    /// The service's log files, each with its search. `None` until the first poll.
+    /// The service's log files, each with its own search. `None` until the first poll.
     files: Option<Vec<(LogFile, LineWatch)>>,
-    /// Number of lines that must match: `times`, plus the lines that earlier waits have used.
+    /// Number of lines that must match: `times`, plus the lines that earlier waits have used. 0
+    /// until the first poll.
     wanted: usize,
     seen: usize,
     /// The last line that matched.
     line: Option<Line>,
     addr: Option<SocketAddr>,
-    /// Length of an unfinished line that matches, and the time since the start at which the line
-    /// reached this length.
+    /// The length of a matching unfinished line, and the time since the start at which it reached
+    /// this length.
     undecided: Option<(usize, Duration)>,
 }
 
@@ -134,15 +136,15 @@ impl Banner {
         self
     }
 
-    /// Matches the bytes of a line as the service printed them, with escape sequences and carriage
-    /// returns. By default, a line is matched as a report shows it.
+    /// Matches the bytes of a line as the service printed them, including escape sequences and
+    /// carriage returns. By default, a line is matched as a report shows it.
     pub fn raw(mut self) -> Banner {
         self.raw = true;
         self
     }
 
     /// Waits until `n` lines match; the default is 1. For example, PostgreSQL in a container prints
-    /// twice that it is ready. A line counts once, even if it matches several times.
+    /// twice that it is ready. A line counts only once, even if it matches several times.
     pub fn times(mut self, n: usize) -> Banner {
         self.times = n;
         self
@@ -171,12 +173,12 @@ impl Banner {
         self
     }
 
-    /// Whether only new output can change the answer.
+    /// Whether the result can change only with new output.
     pub(crate) fn is_decided(&self) -> bool {
         self.undecided.is_none()
     }
 
-    /// Returns the reason to refuse the mark, if it belongs to another service.
+    /// If the mark belongs to another service, returns the reason for refusing it.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         self.since.as_ref().and_then(|mark| mark.refusal(output))
     }
@@ -363,7 +365,7 @@ impl Readiness for Banner {
     }
 
     fn waits_for_output(&self) -> bool {
-        // Log files have no events, so they must be polled.
+        // Log files cause no events, so they must be polled.
         self.undecided.is_none() && self.files.as_ref().is_none_or(Vec::is_empty)
     }
 
@@ -372,12 +374,12 @@ impl Readiness for Banner {
     }
 }
 
-/// The line that is most similar to the pattern, and whether it contains the pattern's longest
-/// literal part.
+/// Returns the line that is most similar to the pattern, and whether it contains the pattern's
+/// longest literal part. `None` if no line is similar.
 fn nearest<'a>(pattern: &str, text: &'a str) -> Option<(&'a str, bool)> {
     /// Minimum length of the literal part. Shorter texts occur in too many lines.
     const LEAST: usize = 4;
-    // Limits on the number and the length of lines, so that a search takes only milliseconds.
+    // These limits on the number and the length of lines keep a search within milliseconds.
     const LINES: usize = 500;
     const LENGTH: usize = 300;
     let plain = longest_plain(pattern).to_lowercase();
@@ -415,7 +417,7 @@ fn longest_plain(pattern: &str) -> String {
     parts.into_iter().max_by_key(String::len).unwrap_or_default()
 }
 
-/// The address in the line's named groups, if there is one. The error names the invalid part.
+/// The address in the line's named groups, if they contain one. The error names the invalid part.
 fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let host = found.group("addr").or_else(|| found.group("host"));
     let whole: Option<SocketAddr> = host.and_then(|host| host.parse().ok());
@@ -424,7 +426,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
         (Some(port), Some(_)) => return join(host.unwrap_or_default(), Some(port), found),
         (None, Some(_)) => return join(host.unwrap_or_default(), None, found),
         (None, None) => {
-            // Accept a text such as `localhost:8080`. A host without a port is not an address.
+            // Text such as `localhost:8080` is an address. A host without a port is not.
             match host.and_then(|host| host.rsplit_once(':')) {
                 Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
                     (host, port)
@@ -448,7 +450,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     Ok(Some(SocketAddr::new(reachable(ip), port)))
 }
 
-/// Parses a group that has host and port. A group `port` overrides the port.
+/// Parses a group that contains both host and port. A group `port` overrides the port.
 fn join(whole: &str, port: Option<&str>, found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let Ok(mut addr) = whole.parse::<SocketAddr>() else {
         return Ok(None);
@@ -482,7 +484,7 @@ mod tests {
         (harness, banner)
     }
 
-    /// The address that a pattern finds in a line, or the error.
+    /// The address that a pattern finds in a line, or the text of the error.
     fn found(pattern: &str, line: &str) -> Result<String, String> {
         let (harness, mut banner) = prepared(Banner::matching(pattern));
         harness.log.lock().unwrap().stdout(format!("{line}\n"));
@@ -530,7 +532,7 @@ mod tests {
         assert!(!harness.probe(&mut banner).unwrap());
         harness.log.lock().unwrap().stderr("READY\n");
         assert!(harness.probe(&mut banner).unwrap());
-        // After another start, output of the earlier start does not count.
+        // After another start, the output of the earlier start does not count.
         harness.prepare(&mut banner).unwrap();
         harness.log.lock().unwrap().start();
         assert!(!harness.probe(&mut banner).unwrap());
@@ -592,7 +594,7 @@ mod tests {
         let text = harness.probe(&mut banner).unwrap_err().to_string();
         assert!(text.contains("is not finished"), "{text}");
         assert!(!banner.waits_for_output(), "time alone may change the answer");
-        // The line has grown, so its waiting time begins again.
+        // The line has grown, so its waiting time starts again.
         harness.elapsed(SETTLED);
         harness.log.lock().unwrap().stdout("12");
         assert!(harness.probe(&mut banner).is_err());

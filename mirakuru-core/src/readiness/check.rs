@@ -33,22 +33,22 @@ type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// The closure gets a [`Probe`] with the service's ports, its directory, its output and the time
 /// that is left. `Ok(false)` and an error both mean "not yet". An error can give a reason:
 /// `Err(io::Error::other("2 of 3 nodes have joined"))`. If the service does not become ready, the
-/// report has the last reason, or the number of times that the closure returned false. An error of
-/// kind [`io::ErrorKind::InvalidInput`] ends the wait.
+/// report shows the last reason, or how often the closure returned false. An error of kind
+/// [`io::ErrorKind::InvalidInput`] ends the wait.
 ///
 /// The closure is called repeatedly, with growing pauses. It must not block for long, because
-/// mirakuru cannot notice the exit of the service meanwhile.
+/// mirakuru cannot notice in the meantime that the service has exited.
 #[derive(Clone)]
 pub struct Check {
     sentence: String,
     poll: Arc<Closure>,
-    /// Number of times that the closure returned false since the start.
+    /// How often the closure has returned false since the start.
     refusals: u32,
 }
 
 impl Check {
-    /// Makes a condition from a sentence and a closure. The sentence is in the past tense and
-    /// follows the word "before" in errors, such as "it wrote two lines of state".
+    /// Creates a condition from a sentence and a closure. The sentence is in the past tense and
+    /// follows the word "before" in errors, for example "it wrote two lines of state".
     pub fn new(
         sentence: impl Into<String>,
         poll: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,
@@ -73,7 +73,7 @@ impl Readiness for Check {
     }
 
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
-        // Closures cannot be compared, so only the sentence counts.
+        // Closures cannot be compared, so only the sentence is hashed.
         let Check {
             sentence,
             poll: _,

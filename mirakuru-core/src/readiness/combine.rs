@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 
-/// Requires that both conditions hold. Made with [`Readiness::and`].
+/// Requires that both conditions hold. Created by [`Readiness::and`].
 ///
 /// The second condition is polled after the first has held. A condition that has held is not polled
 /// again, so the two need not hold at the same moment.
@@ -35,7 +35,7 @@ impl<A, B> And<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
-    /// Describes the second condition if only that is awaited, otherwise both.
+    /// Describes only the second condition once the first has held, otherwise both.
     fn describe(&self) -> String {
         if self.first_held && !self.second_held {
             self.second.describe()
@@ -72,13 +72,13 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// While the first condition is awaited, both must wait for output, because another event may
-    /// make the second hold.
+    /// While the first condition is awaited, both must wait for output. Otherwise the wait would
+    /// sleep through an event that makes the second hold.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }
 
-    /// Uses only the condition that is polled next.
+    /// Only the condition that is polled next can end the pause.
     fn wakes(&self, wake: &mut Wake) {
         if self.first_held {
             self.second.wakes(wake);
@@ -118,7 +118,7 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
     }
 }
 
-/// Requires that one of two conditions holds. Made with [`Readiness::or`].
+/// Requires that one of two conditions holds. Created by [`Readiness::or`].
 ///
 /// The address, URL and path of the executor come from the condition that held. If it has none,
 /// they come from the other condition.
@@ -140,7 +140,7 @@ impl<A, B> Or<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Or<A, B> {
-    /// Returns a value that one of the conditions has. Prefers the condition that held.
+    /// Returns a value that either condition may provide. Prefers the condition that held.
     fn know<'a, T>(
         &'a self,
         first: impl FnOnce(&'a A) -> Option<T>,
@@ -185,8 +185,8 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
         match (first, second) {
             (_, Ok(true)) => Ok(true),
             (Ok(_), Ok(_)) => Ok(false),
-            // Replace the kind of the error. It could end the wait, although the other condition
-            // may still come to hold.
+            // The kind of the error is replaced, because it could end the wait although the other
+            // condition may still hold later.
             (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(io::Error::other(e.to_string())),
             (Err(a), Err(b)) => {
                 let kind = if a.kind() == b.kind() {
@@ -240,7 +240,7 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
     }
 }
 
-/// Joins two descriptions. Does not repeat an equal text, or the subject "it".
+/// Joins two descriptions. Does not repeat identical text, or the subject "it".
 fn join(first: &str, word: &str, second: &str) -> String {
     if first == second {
         return first.to_owned();

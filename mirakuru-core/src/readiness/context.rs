@@ -1,5 +1,5 @@
 //! The arguments of a readiness condition's methods: [`Prepare`] before the start, [`Probe`] at
-//! each poll, [`Wake`] between two polls.
+//! each poll, and [`Wake`] between two polls.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -25,11 +25,11 @@ use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 use crate::util::insert_sorted;
 
-/// Tolerance for file times, which lag behind the clock by one tick of at most 10 ms.
+/// Tolerance for file times, which lag behind the clock by one tick of up to 10 ms.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
-/// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It knows the
-/// placeholders' values, and collects the endpoints that mirakuru locks for the service.
+/// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It fills in
+/// placeholders, and collects the endpoints that mirakuru locks for the service.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
@@ -65,18 +65,18 @@ impl<'a> Prepare<'a> {
 }
 
 impl Prepare<'_> {
-    /// Fills in the placeholders of a text that is part of a readiness condition.
+    /// Fills in the placeholders in a text that is part of a readiness condition.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] if the text has an unknown placeholder; [`Error::System`] if the
-    /// system has no free port.
+    /// [`Error::InvalidReadiness`] if the text contains an unknown placeholder; [`Error::System`]
+    /// if no port is free.
     pub fn expand(&mut self, text: &str) -> Result<String, Error> {
         self.values.expand(text).map_err(|e| e.in_readiness(text))
     }
 
-    /// Makes an [`Error::InvalidReadiness`]. `reason` should name the mistake in the condition and
-    /// its remedy.
+    /// Creates an [`Error::InvalidReadiness`]. `reason` should name the mistake in the condition
+    /// and its remedy.
     #[must_use]
     pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
         self.refusal(&readiness.into(), &reason.into())
@@ -90,26 +90,26 @@ impl Prepare<'_> {
         }
     }
 
-    /// Requests a lock on a local TCP address, on which the service will listen. Before the start,
+    /// Requests a lock on a local TCP address on which the service will listen. Before the start,
     /// mirakuru checks that the address is free. Services that lock the same address run one after
     /// another.
     pub fn lock_addr(&mut self, addr: SocketAddr) {
         self.addrs.push(addr);
     }
 
-    /// Requests a lock on a path, at which the service will create a socket. If another process
+    /// Requests a lock on a path at which the service will create a socket. If another process
     /// accepts connections there, the start fails. Services that lock the same path run one after
     /// another.
     pub fn lock_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }
 
-    /// Converts a condition's addresses to those that clients use. Requests a lock on each
-    /// local address, unless its port was chosen for the service.
+    /// Converts a condition's addresses to those that clients use. Requests a lock on each local
+    /// address, unless its port was chosen for the service.
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
-                // Lock the address as given: a server on `0.0.0.0` conflicts with more servers
+                // The address is locked as given: a server on `0.0.0.0` conflicts with more servers
                 // than one on loopback.
                 match protocol {
                     Protocol::Tcp => self.addrs.push(*addr),
@@ -131,7 +131,7 @@ impl Prepare<'_> {
         self.env.push((key.into(), value.into()));
     }
 
-    /// The service's private directory, the value of `{dir}`.
+    /// The service's private directory, which is the value of `{dir}`.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.values.dir()
@@ -151,15 +151,15 @@ pub struct Probe<'a> {
     /// Process id of the root of the service's tree.
     pub(crate) supervisor: u32,
     /// The time of day just before `elapsed` was measured. If it were taken later, a delay in
-    /// between would make the start seem later.
+    /// between would make the service seem to have started later than it did.
     pub(crate) now: SystemTime,
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
     pub(crate) output: &'a OutputReader,
-    /// The end of the log at the start of the service.
+    /// The end of the log when the service was started.
     pub(crate) since: &'a Mark,
     pub(crate) log_files: &'a [PathBuf],
-    /// Whether the service has ended. If so, the log already has all of its output.
+    /// Whether the service has ended. If so, the log already contains all of its output.
     pub(crate) is_over: bool,
     pub(crate) notes: &'a Mutex<Notes>,
 }
@@ -206,7 +206,7 @@ impl Probe<'_> {
         self.values.port(name)
     }
 
-    /// The service's private directory, the value of `{dir}`.
+    /// The service's private directory, which is the value of `{dir}`.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.values.dir()
@@ -218,13 +218,14 @@ impl Probe<'_> {
         self.elapsed
     }
 
-    /// Time left of the recipe's timeout. A probe that may block must return within this time.
+    /// The time left until the recipe's timeout. A probe that may block must return within this
+    /// time.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.remaining
     }
 
-    /// The service's output since its start, at most the last 16 MiB.
+    /// The service's output since its start, limited to the last 16 MiB.
     #[must_use]
     pub fn logs(&self) -> Logs {
         Logs::since(self.output, self.log_files, self.since)
@@ -237,7 +238,7 @@ impl Probe<'_> {
         found.map_or(0, |(_, count)| *count)
     }
 
-    /// Records that `count` lines have satisfied a wait, and stores the groups of the last line.
+    /// Records that `count` lines have satisfied a wait, and stores the groups of the last one.
     pub(crate) fn found(&self, key: LineKey, count: usize, groups: &[(String, String)]) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.found.retain(|(known, _)| *known != key);
@@ -253,18 +254,18 @@ impl Probe<'_> {
     /// # Errors
     ///
     /// An error of kind [`io::ErrorKind::AddrInUse`] if another process listens there; its message
-    /// names the process. Other kinds if the owner cannot be found.
+    /// names the process. An error of another kind if the owner of the socket cannot be found.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// Like [`listens_on`](Probe::listens_on), but returns the sockets, or `None` if no process
+    /// Like [`listens_on`](Probe::listens_on), but returns the sockets. `None` if no process
     /// listens.
     pub(crate) fn listeners_on(&self, addr: SocketAddr) -> io::Result<Option<Listeners>> {
         listeners_of_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// If the service listens, but not on the awaited address, names its addresses and a remedy.
+    /// If the service listens on other addresses than the awaited one, names them and a remedy.
     pub(crate) fn listens_elsewhere(&self, awaited: SocketAddr) -> Option<String> {
         let mut found = Vec::new();
         for addr in owner::addresses_of_tree(self.supervisor) {
@@ -277,8 +278,8 @@ impl Probe<'_> {
             return None;
         }
         let is_localhost = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
-        // Suggest `localhost` only if it resolves to this address. A hosts file may give it only
-        // one of the loopback addresses.
+        // `localhost` is suggested only if it resolves to this address, because a hosts file may
+        // give it only one of the loopback addresses.
         let is_meant = |addr: &SocketAddr| {
             let meant = address::resolve(&format!("localhost:{}", addr.port()));
             meant.is_ok_and(|addrs| addrs.contains(addr))
@@ -310,8 +311,9 @@ impl Probe<'_> {
         start.is_none_or(|start| changed >= start)
     }
 
-    /// Finds a file that the service made elsewhere, and for which `is_kind` returns true. Searches
-    /// the awaited file's directory, the private directory and the service's working directory.
+    /// Finds a file for which `is_kind` returns true and that the service may have created in place
+    /// of the awaited one. Searches the awaited file's directory, the private directory and the
+    /// service's working directory.
     pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
         let is_new = |path: &Path| {
             let metadata = path.symlink_metadata();
@@ -323,7 +325,8 @@ impl Probe<'_> {
             let Ok(entries) = std::fs::read_dir(dir) else {
                 continue;
             };
-            // Limit the number of entries, because a directory such as `/tmp` may have thousands.
+            // The number of entries is limited, because a directory such as `/tmp` may contain
+            // thousands.
             for entry in entries.take(1000).flatten() {
                 let path = entry.path();
                 if path != awaited && is_new(&path) && is_kind(&path) {
@@ -344,9 +347,9 @@ impl Probe<'_> {
     }
 }
 
-/// Collects the times and events after which a condition is polled again. The earliest one counts.
+/// Collects the times and events at which a condition is polled again. The earliest one counts.
 ///
-/// This type cannot be named outside the crate. The only method that uses it,
+/// This type cannot be named outside the crate, and the only method that uses it,
 /// [`Readiness::wakes`](crate::readiness::Readiness::wakes), is hidden.
 #[derive(Debug)]
 pub struct Wake {
@@ -356,7 +359,7 @@ pub struct Wake {
     pub(crate) output: bool,
     /// Descriptors that end the pause when they become readable.
     pub(crate) events: Vec<RawFd>,
-    /// Time after which the condition is polled even without an event.
+    /// The longest time until the next poll, even without an event.
     pub(crate) pause: Duration,
 }
 
@@ -375,14 +378,14 @@ impl Wake {
         self.output = true;
     }
 
-    /// Polls again when this descriptor is readable. The descriptor must stay open until the next
-    /// poll, which must read from it. Otherwise the next pause would end at once.
+    /// Polls again when this descriptor is readable. It must stay open until the next poll, which
+    /// must read from it. Otherwise the next pause would end immediately.
     pub(crate) fn on(&mut self, event: BorrowedFd<'_>) {
         self.events.push(event.as_raw_fd());
     }
 
-    /// Polls again after a pause in proportion to the time already waited. For conditions without
-    /// events.
+    /// Polls again after a pause that is proportional to the time already waited. For conditions
+    /// without events.
     pub(crate) fn with_back_off(&mut self) {
         self.within(poll_pause(self.elapsed));
     }
@@ -395,12 +398,12 @@ impl Wake {
         self.within(pause);
     }
 
-    /// Polls again from time to time, in case an event was missed.
+    /// Also polls now and then, in case an event was missed.
     pub(crate) fn fallback_poll(&mut self) {
         self.within(fallback_poll_pause(self.elapsed));
     }
 
-    /// Polls again at this time since the start of the service.
+    /// Polls again when this much time has passed since the service was started.
     pub(crate) fn at(&mut self, time: Duration) {
         self.within(time.saturating_sub(self.elapsed));
     }

@@ -1,7 +1,7 @@
 //! [`Exec`]: a command whose success means that the service is ready.
 //!
-//! Each run has its own supervisor, as a service has. When the run ends, the supervisor ends all
-//! processes of the run, even those in a session of their own.
+//! Each run has its own supervisor, as a service has. When the run is over, the supervisor ends all
+//! of its processes, even those in a session of their own.
 
 use crate::util::hash;
 use std::ffi::OsString;
@@ -25,12 +25,12 @@ use crate::util::backoff::unbounded_poll_pause;
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// Time limit of the first run. If a run exceeds its limit, the next run has twice the time.
+/// Time limit of the first run. If a run exceeds its limit, the next run gets twice the time.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// The pause after a slow run is as long as the run, less [`UNAVOIDABLE`]. It is at most the time
-/// already waited, divided by this number.
+/// The pause after a slow run is as long as the run, less [`UNAVOIDABLE`], but at most the time
+/// already waited divided by this number.
 const LONG_PAUSE_PART: u32 = 10;
-/// Time that even the shortest run takes.
+/// The time that even the shortest run takes.
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 const SHELL: &str = "/bin/sh";
 /// Number of bytes kept from the end of a run's output.
@@ -39,9 +39,9 @@ const KEPT: usize = 4096;
 /// Ready when a command exits with status 0.
 ///
 /// The command is one string or a list, as for
-/// [`Executor::builder`](crate::executor::Executor::builder). A string is split into words as by a
-/// shell, but no shell runs it. Placeholders are filled in. The command has the environment and the
-/// working directory of the test process, and empty standard input.
+/// [`Executor::builder`](crate::executor::Executor::builder). A string is split into words as a
+/// shell would split it, but no shell runs it. Placeholders are filled in. The command runs with
+/// the environment and the working directory of the test process, and with empty standard input.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -58,16 +58,16 @@ const KEPT: usize = 4096;
 ///
 /// Many servers come with such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
-/// The command is repeated until it succeeds, one run after the other. The pause is at most a
-/// fiftieth of the time already waited, at least 0.1 ms, and longer after a slow run. The start
+/// The command is repeated until it succeeds, one run at a time. The pause between runs is about
+/// a fiftieth of the time already waited, at least 0.1 ms, and longer after a slow run. The start
 /// returns about one run after the service is ready, which is 2 ms for a small program. A run is
-/// killed after 5 s, and the next one has twice the time.
+/// killed after 5 s, and the next one gets twice the time.
 ///
 /// All processes that a run has started end with it, even those in a session of their own. None of
 /// them outlives the test process.
 ///
-/// If the service does not become ready, the error has the exit status of the last run and the last
-/// line that it printed. If the program is not found on PATH, the wait ends at once.
+/// If the service does not become ready, the error shows the exit status of the last run and the
+/// last line that it printed. If the program is not found on PATH, the wait ends immediately.
 #[derive(Clone, Debug)]
 pub struct Exec {
     command: command::Command,
@@ -75,7 +75,7 @@ pub struct Exec {
     limit: Duration,
     /// The run in progress.
     run: Running,
-    /// Time of the next run, since the start of the service.
+    /// When the next run begins, as the time since the start of the service.
     next: Duration,
     last_error: Option<String>,
 }
@@ -93,7 +93,7 @@ impl Exec {
         }
     }
 
-    /// The command in the form of a shell's command line.
+    /// The command as it would be typed into a shell.
     fn shown(&self) -> String {
         let words = match &self.command.words {
             _ if !self.words.is_empty() => &self.words,
@@ -121,7 +121,8 @@ impl Exec {
         let candidates = program::c_strings(&candidates, &shown).map_err(invalid)?;
         let argv = program::c_strings(&self.words, &shown).map_err(invalid)?;
         let envp = program::c_environment(&environment, &shown).map_err(invalid)?;
-        // Only the command keeps the write end, so the pipe reaches its end when the command ends.
+        // The command and its children hold the only write ends, so the pipe reaches its end when
+        // all of them have exited or closed it.
         let (output, write) = sys::pipe()?;
         let null = || {
             fs::OpenOptions::new()
@@ -171,7 +172,7 @@ impl Exec {
         })
     }
 
-    /// Whether a finished run succeeded. If it failed, the error gives the reason.
+    /// Returns whether a finished run succeeded. If it failed, the error gives the reason.
     fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
         let limit = run.limit;
         let last_line = run
@@ -179,7 +180,7 @@ impl Exec {
             .map_or_else(String::new, |line| format!(": {line}"));
         match ended {
             Ended::NotExecuted(error) => match self.script(&error) {
-                // Let a shell execute the script in the next run, as `execvp` does.
+                // The next run lets a shell execute the script, as `execvp` does.
                 Some(script) => {
                     self.words[0] = script.into();
                     self.words.insert(0, SHELL.into());
@@ -192,8 +193,8 @@ impl Exec {
                 let text = format!("`{}` {}{last_line}", self.shown(), text::Ended(status));
                 Err(io::Error::other(text))
             }
-            // The end of the wait cut this run short, so return the more helpful error of the
-            // previous run.
+            // The end of the wait cut this run short, so the error of the previous run is more
+            // helpful.
             Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
@@ -206,7 +207,7 @@ impl Exec {
         }
     }
 
-    /// The result of the last finished run.
+    /// The result of the previous run.
     fn last_answer(&self) -> io::Result<bool> {
         match &self.last_error {
             Some(text) => Err(io::Error::other(text.clone())),
@@ -214,7 +215,7 @@ impl Exec {
         }
     }
 
-    /// Sets the time of the next run, after a pause.
+    /// Schedules the next run, after a pause.
     fn pause(&mut self, now: Duration, took: Duration) {
         let beyond = took.saturating_sub(UNAVOIDABLE).min(now / LONG_PAUSE_PART);
         self.next = now + unbounded_poll_pause(now).max(beyond);
@@ -234,7 +235,7 @@ impl Exec {
     fn not_executed(&self, error: &io::Error) -> io::Error {
         let program = self.words[0].to_string_lossy();
         let text = format!("cannot execute `{}`: {error}", printable(&program, 400));
-        // The service may still create a program at a path, but not one on PATH.
+        // The service may still create a program at a path, but none on PATH.
         if error.kind() == io::ErrorKind::NotFound && !program.contains('/') {
             let text = format!("{text}; is it installed, and on PATH?");
             io::Error::new(io::ErrorKind::InvalidInput, text)
@@ -259,7 +260,7 @@ impl Readiness for Exec {
             last_error: _,
         } = self;
         command.fingerprint(hasher);
-        // A relative path depends on the test's working directory.
+        // A relative path is hashed together with the test's working directory.
         if let Some(program) = command
             .program()
             .filter(|program| program.to_string_lossy().contains('/'))
@@ -285,7 +286,8 @@ impl Readiness for Exec {
         Ok(())
     }
 
-    /// Does not wait for a run. The run continues between polls, and its end causes the next poll.
+    /// Does not wait for a run. The run continues between polls, and when it ends, the condition is
+    /// polled again.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let Some(run) = &mut self.run.0 else {
             if cx.elapsed() < self.next {
@@ -363,8 +365,8 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A run of the command. The supervisor ends all processes of the run when the command exits, this
-/// value is dropped, or the test process ends.
+/// A run of the command. The supervisor ends all processes of the run when the command exits, when
+/// this value is dropped, or when the test process ends.
 struct Run {
     service: sys::Service,
     output: Option<File>,
@@ -375,15 +377,15 @@ struct Run {
 }
 
 impl Run {
-    /// If the run has ended or its time is over, returns the result. `is_last` means that the whole
-    /// wait is over. If the run still continues, dropping it kills the command.
+    /// Returns the result if the run has ended or has no time left. `is_last` means that the whole
+    /// wait is over. A run that has no time left is killed when it is dropped.
     fn poll(&mut self, is_last: bool) -> Option<Ended> {
         self.drain_output();
         match self.service.has_started() {
             Err(failure) => return Some(Ended::NotExecuted(failure.source)),
             Ok(true) => {
                 if let Some(exit) = self.service.exit() {
-                    // The pipe now has all output of the command.
+                    // All output of the command is now in the pipe.
                     self.drain_output();
                     return Some(Ended::Status(exit.status));
                 }
@@ -397,7 +399,7 @@ impl Run {
         is_over_time.then_some(Ended::OverTime)
     }
 
-    /// Reads once from the pipe, which must be readable or at its end.
+    /// Reads from the pipe once. The pipe must be readable or at its end.
     fn read_output(&mut self) {
         let mut buffer = [0; KEPT];
         let read = match &mut self.output {
@@ -415,8 +417,8 @@ impl Run {
         }
     }
 
-    /// Reads the text in the pipe. Stops after some reads, because a child of the command may write
-    /// endlessly.
+    /// Reads the data that is in the pipe. Stops after a number of reads, because a child of the
+    /// command may keep writing for ever.
     fn drain_output(&mut self) {
         for _ in 0..64 {
             match &self.output {
@@ -465,7 +467,7 @@ mod tests {
         }
     }
 
-    /// Waits up to ten seconds until the process is gone or a zombie.
+    /// Waits up to ten seconds until the process has gone or is a zombie.
     fn gone(pid: &str) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
@@ -504,7 +506,7 @@ mod tests {
         let mut exec = prepared(&harness, sh(&format!("echo x >> '{}'; exit 1", marks.display())));
         harness.elapsed(Duration::from_secs(10));
         let first = run(&harness, &mut exec).unwrap_err().to_string();
-        // The pause is not over, so the same answer comes without a run.
+        // The pause is not over, so the result is the same, and no run begins.
         harness.elapsed(Duration::from_millis(10_150));
         let second = run(&harness, &mut exec).unwrap_err().to_string();
         assert_eq!(first, second);
@@ -542,7 +544,7 @@ mod tests {
             &harness,
             sh(&format!("{setsid}sleep 300 & echo $! > '{}'", pids.display())),
         );
-        // The background process keeps the output open, but the run must not wait for it.
+        // The background process keeps the output open, but the run must not wait for that process.
         assert!(run(&harness, &mut exec).unwrap());
         assert!(gone(std::fs::read_to_string(&pids).unwrap().trim()));
     }
@@ -577,7 +579,7 @@ mod tests {
             let error = run(&harness, &mut exec).unwrap_err().to_string();
             assert!(error.ends_with(end), "{error}");
         }
-        // Check that the command leads its process group and that its input is empty.
+        // Checks that the command leads its process group and that its input is empty.
         let script = "test \"$(cut -d' ' -f5 /proc/self/stat)\" = $$ || exit 6; read line || exit 5";
         let error = run(&harness, &mut prepared(&harness, sh(script))).unwrap_err();
         assert!(error.to_string().ends_with("exited with status 5"), "{error}");
@@ -620,7 +622,7 @@ mod tests {
             text.starts_with("cannot execute `mirakuru-no-such-program`: "),
             "{text}"
         );
-        // The service may still create a program at this path, so the wait goes on.
+        // The service may still create a program at this path, so the wait continues.
         let mut exec = prepared(&harness, Exec::succeeds("./no/such/program"));
         assert_eq!(run(&harness, &mut exec).unwrap_err().kind(), io::ErrorKind::Other);
     }

@@ -37,14 +37,14 @@ pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) 
     })
 }
 
-/// Stands for an executor in the tests of a condition.
+/// Takes the place of an executor in the tests of a condition.
 pub(crate) struct Harness {
     pub(crate) log: Mutex<LogWriter>,
     reader: OutputReader,
     since: Mutex<Mark>,
     notes: Mutex<Notes>,
     remaining: Mutex<Duration>,
-    /// The simulated time since the start, and the time when it was set.
+    /// The simulated time since the start, preceded by the time of day when it was set.
     elapsed: Mutex<(SystemTime, Duration)>,
     env: Mutex<Vec<(String, String)>>,
     locked: Mutex<Vec<SocketAddr>>,
@@ -80,7 +80,7 @@ impl Harness {
         *self.elapsed.lock().unwrap() = (SystemTime::now(), elapsed);
     }
 
-    /// A variable that the last `prepare` set in the service's environment.
+    /// The value that the last `prepare` set for this variable of the service's environment.
     pub(crate) fn env(&self, key: &str) -> Option<String> {
         let env = self.env.lock().unwrap();
         env.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
@@ -103,7 +103,7 @@ impl Harness {
         result
     }
 
-    /// Polls once, in a process tree whose root is this process.
+    /// Polls once, with this process as the root of the process tree.
     pub(crate) fn probe(&self, readiness: &mut impl Readiness) -> io::Result<bool> {
         self.with_probe(|cx| readiness.probe(cx))
     }
@@ -140,7 +140,7 @@ impl Harness {
     }
 }
 
-/// A condition with given answers.
+/// A condition that gives predefined answers.
 #[derive(Clone)]
 pub(crate) struct Fake {
     what: &'static str,

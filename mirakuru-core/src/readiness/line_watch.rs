@@ -1,12 +1,12 @@
 //! Finds the lines of a growing log that match a regular expression, for `Banner` and `fail_on`.
 //!
-//! Each stream has its own lines. A line is found even if it came in several writes, or if output
-//! of the other stream interrupts it. A pattern is matched against the line as a report shows it:
-//! without escape sequences and without text that carriage returns overwrite.
+//! Each stream has its own lines. A line is found even if it was written in several parts, or if
+//! output of the other stream interrupts it. A pattern is matched against the line as a report
+//! shows it: without escape sequences and without text that carriage returns overwrite.
 //!
 //! The unfinished last line is matched as well, for servers that print `ready> ` and wait. Such a
-//! match counts at once only if no further output can undo it: `port 80` may become `port 8080`,
-//! and `$` needs the end of the line. [`LineWatch::settle`] treats the line as finished.
+//! match counts immediately only if no further output can undo it: `port 80` may become `port
+//! 8080`, and `$` needs the end of the line. [`LineWatch::settle`] treats the line as finished.
 //!
 //! Memory use is bounded, because only the last part of a very long line is kept.
 
@@ -19,7 +19,7 @@ use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::{plain, printable};
 
-/// Maximum number of bytes kept of an unfinished line. When a line gets longer, only the last half
+/// The most bytes that are kept of an unfinished line. When a line gets longer, only the last half
 /// of this length is kept. A match of up to half this length is therefore always found.
 const WINDOW: usize = 64 * 1024;
 
@@ -35,14 +35,14 @@ pub(crate) struct LineWatch {
 #[derive(Clone, Debug, Default)]
 struct OpenLine {
     bytes: Vec<u8>,
-    /// Whether the beginning of the line has been dropped. If so, the first byte is only context
-    /// for `^` and `\b`.
+    /// Whether the beginning of the line has been dropped. If so, the first byte that is left
+    /// serves only as context for `^` and `\b`.
     cut: bool,
-    /// Whether the line has already matched. A line counts once.
+    /// Whether the line has already matched. It counts only once.
     found: bool,
     /// The length of the line when it was last searched.
     searched_to: usize,
-    /// Whether the line matches now, but may no longer match once it is finished.
+    /// Whether the line matches now, but may no longer match when it is finished.
     undecided: bool,
 }
 
@@ -81,9 +81,9 @@ impl LineWatch {
                     .to_owned(),
             );
         }
-        // Match bytes, because a log may not be UTF-8: `.` is any byte, and `\d`, `\w`, `\s` and
-        // `\b` know only ASCII. If the pattern is valid only for characters, such as `[äö]`, match
-        // characters.
+        // Patterns match bytes, because a log may not be UTF-8: `.` is any byte, and `\d`, `\w`,
+        // `\s` and `\b` know only ASCII. If the pattern is valid only for characters, such as
+        // `[äö]`, it matches characters.
         let build = |unicode| RegexBuilder::new(pattern).unicode(unicode).build();
         let regex = build(false)
             .or_else(|error| build(true).map_err(|_| error))
@@ -100,15 +100,15 @@ impl LineWatch {
         })
     }
 
-    /// Sets whether to match the raw bytes of a line, with its escape sequences and carriage
+    /// Sets whether to match a line's raw bytes, including its escape sequences and carriage
     /// returns.
     pub(crate) fn raw(mut self, raw: bool) -> LineWatch {
         self.pattern.raw = raw;
         self
     }
 
-    /// Searches the output since the last call; the first call begins at `since`. Passes each line
-    /// that matches to `found`.
+    /// Searches the output that is new since the last call; the first call begins at `since`.
+    /// Passes each line that matches to `found`.
     pub(crate) fn scan(
         &mut self,
         reader: &OutputReader,
@@ -127,7 +127,7 @@ impl LineWatch {
                     open[stream as usize].feed(pattern, bytes, found);
                 }
             }
-            // A part of the line is lost, so the next bytes do not continue it.
+            // Part of the line is lost, so the next bytes do not continue it.
             Piece::Lost(stream, _) => open[stream as usize] = OpenLine::default(),
             Piece::Start | Piece::LeftOut(_) => *open = Default::default(),
         });
@@ -146,13 +146,13 @@ impl LineWatch {
         Ok(first)
     }
 
-    /// Searches the next bytes of a log file. A log file counts as one stream.
+    /// Searches the next bytes of a log file, as if it were one stream.
     pub(crate) fn feed(&mut self, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
         self.open[0].feed(&self.pattern, bytes, found);
         self.open[0].match_unfinished(&self.pattern, found);
     }
 
-    /// If a finished line matches, passes it to `found` and returns true.
+    /// Passes a finished line to `found` and returns true, if the line matches.
     pub(crate) fn matches(&self, line: &[u8], found: &mut dyn FnMut(&Found<'_>)) -> bool {
         self.pattern.tell(line, 0, found)
     }
@@ -171,7 +171,8 @@ impl LineWatch {
         }
     }
 
-    /// Length of an unfinished line that matches now, but may not match when it is finished.
+    /// The length of an unfinished line that matches now, but may no longer match when it is
+    /// finished.
     pub(crate) fn undecided(&self) -> Option<usize> {
         self.open
             .iter()
@@ -189,7 +190,7 @@ struct Pattern {
 }
 
 impl Pattern {
-    /// Converts a line to the form that the pattern is matched against.
+    /// Converts a line into the form against which the pattern is matched.
     fn text<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
         match self.raw {
             true => Cow::Borrowed(without_return(line)),
@@ -197,7 +198,7 @@ impl Pattern {
         }
     }
 
-    /// If a line matches at or after `start`, passes it to `found` and returns true.
+    /// Passes a line to `found` and returns true, if the line matches at or after `start`.
     fn tell(&self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
         let line = &*self.text(line);
         let start = start.min(line.len());
@@ -216,8 +217,8 @@ impl Pattern {
         true
     }
 
-    /// Returns `None` if an unfinished line does not match, and `Some(true)` if no further output
-    /// can undo the match.
+    /// Returns whether the match in an unfinished line is final: no further output can undo it.
+    /// `None` if the line does not match.
     fn holds(&self, line: &[u8], start: usize) -> Option<bool> {
         let mut line = self.text(line);
         let start = start.min(line.len());
@@ -235,7 +236,7 @@ impl Pattern {
             }
         }
         if self.named {
-            // A group at the end of the unfinished line may not have all of its text yet.
+            // A group that reaches the end of the unfinished line may not have all of its text yet.
             let captures = self.regex.captures_at(&line, start)?;
             let names = self.regex.capture_names().flatten();
             let mut groups = names.filter_map(|name| captures.name(name));
@@ -251,7 +252,7 @@ impl OpenLine {
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             if self.bytes.is_empty() {
-                // Usually the whole line came at once, so search it without a copy.
+                // Usually a whole line arrives at once, so it is searched without a copy.
                 pattern.tell(line, 0, found);
             } else {
                 self.push(pattern, line, found);
@@ -301,8 +302,8 @@ fn without_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Whether a pattern contains a line feed, as a character or as `\n`. In verbose mode the character
-/// has no meaning.
+/// Whether a pattern contains a line feed, as a character or as `
+/// `. In verbose mode, the character is ignored.
 fn wants_line_feed(pattern: &str) -> bool {
     let verbose =
         pattern.starts_with("(?") && pattern[2..].split(')').next().is_some_and(|f| f.contains('x'));
@@ -314,9 +315,9 @@ fn wants_line_feed(pattern: &str) -> bool {
     })
 }
 
-/// Fills in the placeholders of a pattern. Values are escaped, so a dot in a directory's name
+/// Fills in the placeholders of a pattern. Their values are escaped, so a dot in a directory's name
 /// matches only a dot. The braces of `a{2,3}` and `\p{Lu}` are not placeholders, and `\p{{greek}}`
-/// gives `\p{greek}`.
+/// becomes `\p{greek}`.
 pub(crate) fn expand_pattern<E>(
     pattern: &str,
     mut expand: impl FnMut(&str) -> Result<String, E>,
@@ -461,7 +462,7 @@ mod tests {
             all.extend(lines(&mut beginning, &reader));
             assert!(found.open[0].bytes.capacity() <= 4 * WINDOW);
         }
-        // `^hay` matches only at the beginning of the line, and `needle` matches once.
+        // `^hay` matches only at the beginning of the line, and `needle` counts once.
         assert_eq!(all.len(), 2);
     }
 

@@ -8,7 +8,7 @@ use crate::readiness::line_watch::{Found, LineWatch};
 
 /// A logged line that matches a pattern, without its line end and without escape sequences.
 ///
-/// A line dereferences to its text. [`get`](Line::get) returns the text of a named group of the
+/// It dereferences to its text. [`get`](Line::get) returns the text of a named group of the
 /// pattern.
 ///
 /// ```
@@ -91,7 +91,7 @@ impl PartialEq<&str> for Line {
     }
 }
 
-/// The lines of a log that match a pattern, in order. Made by [`Logs::matching`], and dereferences
+/// The lines of a log that match a pattern, in order. Returned by [`Logs::matching`]. Dereferences
 /// to a slice of [`Line`]s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lines {

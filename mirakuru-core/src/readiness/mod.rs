@@ -1,4 +1,4 @@
-//! The [`Readiness`] trait and the conditions that implement it, each in its own file.
+//! The [`Readiness`] trait, and the conditions that implement it, each in its own file.
 
 pub(crate) mod banner;
 pub(crate) mod check;
@@ -45,10 +45,10 @@ use crate::util::hash;
 /// A condition that must hold before a service counts as ready.
 ///
 /// A condition is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
-/// start, with the placeholders' values. Then [`probe`](Readiness::probe) is called until it
-/// returns `Ok(true)`. The pauses begin at a fraction of a millisecond and grow in proportion to
-/// the time already waited. In a combined condition, an event of the other part may end a pause
-/// early. The exit of the service ends the wait at once, so a probe need not check for it.
+/// start and fills in the placeholders. Then [`probe`](Readiness::probe) is called until it returns
+/// `Ok(true)`. The pauses begin at a fraction of a millisecond and grow in proportion to the time
+/// already waited. In a combined condition, an event of the other part may end a pause early. If
+/// the service exits, the wait ends immediately, so a probe need not check for that.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -88,26 +88,26 @@ pub trait Readiness: Send + Sync + 'static {
     /// [`prepare`](Readiness::prepare).
     fn describe(&self) -> String;
 
-    /// Feeds the hasher with all data that distinguishes this condition from others of its type.
-    /// The data must be equal in two recipes for the same shared service. Called before
+    /// Feeds the hasher with all data that distinguishes this condition from others of its type. If
+    /// two recipes describe the same shared service, the data must be equal. Called before
     /// [`prepare`](Readiness::prepare).
     ///
-    /// The default feeds [`describe`](Readiness::describe). Override this method if some settings
-    /// are not in that text, or if the text differs between test processes. The type's name always
-    /// counts.
+    /// The default feeds [`describe`](Readiness::describe). Override this method if that text
+    /// leaves out some settings, or if it differs between test processes. The type's name is always
+    /// included.
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
         hash::text(hasher, self.describe().as_ref());
     }
 
-    /// Called before each start. Fill in placeholders with [`Prepare::expand`], check the values,
-    /// and forget the state of an earlier start. [Lock](Prepare::lock_addr) the addresses that
-    /// the service needs for itself.
+    /// Called before each start. Implementations fill in placeholders with [`Prepare::expand`],
+    /// check the values, and discard the state of an earlier start. They [lock](Prepare::lock_addr)
+    /// the addresses that the service needs exclusively.
     ///
     /// The default does nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) if a value is invalid. The
+    /// [`Error::InvalidReadiness`] (created with [`Prepare::invalid`]) if a value is invalid. The
     /// service is then not started.
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         let _ = cx;
@@ -119,7 +119,7 @@ pub trait Readiness: Send + Sync + 'static {
     /// # Errors
     ///
     /// An error means "not yet", like `Ok(false)`, and the report shows the last one. An error of
-    /// kind [`io::ErrorKind::InvalidInput`] ends the wait. Use it if no later poll can succeed.
+    /// kind [`io::ErrorKind::InvalidInput`] ends the wait. Return it if no later poll can succeed.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool>;
 
     /// Whether only new output of the service can change the result of [`probe`](Readiness::probe).
@@ -129,8 +129,8 @@ pub trait Readiness: Send + Sync + 'static {
         false
     }
 
-    /// Adds the times and events after which the condition is polled again. Called after each poll
-    /// that was not successful.
+    /// Adds the times and events at which the condition is polled again. Called after each
+    /// unsuccessful poll.
     #[doc(hidden)]
     fn wakes(&self, wake: &mut Wake) {
         if self.waits_for_output() {
@@ -140,8 +140,8 @@ pub trait Readiness: Send + Sync + 'static {
         }
     }
 
-    /// Releases resources that only polling needs. Called when the wait is over, with or without
-    /// success.
+    /// Releases resources that are needed only for polling. Called when the wait is over, whether
+    /// or not it succeeded.
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
 
@@ -159,8 +159,8 @@ pub trait Readiness: Send + Sync + 'static {
         false
     }
 
-    /// Whether the condition holds as soon as the program is executed. If so, a later exit of the
-    /// program does not fail the start.
+    /// Whether the condition holds as soon as the program has been executed. If so, a later exit of
+    /// the program does not fail the start.
     #[doc(hidden)]
     fn is_immediate(&self) -> bool {
         false
@@ -184,14 +184,14 @@ pub trait Readiness: Send + Sync + 'static {
         None
     }
 
-    /// If the service has asked for more time, returns the new end of the wait, counted from the
+    /// If the service has asked for more time, returns the new end of the wait, measured from the
     /// start of the service. Called after each poll. The default is `None`.
     fn extended(&self) -> Option<Duration> {
         None
     }
 
-    /// Requires this condition and another. The second is polled after the first has held, and a
-    /// condition that has held is not polled again. Put the cheaper condition first.
+    /// Requires this condition and another. The second is polled only after the first has held, and
+    /// a condition that has held is not polled again. Put the cheaper condition first.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, NoWait, Check};

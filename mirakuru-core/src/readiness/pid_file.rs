@@ -15,18 +15,18 @@ use crate::ports::free::first_number;
 use crate::sys::file_watch::Watching;
 use crate::sys::{self, procfs};
 
-/// Number of bytes that are compared, from the beginning of a file.
+/// Number of bytes at the beginning of a file that are compared.
 const READ: u64 = 4096;
 
-/// Time after which an empty file counts although its writer has not closed it. Until then, the
-/// writer may still fill the file, which the test may want to read.
+/// How long a file may stay empty while its writer has it open before it counts all the same. Until
+/// then, the writer may still fill the file, which the test may want to read.
 const SETTLED: Duration = Duration::from_millis(10);
 /// Replaces [`SETTLED`] on systems that do not report when a writer closes a file.
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
 /// Ready when the service has written its pid file, or any other file at the path.
 ///
-/// The file must exist; its content does not matter. If it is empty, the wait goes on for some
+/// The file must exist; its content does not matter. If it is empty, the wait continues for some
 /// milliseconds, so that the service can fill it. A file from before the start counts only once it
 /// has been written to, touched or replaced. mirakuru does not remove such a file.
 ///
@@ -52,11 +52,11 @@ pub struct PidFile {
     /// A watch for changes of the file.
     watching: Watching,
     /// Two times since the start of the service: when the file was first seen empty, and when it
-    /// counts although it is empty.
+    /// counts even if it is still empty.
     empty: Option<(Duration, Duration)>,
 }
 
-/// The attributes of a file, which change if it is written to, touched or replaced.
+/// The attributes of a file, which change when it is written to, touched or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fingerprint {
     device: u64,
@@ -82,7 +82,7 @@ impl Fingerprint {
     }
 }
 
-/// The beginning of a regular file. Other files are not read, because reading a pipe could hang.
+/// The beginning of a regular file. Other files are not read, because reading a pipe could block.
 fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
     let mut content = Vec::new();
     if metadata.is_file() {
@@ -94,10 +94,10 @@ fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
 }
 
 impl PidFile {
-    /// Waits for this file. The path may have placeholders. A relative path is resolved in the
-    /// *test's* current directory, which may not be the service's.
+    /// Waits for this file. The path may contain placeholders. A relative path is resolved against
+    /// the *test's* current directory, which may not be the service's.
     ///
-    /// If a path outside `{dir}` is the pid file of a living process, the start fails with
+    /// If a path outside `{dir}` is the pid file of a live process, the start fails with
     /// [`Error::AlreadyRunning`] before the program is executed.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         let wanted = path.into();
@@ -140,7 +140,7 @@ impl Readiness for PidFile {
                 "it is a directory; write the file's own path, such as `{dir}/service.pid`",
             ));
         }
-        // Make the path absolute, so that the test may change its directory later.
+        // The path is made absolute, so that the test may change its directory later.
         let path = std::path::absolute(&path).unwrap_or(path);
         lock_path(cx, &path);
         self.before = before.map(|metadata| Fingerprint::of(&path, &metadata));
@@ -151,7 +151,7 @@ impl Readiness for PidFile {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
-        // Begin to watch before the check, so that no event is missed.
+        // The watch begins before the check, so that no event is missed.
         self.watching.renew(path, cx.elapsed());
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -169,7 +169,7 @@ impl Readiness for PidFile {
         let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
         // A changed file is not enough: another service may have written it after `before` was
-        // read, and before this service started.
+        // read, and before this service was started.
         if self.before.as_ref() != Some(&now)
             && (cx.is_since_start(now.changed)
                 || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))
@@ -217,7 +217,7 @@ impl Readiness for PidFile {
     }
 
     fn hint(&self, cx: &Probe<'_>) -> Option<String> {
-        // Whether a pid file names a process of the service.
+        // Whether a file contains the process id of one of the service's processes.
         let names_it = |path: &Path| {
             let metadata = fs::metadata(path).ok().filter(|metadata| metadata.len() < READ);
             let pid = metadata.and_then(|metadata| first_number(&content(path, &metadata)));
@@ -316,7 +316,7 @@ mod tests {
     fn a_file_left_over_counts_once_it_has_changed() {
         let dir = TestDir::new();
         let path = dir.path().join("x.pid");
-        // No process can have this number.
+        // No process can have this id.
         fs::write(&path, "4194305\n").unwrap();
         let (mut readiness, _) = prepare(&path).unwrap();
         let error = probe(&mut readiness).unwrap_err().to_string();
@@ -351,9 +351,9 @@ mod tests {
         let (mut readiness, _) = prepare(&path).unwrap();
         fs::write(&path, "4194305\n").unwrap();
         std::thread::sleep(TICK * 3);
-        // `elapsed` is zero, so the service has started after the file was written.
+        // `elapsed` is zero, so this service seems to have started after the file was written.
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).is_err());
-        // A file that names the service counts as the service's, even if its times are too old.
+        // A file that names one of the service's processes counts even if its times are too old.
         fs::write(&path, std::process::id().to_string()).unwrap();
         std::thread::sleep(TICK * 3);
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());
@@ -366,7 +366,7 @@ mod tests {
         let harness = Harness::new();
         let readiness = PidFile::path(harness.dir().join("awaited.pid"));
         let other = harness.dir().join("other.pid");
-        // The time of the new file is only sometimes before the start, so try often.
+        // Only sometimes is the new file's time before the start, so this is repeated.
         for _ in 0..200 {
             let start = Instant::now();
             fs::write(&other, std::process::id().to_string()).unwrap();

@@ -1,4 +1,4 @@
-//! [`SdNotify`]: the service reports that it is ready, by systemd's protocol.
+//! [`SdNotify`]: ready when the service reports it with systemd's protocol.
 
 use std::fs::{self, Permissions};
 use std::hash::Hasher;
@@ -24,9 +24,9 @@ const PATH_MAX: usize = 107;
 /// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd
 /// service of `Type=notify` does.
 ///
-/// The socket is in the private directory, and the service's environment has its path. Any service
-/// that supports `sd_notify` works, such as PostgreSQL, MariaDB, nginx with its module, etcd,
-/// HAProxy, and scripts with `systemd-notify`.
+/// The socket is in the private directory, and its path is in the service's environment. Any
+/// service that supports `sd_notify` works, such as PostgreSQL, MariaDB, nginx with its module,
+/// etcd, HAProxy, and scripts with `systemd-notify`.
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -36,16 +36,16 @@ const PATH_MAX: usize = 107;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// If the service does not become ready, the error has its last `STATUS=` and `ERRNO=`.
-/// `EXTEND_TIMEOUT_USEC=` gives the service more time. Messages of all processes of the service
-/// count, as with `NotifyAccess=all`.
+/// If the service does not become ready, the error shows its last `STATUS=` and `ERRNO=`. With
+/// `EXTEND_TIMEOUT_USEC=` the service can request more time. Messages of all processes of the
+/// service count, as with `NotifyAccess=all`.
 ///
-/// The socket stays open as long as the service lives. Messages after `READY=1`, such as
+/// The socket stays open as long as the service runs. Messages after `READY=1`, such as
 /// `WATCHDOG=1`, are accepted and discarded. Descriptors that come with a message, as with
-/// `BARRIER=1`, are closed at once.
+/// `BARRIER=1`, are closed immediately.
 #[derive(Clone, Debug, Default)]
 pub struct SdNotify {
-    /// The socket, shared by all clones of a prepared recipe. Each `prepare` makes a new one.
+    /// The socket, shared by all clones of a prepared recipe. Each `prepare` creates a new one.
     socket: Option<Arc<UnixDatagram>>,
     status: Option<String>,
     errno: Option<i32>,
@@ -53,7 +53,7 @@ pub struct SdNotify {
     ready: bool,
 }
 
-/// The same as [`SdNotify::new`], so that the bare name can stand in a recipe.
+/// The same as [`SdNotify::new`], so that a recipe can use the bare name.
 #[allow(non_upper_case_globals)]
 pub const SdNotify: SdNotify = SdNotify::new();
 
@@ -69,12 +69,12 @@ impl SdNotify {
         }
     }
 
-    /// Stops reading the socket. The kernel then accepts each message and discards it, with the
-    /// descriptors in it. If the kernel cannot do that, closes the socket. A service usually
-    /// continues after "connection refused", but a full queue would block it for ever.
+    /// Stops reading the socket. From then on, the kernel accepts each message and discards it,
+    /// with the descriptors in it. If the kernel cannot do that, closes the socket: a service
+    /// usually continues after "connection refused", but a full queue would block it for ever.
     fn discard_the_rest(&mut self, socket: &UnixDatagram) {
         if sockets::filter_messages(socket.as_fd(), Messages::Discard).is_ok() {
-            // Messages from before the filter are still in the queue.
+            // Messages that arrived before the filter was set are still in the queue.
             while socket.recv(&mut [0]).is_ok() {}
         }
         // If the filter works, the supervisor keeps a copy of the socket.
@@ -127,7 +127,7 @@ impl Readiness for SdNotify {
             );
             return Err(cx.invalid("SdNotify", reason));
         };
-        // The socket of an earlier start may still be there.
+        // The socket of an earlier start may still exist.
         let _ = fs::remove_file(&path);
         let bind = || -> io::Result<UnixDatagram> {
             let socket = UnixDatagram::bind(&path)?;
@@ -161,7 +161,7 @@ impl Readiness for SdNotify {
         // A message is usually smaller than a page. `recv` does not ask for descriptors, so the
         // kernel closes those in a message. That completes a barrier (`BARRIER=1`).
         let mut buffer = [0; 8192];
-        // Limit the number of messages, because a service may send them all the time.
+        // The number of messages is limited, because a service may keep sending them.
         for _ in 0..1024 {
             match socket.recv(&mut buffer) {
                 Ok(_) if self.ready => {}
@@ -188,7 +188,7 @@ impl Readiness for SdNotify {
         }
     }
 
-    /// Only a message can change the answer, and each message is an event.
+    /// Only a message can change the result, and each message causes an event.
     fn wakes(&self, wake: &mut Wake) {
         if let Some(socket) = &self.socket {
             wake.on(socket.as_fd());
@@ -234,7 +234,8 @@ mod tests {
         // Like the supervisor's copy, this one keeps the socket open.
         let _kept = readiness.socket.clone();
         assert!(harness.probe(&mut readiness).unwrap());
-        // The queue holds only about ten messages, so without the filter these would not fit.
+        // The queue has room for only about ten messages, so without the filter these would not
+        // fit.
         for _ in 0..1000 {
             sender.send(b"WATCHDOG=1").unwrap();
         }

@@ -14,25 +14,25 @@ use crate::ports::table;
 use crate::sys::Protocol;
 use crate::util::deadline::scaled;
 
-/// Time limit of a connection to another machine.
+/// Time limit for a connection to another machine.
 const REMOTE_CONNECT: Duration = Duration::from_secs(1);
 /// Ready when the service accepts TCP connections.
 ///
 /// For an address of this machine, mirakuru asks the kernel and makes no connection, so the service
-/// sees and logs nothing. The listening socket must belong to the service's own processes. If
-/// another process listens there, the error names it.
+/// neither sees nor logs anything. The listening socket must belong to the service's own processes.
+/// If another process listens there, the error names it.
 ///
-/// A server may listen briefly only to check that the port is free. If its process runs or sleeps
-/// instead of waiting for connections, the socket counts after 50 ms.
+/// A server may listen for a moment only to check that the port is free. If its process is doing
+/// anything other than waiting for connections, the socket counts only after 50 ms.
 ///
-/// If the service runs as another user and the test does not run as root, mirakuru cannot see the
-/// owner of a socket. A listener without a visible owner counts as the service's.
+/// If the service runs as another user and the test does not run as root, mirakuru cannot see which
+/// process owns a socket. A listener without a visible owner is taken for the service's.
 ///
-/// For an address of another machine, mirakuru makes a connection.
+/// For an address of another machine, mirakuru connects to it.
 ///
-/// A server that *asks another one* to listen, such as `docker run -p`, never becomes ready,
-/// because another process has the port. Use [`Check`](super::Check) or [`Exec`](super::Exec) for
-/// such a server.
+/// A server that *asks another process* to listen, such as `docker run -p`, never becomes ready,
+/// because that other process owns the port. Use [`Check`](super::Check) or [`Exec`](super::Exec)
+/// for such a server.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -56,7 +56,7 @@ pub struct Tcp {
 enum Wanted {
     Addr(String),
     Port(u16),
-    /// The address of a server that is not a process of the service.
+    /// The address of a server that this recipe does not start.
     External(String),
 }
 
@@ -66,15 +66,15 @@ struct Resolved {
     text: String,
     /// The addresses to check.
     places: Vec<Place>,
-    /// The address that answered.
+    /// The address on which the service was found.
     answered: Option<SocketAddr>,
     /// A listener that may exist only to check that the port is free.
     seen: Option<FirstSeen>,
 }
 
 impl Tcp {
-    /// Waits for `host:port`. The host is a name, an IPv4 address or an IPv6 address in brackets.
-    /// Both parts may have placeholders.
+    /// Waits for `host:port`. The host is a name, an IPv4 address, or an IPv6 address in brackets.
+    /// Both parts may contain placeholders.
     ///
     /// A name is resolved when the service starts. If it has several addresses, as `localhost` may
     /// have, the service must accept connections on one of them. Another process on any of them is
@@ -151,7 +151,7 @@ impl Readiness for Tcp {
             Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
         let places = match &self.wanted {
-            // The server's process is unknown, so treat its addresses as remote.
+            // The server's process is unknown, so its addresses are treated as remote.
             Wanted::External(_) => addrs
                 .iter()
                 .map(|addr| Place {
@@ -175,8 +175,8 @@ impl Readiness for Tcp {
         let mut last = None;
         for &Place { addr, is_local } in &self.resolved.places {
             if is_local {
-                // Check every address, even after one has answered, because another process on one
-                // of them is an error.
+                // Every address is checked, even after one has been found, because another process
+                // on one of them is an error.
                 if let Some(listeners) = cx.listeners_on(addr)? {
                     answered.get_or_insert((addr, Some(listeners)));
                 }
@@ -401,7 +401,7 @@ mod tests {
         let bystander = Bystander::new();
         let mut readiness = Tcp::port(addr.port());
         prepare(&mut readiness).unwrap();
-        // Until it executes `sleep`, the bystander has a copy of the listener.
+        // Until the bystander executes `sleep`, it has a copy of the listener.
         let mut answer = probe(&mut readiness, bystander.0.id());
         for _ in 0..100 {
             if answer.is_err() {

@@ -17,11 +17,11 @@ use crate::util::hash;
 /// belong to the service's own processes. If another process has bound the port, the error names
 /// it.
 ///
-/// Only Linux tells the owner of a UDP port. On other systems the start fails with
+/// Only Linux reveals the owner of a UDP port. On other systems, the start fails with
 /// [`Error::InvalidReadiness`].
 ///
-/// A server may bind its port before it answers. If that matters, add a request in the server's own
-/// protocol: `Udp::addr(..).and(Check::new(..))`.
+/// A server may bind its port before it answers requests. If that matters, add a request in the
+/// server's own protocol: `Udp::addr(..).and(Check::new(..))`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -50,9 +50,9 @@ pub struct Udp {
 impl Udp {
     /// Waits for `host:port`, as [`Tcp::addr`](super::Tcp::addr) does. The address must be local.
     ///
-    /// If a name has several addresses, one is enough. Usually the port is `{port}`, which is free
-    /// for TCP and UDP. If a fixed port is in use, the start fails with [`Error::AlreadyRunning`]
-    /// before the program is executed.
+    /// If a name has several addresses, it is enough if the service binds one. Usually the port is
+    /// `{port}`, which is free for TCP and UDP. If a fixed port is in use, the start fails with
+    /// [`Error::AlreadyRunning`] before the program is executed.
     pub fn addr(addr: impl Into<String>) -> Udp {
         let given = addr.into();
         Udp {
@@ -110,8 +110,8 @@ impl Readiness for Udp {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let mut bound = None;
         for place in &self.places {
-            // Check every address, even after the service has bound one, because a client may reach
-            // another process on any of them.
+            // Every address is checked, even after one that the service has bound, because a client
+            // may reach another process on any of them.
             if cx.binds_udp(place.addr)? {
                 bound.get_or_insert(place.addr);
             }

@@ -22,8 +22,8 @@ const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
 ///
-/// Connects and disconnects at once. A connection counts even if the service has not accepted it
-/// yet. Stream and `SOCK_SEQPACKET` sockets work. A datagram socket has no connections, and ends
+/// Connects and disconnects immediately. A connection counts even if the service has not accepted
+/// it yet. Stream and `SOCK_SEQPACKET` sockets work. A datagram socket has no connections, and ends
 /// the wait with an error. If mirakuru sees that another process owns the socket, the error names
 /// that process.
 ///
@@ -45,24 +45,24 @@ pub struct UnixSocket {
     wanted: PathBuf,
     /// The path with its placeholders filled in.
     path: PathBuf,
-    /// A watch for the socket file. There is no event when the service begins to accept
-    /// connections.
+    /// A watch for the socket file. No event tells when the service begins to accept connections.
     watching: Watching,
-    /// Two times since the start of the service: when the path was first seen, and the next poll.
+    /// Two times since the start of the service: when the path was first seen, and when the next
+    /// poll is due.
     there: Option<Duration>,
     next: Duration,
 }
 
 impl UnixSocket {
-    /// Waits for a socket at this path, which has at most 107 bytes and may have placeholders.
-    /// Prefer a path in the private directory: `{dir}/server.sock`.
+    /// Waits for a socket at this path, which must not exceed 107 bytes and may contain
+    /// placeholders. Prefer a path in the private directory: `{dir}/server.sock`.
     ///
-    /// A relative path is resolved in the *test's* current directory, which may not be the
-    /// service's. On Linux a path that begins with `@` is an abstract name (`./@name` is a file).
+    /// A relative path is resolved against the *test's* current directory, which may not be the
+    /// service's. On Linux, a path that begins with `@` is an abstract name (`./@name` is a file).
     ///
     /// A path outside `{dir}` must be free. If another process accepts connections there, the start
     /// fails with [`Error::AlreadyRunning`] before the program is executed. A socket that a killed
-    /// server left behind is removed, if it belongs to the test's user.
+    /// server left behind is removed if it belongs to the test's user.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         let wanted = path.into();
         Self {
@@ -95,8 +95,8 @@ impl Readiness for UnixSocket {
         let path = expand_path(cx, &self.wanted)?;
         check(&path).map_err(|reason| cx.invalid(path.to_string_lossy(), reason))?;
         if path.starts_with(cx.dir()) {
-            // A killed service may have left its socket, and most servers refuse to start if it
-            // exists. If the removal fails, the service reports the problem.
+            // A killed service may have left its socket behind, and most servers refuse to start if
+            // it exists. If it cannot be removed, the service reports the problem.
             let _ = free::remove_stale_socket(&path);
         }
         lock_path(cx, &path);
@@ -108,12 +108,12 @@ impl Readiness for UnixSocket {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
         if sockets::abstract_name(path).is_none() {
-            // Begin to watch before the check, so that no event is missed.
+            // The watch begins before the check, so that no event is missed.
             self.watching.renew(path, cx.elapsed());
         }
         let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {
             Err(error) if sockets::is_another_kind(&error) => {
-                // The socket is not a stream socket. With a datagram socket, this call fails as
+                // The socket is not a stream socket. If it is a datagram socket, this call fails as
                 // well.
                 sockets::try_connect_unix(path, UnixKind::SeqPacket)
             }
@@ -330,7 +330,8 @@ mod tests {
         };
         let absent = pause_after_poll(10);
         drop(UnixListener::bind(&path).unwrap());
-        // The socket exists but does not listen, so the next poll is soon. Later pauses grow again.
+        // The socket exists but does not listen, so the next poll follows soon. Later pauses grow
+        // again.
         let bound = pause_after_poll(11);
         assert!(bound < absent / 100, "{bound:?}, {absent:?}");
         assert!(pause_after_poll(13) > bound * 100);
@@ -395,8 +396,8 @@ mod tests {
     fn a_socket_handed_on_to_the_service_is_its_own() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
-        // The script listens, passes the socket to a child and closes its own copy. The child
-        // stands for the service.
+        // The script listens, passes the socket to a child and closes its own copy. The child takes
+        // the place of the service.
         let script = "
 import os, socket, subprocess, sys, time
 s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
@@ -466,7 +467,7 @@ child.kill(); child.wait()
             };
             assert!(reason.contains(part), "{reason}");
         }
-        // The longest path fits into an address: only the file is missing.
+        // The longest path fits into a socket address: the only error is that the file is missing.
         let error = sockets::try_connect_unix(Path::new(&longest), UnixKind::Stream).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -1,5 +1,5 @@
-//! The recipe: plain data that says how to start a service. Making a recipe starts no process,
-//! takes no port and makes no file.
+//! The recipe: plain data that describes how to start a service. Creating a recipe starts no
+//! process, reserves no port and creates no file.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -12,11 +12,12 @@ use std::time::Duration;
 use crate::recipe::command::{ADD_SHELL, Command, IntoCommand, Words, globs, shell_syntax};
 use crate::recipe::signal::Signal;
 
-/// The recipe of a service, made with [`Executor::builder`](crate::executor::Executor::builder).
+/// The recipe of a service, created with [`Executor::builder`](crate::executor::Executor::builder).
 ///
 /// The setters take and return the recipe by value. They have the names of
 /// [`std::process::Command`]'s methods wherever the meaning is the same. The recipe is [`Clone`],
-/// and nothing runs until [`start`](ExecutorBuilder::start). The usual variable name is `recipe`.
+/// and nothing runs until [`start`](ExecutorBuilder::start). Variables of this type are usually
+/// named `recipe`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -37,8 +38,8 @@ use crate::recipe::signal::Signal;
 ///
 /// # Placeholders
 ///
-/// Commands, arguments, environment values, paths, URLs and readiness strings may hold
-/// placeholders, which get their values when the executor is built:
+/// Commands, arguments, environment values, paths, URLs and readiness strings may contain
+/// placeholders, which are filled in when the executor is built:
 ///
 /// | placeholder | value |
 /// | --- | --- |
@@ -51,10 +52,10 @@ use crate::recipe::signal::Signal;
 ///
 /// A placeholder is a brace, a lower-case word, optionally `:` and an argument, and a closing
 /// brace, with no `$` before it. Every other brace stands for itself. To pass a word in braces to
-/// another program, double the braces: `{{port}}` gives `{port}`, and awk's `{print}` is
+/// another program, double the braces: `{{port}}` becomes `{port}`, and awk's `{print}` is written
 /// `{{print}}`.
 ///
-/// The value of `{env:VAR}` is inserted as it is. In the script of a
+/// The value of `{env:VAR}` is inserted unchanged. In the script of a
 /// [`shell`](ExecutorBuilder::shell), the shell would interpret quotes and dollar signs in the
 /// value, so write `"$VAR"` there.
 #[must_use = "a recipe does nothing until it is started with `.start()`"]
@@ -86,8 +87,8 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
 /// [`wait_for`](crate::recipe::builder::ExecutorBuilder::wait_for).
 ///
 /// By then the program has been loaded, so a missing program is an error. But it may not have done
-/// anything yet, and may fail at once. Use this condition for programs that need no wait, or if you
-/// wait later with [`Executor::wait_until`](crate::executor::Executor::wait_until).
+/// anything yet, and may fail immediately. Use this condition for programs that need no wait, or if
+/// you wait later with [`Executor::wait_until`](crate::executor::Executor::wait_until).
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -118,10 +119,10 @@ pub(crate) struct Spec {
     pub(crate) kill_signal: Signal,
     pub(crate) expected_exit: Option<i32>,
     pub(crate) fail_on: Vec<String>,
-    /// The limit of the log's size, in bytes.
+    /// The largest size of the log, in bytes.
     pub(crate) log_limit: u64,
     pub(crate) log_files: Vec<PathBuf>,
-    /// Files in the private directory, with their content.
+    /// Files to create in the private directory, and their content.
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Addresses to listen on, each with an optional name for its sockets.
     pub(crate) listen: Vec<(Option<String>, String)>,
@@ -133,11 +134,11 @@ pub(crate) struct Spec {
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
     pub(crate) on_end: Option<Command>,
-    /// The variable with the server's address, if another program has started the server.
+    /// The variable that contains the server's address, if another program has started the server.
     pub(crate) not_ours: Option<String>,
-    /// The name of the field, parameter or node that the service belongs to, for the live output.
+    /// The name of the field, parameter or node to which the service belongs, for the live output.
     pub(crate) label: Option<String>,
-    /// The variable that gives the program's path, if there is one.
+    /// The variable that sets the program's path, if there is one.
     pub(crate) program_variable: Option<String>,
 }
 
@@ -157,13 +158,13 @@ impl Spec {
         };
     }
 
-    /// A clone that only the core compiles. Each crate that calls a derived `clone` compiles it
-    /// again.
+    /// Clones the recipe with code that only the core compiles. A derived `clone` is compiled again
+    /// in each crate that calls it.
     fn copied(&self) -> Spec {
         self.clone()
     }
 
-    /// Makes a recipe for this command, with the defaults of [`ExecutorBuilder`].
+    /// Creates a recipe for this command, with the defaults of [`ExecutorBuilder`].
     pub(crate) fn new(command: Command) -> Spec {
         Spec {
             command,
@@ -200,7 +201,7 @@ impl Spec {
     }
 
     /// A hint about the first part of the command that only a shell would understand. `None` for a
-    /// list, because each word of a list is literal.
+    /// list, because its words are literal.
     pub(crate) fn shell_syntax(&self) -> Option<String> {
         match &self.command.words {
             Words::Line(line) if !self.shell => shell_syntax(line, ADD_SHELL),
@@ -216,7 +217,7 @@ impl Spec {
         }
     }
 
-    /// The words of the command that a shell would replace by file names.
+    /// The words of the command that a shell would expand to file names.
     pub(crate) fn globs(&self) -> Vec<String> {
         match &self.command.words {
             Words::Line(line) if !self.shell => globs(line),
@@ -240,8 +241,8 @@ impl Spec {
     }
 }
 
-/// The source or target of a service's standard stream: the counterpart of [`std::process::Stdio`],
-/// but `Clone`, so that a recipe can be cloned.
+/// The source or destination of a service's standard stream: the counterpart of
+/// [`std::process::Stdio`], but `Clone`, so that a recipe can be cloned.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -281,9 +282,9 @@ impl Stdio {
         Stdio(StdioKind::Inherit)
     }
 
-    /// For standard input: a pipe to which the test writes
+    /// For standard input, a pipe to which the test writes
     /// ([`Executor::take_stdin`](crate::executor::Executor::take_stdin)). For standard output and
-    /// standard error, where it is the default: the private log file that
+    /// standard error, where it is the default, the private log file that
     /// [`Executor::logs`](crate::executor::Executor::logs) reads. Writing to the log needs no
     /// reader, and never blocks the service.
     #[must_use]
@@ -293,7 +294,7 @@ impl Stdio {
 }
 
 impl From<File> for Stdio {
-    /// A file, from its current position on. All starts of all clones of the recipe share that
+    /// A file, used from its current position. All starts of all clones of the recipe share that
     /// position.
     fn from(file: File) -> Stdio {
         Stdio(StdioKind::File(Arc::new(file)))
@@ -308,7 +309,7 @@ impl From<OwnedFd> for Stdio {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Whether the service depends on a stream or a pipe of the process that starts it.
+    /// Whether the service uses a stream or a pipe of the process that starts it.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_for_one_process(&self) -> bool {
@@ -324,8 +325,8 @@ impl<R> ExecutorBuilder<R> {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Replaces the program and keeps its arguments, for example to use another version of a
-    /// server. The text is one word and is not split. With [`shell`](ExecutorBuilder::shell) it
+    /// Replaces the program but keeps its arguments, for example to use another version of a
+    /// server. The text is one word and is not split. With [`shell`](ExecutorBuilder::shell), it
     /// replaces the script.
     ///
     /// ```
@@ -371,16 +372,16 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Removes an environment variable, whether set before or inherited. A name that ends with `*`
-    /// removes every variable with that beginning: after `env_remove("PG*")` the service does not
-    /// see the developer's `PGHOST` and `PGDATA`.
+    /// removes every variable that begins with the text before it: after `env_remove("PG*")`, the
+    /// service does not see the developer's `PGHOST` and `PGDATA`.
     pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
         self.spec.env.push((key.as_ref().to_owned(), None));
         self
     }
 
-    /// Removes all environment variables, whether set before or inherited. Two stay: `MIRAKURU_ID`,
-    /// which mirakuru sets itself, and `LLVM_PROFILE_FILE` under a coverage tool. Call
-    /// `.env_remove("LLVM_PROFILE_FILE")` after this to remove that as well.
+    /// Removes all environment variables, whether set before or inherited. Two remain:
+    /// `MIRAKURU_ID`, which mirakuru sets itself, and `LLVM_PROFILE_FILE` under a coverage tool. To
+    /// remove the latter as well, call `.env_remove("LLVM_PROFILE_FILE")` after this.
     pub fn env_clear(mut self) -> Self {
         self.spec.env.clear();
         self.spec.env_clear = true;
@@ -415,9 +416,9 @@ impl<R> ExecutorBuilder<R> {
     /// Runs the command through `/bin/sh -c`. The default is `false`: no shell.
     ///
     /// A command that is one string becomes the script, and further arguments become its `$1`,
-    /// `$2`, ... If the command is a list, its first entry is the script. In the script `{dir}` is
-    /// quoted if necessary, so that it always belongs to one word, with or without quotes around
-    /// it.
+    /// `$2`, ... If the command is a list, its first entry is the script. In the script, `{dir}` is
+    /// quoted if necessary, so that it is always part of a single word, with or without quotes
+    /// around it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -447,15 +448,15 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the signal that asks the service to end. The default is [`Signal::Term`]. It goes to
-    /// the service's process group.
+    /// Sets the signal that asks the service to stop. The default is [`Signal::Term`]. The signal
+    /// is sent to the service's process group.
     pub fn stop_signal(mut self, signal: Signal) -> Self {
         self.spec.stop_signal = signal;
         self
     }
 
     /// Sets the grace: the longest time that the service may take to end after the stop signal.
-    /// After the grace, every process of the service that is left is killed. The default is 10 s.
+    /// Then all of its processes that are left are killed. The default is 10 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.spec.stop_timeout = timeout;
         self
@@ -466,8 +467,8 @@ impl<R> ExecutorBuilder<R> {
     ///
     /// If the service prints more, the log keeps half of this size from the beginning, and at least
     /// a quarter from the end. [`Logs::dropped`](crate::output::logs::Logs::dropped) and the
-    /// reports tell how many bytes are missing between them. Conditions such as
-    /// [`Banner`](crate::readiness::Banner) see all output as it comes, unless the service prints
+    /// reports tell how many bytes are missing in between. Conditions such as
+    /// [`Banner`](crate::readiness::Banner) see all output as it arrives, unless the service prints
     /// faster than they read.
     ///
     /// ```
@@ -481,10 +482,10 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the signal that ends the service when the grace is over.
-    /// [`Executor::kill`](crate::executor::Executor::kill) sends it as well. The default is
-    /// [`Signal::Kill`]. After any other signal, every process that is left one second later gets
-    /// `SIGKILL`: no process of a service survives.
+    /// Sets the signal that is sent when the grace is over, and by
+    /// [`Executor::kill`](crate::executor::Executor::kill). The default is [`Signal::Kill`]. After
+    /// any other signal, every process that is left one second later gets `SIGKILL`: no process of
+    /// a service survives.
     pub fn kill_signal(mut self, signal: Signal) -> Self {
         self.spec.kill_signal = signal;
         self
@@ -497,9 +498,10 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds a regular expression for a line of output that means a failed start. On such a line the
-    /// start fails at once with [`Error::FailureLine`](crate::error::Error::FailureLine). Both
-    /// streams are searched until the service is ready.
+    /// Adds a regular expression for lines of output that mean a failed start. If the service
+    /// prints such a line, the start fails immediately with
+    /// [`Error::FailureLine`](crate::error::Error::FailureLine). Both streams are searched until
+    /// the service is ready.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -518,12 +520,12 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds a file that the service logs to, as a source of lines besides the service's output. The
-    /// path may have placeholders.
+    /// Adds a file to which the service logs, as a source of lines in addition to the service's
+    /// output. The path may contain placeholders.
     ///
-    /// The file is followed by its name: it may be missing at first, and the service may replace
-    /// it. [`wait_for_line`](crate::executor::Executor::wait_for_line),
-    /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines. A
+    /// The file is followed by name: it may be missing at first, and the service may replace it.
+    /// [`wait_for_line`](crate::executor::Executor::wait_for_line),
+    /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines. The
     /// report of a failure shows only the output.
     ///
     /// ```
@@ -545,7 +547,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Before each start, writes a file such as a configuration into the service's private
+    /// Before each start, writes a file, such as a configuration, into the service's private
     /// directory. The path is relative to that directory. Placeholders in the text are filled in.
     /// The file belongs to the service's user, and no other user can read it.
     ///
@@ -572,14 +574,14 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Opens a listening TCP socket on this address before the service starts. The service inherits
-    /// the socket by systemd's protocol for socket activation: the sockets are its descriptors 3, 4
-    /// and so on, in the order of these calls. `$LISTEN_FDS` has their number, `$LISTEN_FDNAMES`
-    /// their names, and `$LISTEN_PID` the service's process id.
+    /// the socket through systemd's protocol for socket activation: the sockets are its descriptors
+    /// 3, 4 and so on, in the order of these calls. `$LISTEN_FDS` contains their number,
+    /// `$LISTEN_FDNAMES` their names, and `$LISTEN_PID` the service's process id.
     ///
-    /// As soon as a start returns, the kernel accepts connections, and the service serves each of
+    /// When a start returns, the kernel already accepts connections, and the service serves each of
     /// them once it can. So a start need not wait until the service is ready. The first of these
     /// addresses is the executor's [`addr`](crate::executor::Executor::addr), unless its readiness
-    /// knows another one.
+    /// condition knows another one.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -595,12 +597,13 @@ impl<R> ExecutorBuilder<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The address is `host:port`. A host name gives one socket for each of its addresses; `[::]`
-    /// means IPv6 alone. The sockets are opened for each start, and closed with the service. Each
-    /// has the service's name, unless [`listen_as`](ExecutorBuilder::listen_as) gives another one.
+    /// The address is `host:port`. A host name results in one socket for each of its addresses;
+    /// `[::]` means IPv6 only. The sockets are opened for each start, and closed when the service
+    /// ends. Each is named after the service, unless [`listen_as`](ExecutorBuilder::listen_as) sets
+    /// another name.
     ///
-    /// The port is open before the service has done anything, so `Tcp` holds at once. To know that
-    /// the service answers, wait for `Http`, a `Banner` or a program. With
+    /// The port is open before the service has done anything, so `Tcp` holds immediately. To know
+    /// that the service answers, wait for `Http`, a `Banner` or a program. With
     /// [`shell`](ExecutorBuilder::shell), start the server with `exec`. Otherwise `$LISTEN_PID` is
     /// the shell's process id.
     pub fn listen(mut self, addr: impl Into<String>) -> Self {
@@ -609,16 +612,16 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Like [`listen`](ExecutorBuilder::listen), but sets the socket's name in `$LISTEN_FDNAMES`.
-    /// The name may not contain a colon.
+    /// The name must not contain a colon.
     pub fn listen_as(mut self, name: impl Into<String>, addr: impl Into<String>) -> Self {
         self.spec.listen.push((Some(name.into()), addr.into()));
         self
     }
 
-    /// Sets whether a start waits while another service of mirakuru has the same fixed port or
+    /// Sets whether a start waits while another service of mirakuru uses the same fixed port or
     /// socket path. With `true` it waits, as the attribute does. With `false`, the default, it
-    /// fails at once with [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning). The wait
-    /// does not count towards the [timeout](ExecutorBuilder::timeout).
+    /// fails immediately with [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning). The
+    /// wait does not count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
         self
@@ -628,45 +631,46 @@ impl<R> ExecutorBuilder<R> {
     /// left, the range that the kernel uses for outgoing connections is avoided. The default is
     /// `false`: the kernel chooses.
     ///
-    /// Use it for a server that derives other ports from its own. For example, a Redis cluster adds
-    /// 10000 to the port.
+    /// Use it for a server that derives other ports from its own. For example, a node of a Redis
+    /// cluster adds 10000 to its port.
     pub fn low_ports(mut self, low: bool) -> Self {
         self.spec.low_ports = low;
         self
     }
 
-    /// Lets a test be skipped if this machine lacks the program, or a feature of the kernel that
-    /// the service needs. Without this setting, or if the variable `CI` is set, the test fails.
+    /// Allows a test to be skipped if this machine lacks the program, or a kernel feature that the
+    /// service needs. Without this setting, or if the variable `CI` is set, the test fails.
     ///
     /// If the attribute starts the recipe, the test is skipped with a message, and counted at the
     /// end of the run. `MIRAKURU_MISSING=skip` allows that for all recipes, and
-    /// `MIRAKURU_MISSING=fail` for none. [`start`](ExecutorBuilder::start) itself returns an error,
-    /// whose [`missing`](crate::error::Error::missing) tells how to install the program. A start
-    /// that fails for another reason never skips the test.
+    /// `MIRAKURU_MISSING=fail` for none. [`start`](ExecutorBuilder::start) itself returns an error;
+    /// its [`missing`](crate::error::Error::missing) tells how to install the program. A start that
+    /// fails for another reason never skips the test.
     pub fn optional(mut self) -> Self {
         self.spec.optional = true;
         self
     }
 
-    /// Runs the service as this user (numeric id). The test needs the privilege for that.
-    /// Supplementary groups are dropped unless [`groups`](ExecutorBuilder::groups) names some.
+    /// Runs the service as this user (numeric id). The test needs the privilege to do that.
+    /// Supplementary groups are dropped unless [`groups`](ExecutorBuilder::groups) sets some.
     pub fn uid(mut self, uid: u32) -> Self {
         self.spec.uid = Some(uid);
         self
     }
 
-    /// Runs the service as this group (numeric id). The test needs the privilege for that.
+    /// Runs the service as this group (numeric id). The test needs the privilege to do that.
     pub fn gid(mut self, gid: u32) -> Self {
         self.spec.gid = Some(gid);
         self
     }
 
-    /// If the tests run as root, runs the service as the first of these users that the machine has,
-    /// with that user's group. Use it for servers that refuse to run as root, or should not.
+    /// If the tests run as root, runs the service as the first of these users that exists on this
+    /// machine, with that user's group. Use it for servers that refuse to run as root, or should
+    /// not.
     ///
-    /// Does nothing if the tests do not run as root, or if no such user exists. Also does nothing
-    /// if root may not become another user: in a container without `CAP_SETUID`, `CAP_SETGID` or
-    /// `CAP_CHOWN`, and in a user namespace that lacks the user.
+    /// Does nothing if the tests do not run as root, or if none of the users exists. Also does
+    /// nothing if root may not become another user: in a container without `CAP_SETUID`,
+    /// `CAP_SETGID` or `CAP_CHOWN`, and in a user namespace that lacks the user.
     ///
     /// ```
     /// # use mirakuru_core::Executor;
@@ -674,7 +678,7 @@ impl<R> ExecutorBuilder<R> {
     /// # let _ = recipe;
     /// ```
     ///
-    /// The private directory, `{dir}`, belongs to that user. The user needs permission to read all
+    /// The private directory, `{dir}`, belongs to that user. The user needs read permission for all
     /// other files that the service uses.
     pub fn unprivileged<S: AsRef<str>>(mut self, users: impl IntoIterator<Item = S>) -> Self {
         if let Some(Ok((uid, gid))) = unprivileged_user(users) {
@@ -684,7 +688,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the service's supplementary groups (numeric ids). The test needs the privilege for
+    /// Sets the service's supplementary groups (numeric ids). The test needs the privilege to do
     /// that.
     pub fn groups(mut self, groups: impl IntoIterator<Item = u32>) -> Self {
         self.spec.groups = Some(groups.into_iter().collect());
@@ -699,7 +703,7 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Sets a command that cleans up after the service. Use it for things that do not end with the
-    /// service's processes, such as a container of a daemon, a unit of systemd, or a record in a
+    /// service's processes, such as a container run by a daemon, a systemd unit, or a record on a
     /// shared server. The default is none.
     ///
     /// ```
@@ -710,13 +714,13 @@ impl<R> ExecutorBuilder<R> {
     /// ```
     ///
     /// The supervisor runs the command each time the service has ended, even if the test process
-    /// was killed. At that time every process of the service is gone, and its directory still
-    /// exists. The command runs without a shell, as the test's own user, in the service's
-    /// environment and working directory. Its output goes to the service's log.
+    /// was killed. By then every process of the service is gone, but its directory still exists.
+    /// The command runs without a shell, as the test's own user, with the service's environment and
+    /// working directory. Its output goes to the service's log.
     ///
     /// The command runs twice, half a second apart, because a daemon may still be busy with the
-    /// last request of a killed client. So the command must do no harm if nothing is left to clean
-    /// up. It is killed if it takes more than 10 s. A failure is noted only in the log.
+    /// last request of a killed client. So the command must be harmless if nothing is left to clean
+    /// up. It is killed if it takes more than 10 s. A failure is recorded only in the log.
     ///
     /// The command is not guaranteed to run: if both processes of the supervisor are killed, it
     /// does not.
@@ -733,8 +737,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the name of the field, parameter or node that the service belongs to. If the recipe has
-    /// no name, `MIRAKURU_LIVE` shows this one before each line. An empty text sets no name.
+    /// Sets the name of the field, parameter or node to which the service belongs. If the recipe
+    /// has no name, `MIRAKURU_LIVE` shows this one before each line. An empty text sets no name.
     #[doc(hidden)]
     pub fn __label(mut self, label: &str) -> Self {
         self.spec.set_label(label);
@@ -751,7 +755,7 @@ impl<R> ExecutorBuilder<R> {
 }
 
 /// The user and group that [`unprivileged`](ExecutorBuilder::unprivileged) chooses. `None` if the
-/// tests do not run as root, or if no such user exists.
+/// tests do not run as root, or if none of the users exists.
 ///
 /// # Errors
 ///

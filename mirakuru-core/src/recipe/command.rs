@@ -1,11 +1,11 @@
 //! The command line of a recipe: one string of shell words, or a list.
 //!
-//! A string is split into words as a shell would do, but no shell runs. Quotes, backslashes and
-//! comments have the meaning that `sh` gives them, while `$VAR`, `*`, `|` and `>` are plain text.
-//! Placeholders are filled in *after* the split, so that a value with spaces stays one word. With
-//! `shell(true)` the string is a script and is not split at all.
+//! A string is split into words as a shell would split it, but no shell runs. Quotes, backslashes
+//! and comments have the meaning that `sh` gives them, while `$VAR`, `*`, `|` and `>` are plain
+//! text. Placeholders are filled in *after* the split, so a value with spaces stays one word. With
+//! `shell(true)`, the string is a script and is not split at all.
 //!
-//! The file is long because tests against a real `sh` are two fifths of it.
+//! The file is long because two fifths of it are tests against a real `sh`.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -22,12 +22,12 @@ use crate::util::hash;
 /// A function that fills in the placeholders of a word.
 pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, ExpandError>;
 
-/// The command of [`Executor::builder`](crate::executor::Executor::builder): one string, or a list
-/// of the program and its arguments.
+/// The command of [`Executor::builder`](crate::executor::Executor::builder): either one string, or
+/// a list of the program and its arguments.
 ///
-/// A string is split into words as a shell would do. The entries of a list are taken as they are,
-/// and need not be UTF-8. Use a list if a path may contain spaces. The trait is sealed: it is
-/// implemented for strings, arrays, slices and vectors.
+/// A string is split into words as a shell would split it. The entries of a list are used
+/// unchanged, and need not be UTF-8. Use a list if a path may contain spaces. The trait is sealed:
+/// it is implemented for strings, arrays, slices and vectors.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a command",
     label = "not a command",
@@ -55,10 +55,10 @@ pub(crate) enum Words {
     Program(Arc<dyn Program>),
 }
 
-/// A program that may have to be built, so its path is known only when an executor is made. Its
-/// `Debug` text identifies the program, and is the same in all processes.
+/// A program that may first have to be built, so its path is known only when an executor is built.
+/// Its `Debug` text identifies the program, and is the same in all processes.
 pub(crate) trait Program: fmt::Debug + Send + Sync {
-    /// The program's name, for people.
+    /// The program's name, as shown to people.
     fn name(&self) -> &str;
 
     /// The program's path. May be called more than once.
@@ -84,12 +84,12 @@ impl Command {
         all(hasher, extra);
     }
 
-    /// Replaces the first word; with a shell, the script.
+    /// Replaces the program, which is the first word. If `shell` is set, replaces the script.
     pub(crate) fn set_program(&mut self, program: &OsStr, shell: bool) {
         let mut words: Vec<OsString> = match &self.words {
             Words::Line(line) if !shell => match shell_words::split(line) {
                 Ok(words) => words.into_iter().map(OsString::from).collect(),
-                // The error is reported when the executor is built.
+                // The executor's build reports the error.
                 Err(_) => return,
             },
             Words::List(list) => list.clone(),
@@ -127,7 +127,7 @@ impl Command {
         }
     }
 
-    /// Finds or builds the command's program, if necessary. After this, its file is known.
+    /// Finds or builds the command's program, if it needs that. The program's file is then known.
     ///
     /// # Errors
     ///
@@ -145,15 +145,15 @@ impl Command {
 
     /// The words to execute, the program first, with all placeholders filled in.
     ///
-    /// With `shell` the words are `/bin/sh -c SCRIPT sh ARGUMENT...`. The script is the string as
-    /// it is, or the first entry of the list. The other entries become its `$1` and so on. `$0` is
+    /// With `shell`, the words are `/bin/sh -c SCRIPT sh ARGUMENT...`. The script is the unsplit
+    /// string, or the first entry of the list. The other entries become its `$1` and so on. `$0` is
     /// `sh`, which a shell prints before its error messages.
     ///
     /// # Errors
     ///
-    /// * [`Error::InvalidCommand`]: there is no program, a quote is not closed, a word has a NUL
-    ///   byte, or a placeholder is invalid.
-    /// * [`Error::System`]: the system has no free port.
+    /// * [`Error::InvalidCommand`]: there is no program, a quote is not closed, a word contains a
+    ///   NUL byte, or a placeholder is invalid.
+    /// * [`Error::System`]: no port is free.
     pub(crate) fn resolve(&self, expand: Expand<'_>, shell: bool) -> Result<Vec<OsString>, Error> {
         let (mut words, what) = match &self.words {
             Words::Line(line) if shell => (vec![OsString::from(line)], "script"),
@@ -171,13 +171,13 @@ impl Command {
         words.extend_from_slice(&self.extra);
         let is_blank = |word: &OsString| word.as_bytes().trim_ascii().is_empty();
         // An empty command has no program, even with extra arguments. The command `"" arg` has one,
-        // with an empty name.
+        // but its name is empty.
         let given = match &self.words {
             Words::Line(line) => !line.trim().is_empty(),
             Words::List(list) => !list.is_empty(),
             Words::Program(_) => true,
         };
-        // The path of a found program is not the user's text, so no placeholder in it is expanded.
+        // The user did not write the path of a found program, so no placeholder in it is expanded.
         let is_found = matches!(self.words, Words::Program(_));
         if !given || words.is_empty() {
             return Err(self.invalid(format!("the command is empty; begin it with the {what} to run")));
@@ -211,7 +211,7 @@ impl Command {
         Ok(argv)
     }
 
-    /// The command as a person would type it, with placeholders as they were given.
+    /// The command as a person would type it, with placeholders not filled in.
     pub(crate) fn display(&self) -> String {
         let mut text = match &self.words {
             Words::Line(line) => line.trim().to_owned(),
@@ -224,8 +224,8 @@ impl Command {
         text
     }
 
-    /// The first word of the command, with its placeholders. With `shell(true)` it comes from the
-    /// script, so it is never the shell.
+    /// The first word of the command, with placeholders not filled in. With `shell(true)` it comes
+    /// from the script, so it is never the shell.
     pub(crate) fn program(&self) -> Option<OsString> {
         match &self.words {
             Words::Line(line) => shell_words::split(line)
@@ -239,7 +239,7 @@ impl Command {
     }
 
     /// The service's name if the recipe sets none: the file name of the program, or `sh` or
-    /// `service` if that is not known.
+    /// `service` if that is unknown.
     pub(crate) fn program_name(&self, shell: bool) -> String {
         let first = match &self.words {
             Words::Line(line) if shell => first_command(line),
@@ -324,7 +324,7 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
         match (open, c) {
             (Some((quote, _)), _) if c == quote => open = None,
             (Some(('"', _)) | None, '\\') => {
-                // A backslash and a newline join two lines, so `between_words` stays as it is.
+                // A backslash and a newline join two lines, so `between_words` does not change.
                 if let Some((_, '\n')) = chars.next() {
                     continue;
                 }
@@ -343,7 +343,7 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
     open
 }
 
-/// The line and the character at a byte position, for a message.
+/// Describes a byte position for a message, by its line and character.
 fn position(text: &str, at: usize) -> String {
     let before = &text[..at];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -355,7 +355,7 @@ fn position(text: &str, at: usize) -> String {
     }
 }
 
-/// The name of the first program in a script, as far as it can be read without a shell.
+/// The name of the first program in a script, as far as it can be determined without a shell.
 fn first_command(script: &str) -> Option<String> {
     let words =
         shell_words::split(script).unwrap_or_else(|_| script.split_whitespace().map(str::to_owned).collect());
@@ -432,7 +432,7 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
 /// The remedy for a command that needs a shell.
 pub(crate) const ADD_SHELL: &str = "add `.shell(true)`";
 
-/// Replaces each quoted character by `_`, because text in quotes is literal.
+/// Replaces each quoted character with `_`, because quoted text is literal.
 fn unquoted(line: &str) -> String {
     let mut quote = None;
     line.chars()
@@ -494,7 +494,7 @@ pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
     ))
 }
 
-/// The words of a command line that a shell would replace by file names.
+/// The words of a command line that a shell would expand to file names.
 pub(crate) fn globs(line: &str) -> Vec<String> {
     let mut globs = Vec::new();
     for word in unquoted(line).split_whitespace() {
@@ -817,7 +817,7 @@ mod tests {
     }
 
     #[test]
-    // The references are on purpose: this test checks that they are accepted.
+    // The references are intentional: this test checks that they are accepted.
     #[allow(clippy::needless_borrows_for_generic_args)]
     fn builders_need_no_annotation() {
         let words = vec!["a".to_owned(), "b".to_owned()];

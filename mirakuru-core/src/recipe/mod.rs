@@ -1,4 +1,4 @@
-//! The way to start a service, as plain data.
+//! How to start a service, as plain data.
 
 pub(crate) mod builder;
 pub(crate) mod command;

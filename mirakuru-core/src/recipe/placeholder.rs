@@ -4,17 +4,17 @@
 //!
 //! A *placeholder* is `{`, a word, optionally `:` and an argument, and `}`. The word begins with a
 //! lower-case ASCII letter, and continues with such letters, digits and `_`. The argument is not
-//! empty and has no braces, quotes or white space. So JavaScript's `{port: 80}` is not a
+//! empty and contains no braces, quotes or white space. So JavaScript's `{port: 80}` is not a
 //! placeholder. With a `$` directly before the brace, the text is left to another program:
-//! `${port}` stays. Every brace that does not begin a placeholder stands for itself: JSON,
-//! `{1..9}`, `{a,b}` and awk's programs are safe.
+//! `${port}` stays unchanged. Every brace that does not begin a placeholder stands for itself:
+//! JSON, `{1..9}`, `{a,b}` and awk's programs are safe.
 //!
-//! An *escape* is a placeholder in one more pair of braces, and gives the text of the placeholder:
-//! `{{port}}` gives `{port}`.
+//! An *escape* is a placeholder in one more pair of braces, and expands to the text of the
+//! placeholder: `{{port}}` becomes `{port}`.
 //!
 //! The text is read once from left to right. At each `{`, an escape is tried first, then a
-//! placeholder. So `{{{port}}}` gives `{{port}}` (a brace, an escape, a brace), and `{"x":{port}}`
-//! gives `{"x":6379}`. Values are not expanded again.
+//! placeholder. So `{{{port}}}` becomes `{{port}}` (a brace, an escape, a brace), and
+//! `{"x":{port}}` becomes `{"x":6379}`. Values are not expanded again.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -29,7 +29,7 @@ use crate::error::secrets::mask_urls;
 pub(crate) enum ExpandError {
     /// The mistake in the text, and its remedy.
     Text(String),
-    /// The system has no free port.
+    /// No port is free.
     Port(io::Error),
 }
 
@@ -63,7 +63,7 @@ fn no_port(source: io::Error) -> Error {
 /// A function that appends the value of a placeholder.
 pub(crate) type PushValue<'a> = &'a mut dyn FnMut(&Placeholder<'_>, &mut Vec<u8>) -> Result<(), ExpandError>;
 
-/// Replaces each placeholder of a text by the bytes that `push_value` appends for it.
+/// Replaces each placeholder of a text with the bytes that `push_value` appends for it.
 pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec<u8>, ExpandError> {
     let mut out = Vec::with_capacity(text.len());
     for token in tokens(text, false) {
@@ -77,13 +77,13 @@ pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec
 
 /// A part of a text with placeholders.
 pub(crate) enum Token<'a> {
-    /// Literal text. For an escape, the text without the outer braces.
+    /// Literal text. An escape is returned without its outer braces.
     Text(&'a [u8]),
     Placeholder(Placeholder<'a>),
 }
 
-/// The parts of a text, from left to right. In a regular expression a brace after a backslash
-/// begins neither an escape nor a placeholder.
+/// Splits a text into literal parts and placeholders, from left to right. In a regular expression,
+/// a brace after a backslash begins neither an escape nor a placeholder.
 pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -106,7 +106,7 @@ pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<
                 false => None,
             };
             match found {
-                // The text before the escape or the placeholder comes first.
+                // The text before the escape or the placeholder is returned first.
                 Some(_) if at > start => return Some(Token::Text(&text[start..at])),
                 Some((token, len)) => {
                     at += len;
@@ -122,7 +122,7 @@ pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<
 pub(crate) struct Placeholder<'a> {
     pub(crate) word: &'a str,
     pub(crate) argument: Option<&'a [u8]>,
-    /// The length of the placeholder with both braces.
+    /// The length of the placeholder, including both braces.
     pub(crate) len: usize,
 }
 
@@ -166,8 +166,8 @@ fn escape_at(text: &[u8]) -> Option<&[u8]> {
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
 }
 
-/// Escapes each placeholder in a text, so that the result expands to the text itself. Use it for
-/// paths and passwords that may contain braces.
+/// Escapes each placeholder in a text, so that it expands to the text itself. Use it for paths and
+/// passwords that may contain braces.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {
     escaped(text.as_ref().as_bytes())

@@ -1,4 +1,4 @@
-//! Resolves the program and the environment of a recipe, like `execvp`.
+//! Resolves a recipe's program as `execvp` does, and builds its environment.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -11,12 +11,13 @@ use crate::error::Error;
 use crate::error::programs::DEFAULT_PATH;
 use crate::sys::procfs::ID_VARIABLE;
 
-/// The variable with the profile's path, for a program that is built for coverage. Without it, the
-/// program writes its profile into its working directory, where no tool searches.
+/// The variable that sets the path of the profile, for a program that is built for coverage.
+/// Without it, the program writes its profile into its working directory, where no tool looks for
+/// it.
 const PROFILE: &str = "LLVM_PROFILE_FILE";
 
-/// Variables through which a test runner talks to its service manager. The services of a test must
-/// not inherit them.
+/// Variables through which a test runner communicates with its service manager. The services of a
+/// test must not inherit them.
 const SERVICE_MANAGER: [&str; 7] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
@@ -27,8 +28,8 @@ const SERVICE_MANAGER: [&str; 7] = [
     "WATCHDOG_USEC",
 ];
 
-/// The variables that a child inherits from this process: all, or only [`PROFILE`] after
-/// `env_clear`. A name that no program could set, such as `=C:`, is left out.
+/// The variables that a child inherits from this process: all of them, or only [`PROFILE`] after
+/// `env_clear`. Names that no program could set, such as `=C:`, are left out.
 pub(crate) fn inherited(clear: bool) -> BTreeMap<OsString, OsString> {
     let mut environment = BTreeMap::new();
     for (key, value) in std::env::vars_os() {
@@ -47,8 +48,8 @@ fn is_name(key: &OsStr) -> bool {
     !key.is_empty() && !key.as_bytes().contains(&b'=')
 }
 
-/// The service's environment: the inherited variables with the changes by the recipe and its
-/// readiness, and `MIRAKURU_ID`.
+/// The service's environment: the inherited variables, with the changes of the recipe and its
+/// readiness condition, and `MIRAKURU_ID`.
 pub(crate) fn environment(
     mut environment: BTreeMap<OsString, OsString>,
     changes: &[(OsString, Option<OsString>)],
@@ -75,7 +76,7 @@ pub(crate) fn environment(
     environment
 }
 
-/// Paths to try, in order, to execute this program.
+/// The paths at which to look for this program, in order.
 pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsString>) -> Vec<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         return vec![program.into()];
@@ -86,7 +87,7 @@ pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsStr
     std::env::split_paths(path).map(|dir| dir.join(program)).collect()
 }
 
-/// A text that identifies a file, and changes if the file is replaced.
+/// A text that identifies a file, and differs once the file is replaced.
 pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     let file = path.metadata()?;
     Ok(format!(

@@ -1,4 +1,4 @@
-//! Signals that a recipe or a test sends to a service.
+//! Signals that a recipe or a test can send to a service.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use crate::sys::signals;
 
 /// A signal to send to a service.
 ///
-/// This is our own enum and not `nix`'s, to keep foreign types out of the public API.
+/// It is not the enum of the crate `nix`, so that the public API contains no foreign types.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -16,19 +16,19 @@ use crate::sys::signals;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Signal {
-    /// `SIGTERM`, which asks a program to end: the default stop signal.
+    /// `SIGTERM`, which asks a program to terminate: the default stop signal.
     Term,
     /// `SIGINT`, which Ctrl-C sends. For PostgreSQL it means "fast shutdown".
     Int,
-    /// `SIGQUIT`. For nginx it means "finish the current requests, then end".
+    /// `SIGQUIT`. For nginx it means "finish the current requests, then exit".
     Quit,
     /// `SIGHUP`, to which many servers respond by reading their configuration again.
     Hup,
     /// `SIGKILL`, which no process can catch: the default kill signal.
     Kill,
-    /// `SIGUSR1`. Each service gives it a meaning of its own.
+    /// `SIGUSR1`. Its meaning depends on the service.
     Usr1,
-    /// `SIGUSR2`. Each service gives it a meaning of its own.
+    /// `SIGUSR2`. Its meaning depends on the service.
     Usr2,
 }
 

@@ -1,7 +1,8 @@
 //! Leases a number to one test at a time, for example the number of a database in a shared Redis. A
-//! lease is a lock on a file in a directory that all test processes know.
+//! lease is a lock on a file in a directory that is known to all test processes.
 //!
-//! The kernel frees the lock when its holder ends in any way, so a number is never lost.
+//! The kernel frees the lock when its holder exits, however that happens, so a number is never
+//! lost.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -15,19 +16,18 @@ use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
 use crate::util::backoff::Pauses;
 
-/// A leased number below some limit. Until the lease is dropped, no other process can lease the
-/// number.
+/// A leased number below some limit. No other process can lease it until this value is dropped.
 #[derive(Debug)]
 pub struct Lease {
     number: u32,
     lock: File,
-    /// Id of the process that took the lease. A fork has a copy of this value, and must not give
-    /// the number back.
+    /// Id of the process that took the lease. A fork has a copy of this value, and must not return
+    /// the number.
     holder: u32,
 }
 
 impl Lease {
-    /// Leases a free number below `limit`, or returns `None` if all are taken. Makes the directory
+    /// Leases a free number below `limit`. Returns `None` if all are taken. Creates the directory
     /// if it is missing.
     ///
     /// The numbers rotate: the search begins after the number that was leased last. So if a client
@@ -64,7 +64,7 @@ impl Lease {
         Ok(None)
     }
 
-    /// Leases the only number of a directory, as an exclusive lock. Waits for at most `patience`,
+    /// Leases the only number of a directory, as an exclusive lock. Waits for up to `patience`,
     /// then returns `None`.
     ///
     /// # Errors
@@ -112,13 +112,13 @@ mod tests {
             [Some(0), Some(1), Some(2)]
         );
         assert_eq!(number(&take()), None);
-        // Stands for the copy in a process that another thread has just forked.
+        // Takes the place of the copy in a process that another thread has just forked.
         let copy = two.as_ref().map(|lease| lease.lock.try_clone().expect("a copy"));
         drop(two);
         let again = take();
         drop(copy);
         assert_eq!(number(&again), Some(1));
-        // The numbers rotate: 2 comes next, although 1 was given back as well.
+        // The numbers rotate: 2 comes next, although 1 has been returned as well.
         drop((again, three));
         assert_eq!(number(&take()), Some(2));
         std::fs::remove_dir_all(dir).expect("it is ours");

@@ -1,6 +1,6 @@
-//! Finds the run of tests that this process is part of, and the run's directory.
+//! Finds the test run to which this process belongs, and the run's directory.
 //!
-//! `cargo nextest run` makes a process for each test, and `cargo test` one for each test binary.
+//! `cargo nextest run` starts a process for each test, and `cargo test` one for each test binary.
 //! The process that starts them all, the *runner*, identifies the run. The processes of a run share
 //! its directory.
 
@@ -26,7 +26,7 @@ use crate::util::hash::Fnv1a;
 use crate::util::say::say;
 use crate::util::settings::SCOPE;
 
-/// A run of tests. It ends when its runner ends.
+/// A test run. It ends when its runner ends.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Run {
@@ -38,11 +38,11 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run that this process belongs to. `None` if there is none; then a shared service belongs
-    /// to this process alone.
+    /// The run to which this process belongs. If it is `None`, a shared service belongs to this
+    /// process alone.
     ///
-    /// This process searches for its run only once. After the runner is killed, its test processes
-    /// live on for a moment with another parent, and a search would fail.
+    /// This process searches for its run only once. After the runner has been killed, its test
+    /// processes live on for a moment under another parent, and a search would fail.
     #[must_use]
     pub fn current() -> Option<&'static Run> {
         static RUN: Lazy<Option<Run>> = Lazy::new(|| {
@@ -55,12 +55,12 @@ impl Run {
             }
             let chain = &mut procfs::own_ancestors();
             let run = Run::find(&variables, chain, sys::origin::is_orphan(), &carries)?;
-            // Without pidfds, a supervisor cannot learn of the runner's end.
+            // Without pidfds, a supervisor cannot tell when the runner ends.
             if sys::pidfds_are_missing() {
                 return None;
             }
-            // A tracer waits for every process that it traces. The service would wait for the
-            // runner, the runner for the tracer, and the tracer for the service.
+            // A tracer waits until every process that it traces has ended. The service would wait
+            // for the runner, the runner for the tracer, and the tracer for the service.
             if let Some(tracer) = procfs::tracer() {
                 let name = procfs::stat(tracer).map_or_else(|| "a process".to_owned(), |stat| stat.comm);
                 say(&format!(
@@ -76,10 +76,10 @@ impl Run {
 
     /// The run whose processes share services. The services end with the run, or with their last
     /// user. `None` if [`current`](Run::current) returns `None`, or if `MIRAKURU_SCOPE=process`
-    /// ends shared services with their test process.
+    /// makes shared services end with their test process.
     #[must_use]
     pub fn for_services(with_users: bool) -> Option<&'static Run> {
-        // Every start refuses unknown values of the variable.
+        // Every start rejects unknown values of the variable.
         static SET: Lazy<OsString> = Lazy::new(|| std::env::var_os(SCOPE).unwrap_or_default());
         static WITH_USERS: Lazy<Option<Run>> = Lazy::new(|| {
             Run::current().map(|run| Run {
@@ -105,8 +105,8 @@ impl Run {
 
     /// Finds the runner. A runner sets a variable for its tests, so the runner is the nearest
     /// ancestor without this variable. If no variable is set, the runner is the nearest ancestor
-    /// named `cargo`. The chain begins with the process itself. The search stops at an orphan,
-    /// because the orphan's parent did not start it.
+    /// that is `cargo` or a tool such as `cargo-tarpaulin`. The chain begins with the process
+    /// itself. The search stops at an orphan, because the orphan's parent did not start it.
     fn find(
         variables: &[(&str, String)],
         chain: &mut dyn Iterator<Item = (u32, Stat)>,
@@ -139,7 +139,7 @@ impl Run {
                 return Some(Run::lost());
             }
         }
-        // `cargo watch` starts the same runner again and again, and each start is a run of its own.
+        // `cargo watch` starts the same runner repeatedly, and each start is a run of its own.
         let (pid, stat) = ancestors.find(&|(_, stat)| is_cargo(stat))?;
         (stat.comm != "cargo-watch").then(|| Run::of(pid, stat.start(), "cargo"))
     }
@@ -163,7 +163,7 @@ impl Run {
         }
     }
 
-    /// The directory of this run, and its runner. Without a runner, the process gets a directory of
+    /// The directory of this run, and its runner. Without a run, the process gets a directory of
     /// its own, which the sweep treats like a run's.
     pub(crate) fn dir_or_own(run: Option<&Run>) -> (PathBuf, u32) {
         match run {
@@ -181,14 +181,14 @@ impl Run {
     }
 }
 
-/// The ancestors of a process. Each is read only when needed, because nearly always the nearest one
-/// or two suffice.
+/// The ancestors of a process. Each is read only when needed, because the nearest one or two almost
+/// always suffice.
 struct Ancestors<'a> {
-    /// The chain of all ancestors, from the process itself on.
+    /// The chain of all ancestors, beginning with the process itself.
     chain: &'a mut dyn Iterator<Item = (u32, Stat)>,
     /// The ancestors read so far.
     known: Vec<(u32, Stat)>,
-    /// Whether the last process of `known` was adopted.
+    /// Whether the last process in `known` was adopted.
     is_orphan: bool,
     was_orphaned: bool,
 }
@@ -209,9 +209,8 @@ impl Ancestors<'_> {
     fn get(&mut self, at: usize) -> Option<&(u32, Stat)> {
         while self.known.len() <= at && !self.is_orphan {
             let (pid, stat) = self.chain.next()?;
-            // A process is in its parent's session, or in a session of its own. Otherwise the
-            // process is an orphan that another process has adopted, and the ancestors above it are
-            // unrelated.
+            // A process is in its parent's session, or leads a session of its own. Otherwise it is
+            // an orphan that another process has adopted, and the ancestors above it are unrelated.
             self.is_orphan = self.known.last().is_some_and(|(child, of_child)| {
                 self.was_orphaned || (of_child.session != stat.session && of_child.session != *child)
             });
@@ -223,7 +222,7 @@ impl Ancestors<'_> {
     }
 }
 
-/// Makes a run's directory and the directory above it.
+/// Creates a run's directory and the directory above it.
 pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
     for dir in [run_dir.parent().unwrap_or(Path::new("/")), run_dir] {
         service_dir::base::private_dir(dir, false)
@@ -232,7 +231,7 @@ pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the directory of this run. Returns it, and the process id of the runner.
+/// Creates the directory of this run. Returns it with the process id of the runner.
 ///
 /// # Errors
 ///
@@ -259,21 +258,21 @@ pub(crate) fn is_cargo(stat: &Stat) -> bool {
     stat.comm == "cargo" || stat.comm.starts_with("cargo-")
 }
 
-/// The folder of the runs' directories: in `$XDG_RUNTIME_DIR`, or in the temporary directory if
-/// that cannot be used. (Service directories are always in the temporary directory, because
-/// `$XDG_RUNTIME_DIR` is in memory, and may be too small for a database.)
+/// The directory that contains the runs' directories: in `$XDG_RUNTIME_DIR`, or in the temporary
+/// directory if that cannot be used. (Service directories are always in the temporary directory,
+/// because `$XDG_RUNTIME_DIR` is in memory, and may be too small for a database.)
 pub(crate) fn runs_base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let ours = |dir: &PathBuf| {
         let metadata = fs::metadata(dir);
-        // After `sudo` this directory may belong to another user.
+        // After `sudo`, this directory may belong to another user.
         dir.is_absolute()
             && metadata.is_ok_and(|m| m.is_dir() && m.uid() == sys::euid() && m.mode() & 0o077 == 0)
     };
     service_dir::base::base_in(&runtime.filter(ours).unwrap_or_else(std::env::temp_dir))
 }
 
-/// The runner's process id and start time, from the name of a run's directory.
+/// The runner's process id and start time, as contained in the name of a run's directory.
 pub(crate) fn runner_of(dir: &str) -> Option<(u32, u64)> {
     let mut parts = dir.strip_prefix("run-")?.split('-');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -284,7 +283,7 @@ pub(crate) fn runner_of(dir: &str) -> Option<(u32, u64)> {
 pub(crate) fn is_in_use(dir: &Path) -> bool {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
-        // The process that starts a service holds this lock, and later the supervisor.
+        // The process that is starting a service holds this lock, and later the supervisor does.
         if path.ends_with("lock") || path.extension().is_some_and(|kind| kind == "lock") {
             let lock = sys::files::open_lock(&path, false);
             if lock.is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true))) {
@@ -295,14 +294,15 @@ pub(crate) fn is_in_use(dir: &Path) -> bool {
     false
 }
 
-/// This process as messages name it: `tests-1f3a (pid 812)`.
+/// Describes this process for messages, for example `tests-1f3a (pid 812)`.
 pub(crate) fn this_process() -> String {
     let path = std::env::current_exe().ok();
     let name = path.as_deref().and_then(Path::file_name).unwrap_or_default();
     format!("{} (pid {})", name.to_string_lossy(), std::process::id())
 }
 
-/// Whether a process started with this value of the variable. `None` if its environment is hidden.
+/// Whether a process was started with this value of the variable. `None` if its environment is
+/// hidden.
 fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
     let environ = sys::procfs::environment(pid)?;
     Some(sys::procfs::entries(&environ).any(|e| e == entry))
@@ -321,7 +321,8 @@ pub fn hash(seed: u8, text: &str) -> u64 {
 mod tests {
     use super::*;
 
-    /// Makes a chain of processes from pid, name and session. The test process comes first.
+    /// Builds a chain of processes, each from its pid, name and session. The test process comes
+    /// first.
     fn chain(chain: &[(u32, &str, u32)]) -> Vec<(u32, Stat)> {
         chain
             .iter()
@@ -329,7 +330,7 @@ mod tests {
             .collect()
     }
 
-    /// Finds the runner's process id: 0 if the runner is gone.
+    /// Finds the runner's process id. Returns 0 if the runner is gone.
     fn runner(
         variables: &[&'static str],
         processes: &[(u32, &str, u32)],
@@ -460,8 +461,8 @@ mod tests {
         );
     }
 
-    /// On the portable back end the parents of processes are not visible, so a shared service
-    /// belongs to one process.
+    /// The portable back end cannot see the parents of processes, so a shared service belongs to
+    /// one process.
     #[test]
     #[cfg(mirakuru_portable)]
     fn there_are_no_runs_without_a_search_of_other_processes() {

@@ -1,7 +1,7 @@
-//! [`Owner`]: the process that made an object on an external server.
+//! [`Owner`]: the process that created an object on an external server.
 //!
-//! The name of each object begins with its owner. So the next run can find the objects of a dead
-//! run, and remove them.
+//! The name of each object begins with its owner, so that the next run can find the objects of a
+//! dead run and remove them.
 
 use std::fmt;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::run::hash;
 use crate::service_dir::is_alive;
 use crate::sys;
 
-/// A process, as text at the beginning of a name on a server: `mk5f3a91c2p1a2fs3b9ac9t69268f10`.
+/// A process, as text for the beginning of a name on a server: `mk5f3a91c2p1a2fs3b9ac9t69268f10`.
 /// The text has at most 41 characters, all of them lower-case letters and digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -22,12 +22,12 @@ pub struct Owner {
     pid: u32,
     /// Start time of the process, in ticks since boot.
     start: u64,
-    /// Time at which the name was made, in seconds since 1970.
+    /// When the name was created, in seconds since 1970.
     made: u64,
 }
 
 impl Owner {
-    /// The owner that stands for this process.
+    /// The owner that represents this process.
     #[must_use]
     pub fn this_process() -> Owner {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
@@ -51,12 +51,12 @@ impl Owner {
             start: u64::from_str_radix(start, 16).ok()?,
             made: u64::from_str_radix(made, 16).ok()?,
         };
-        // Refuses text after the owner, and other spellings of the numbers.
+        // Rejects text after the owner, and other spellings of the numbers.
         (owner.to_string() == text).then_some(owner)
     }
 
-    /// Whether the process has ended. `None` if that cannot be seen, because it ran on another
-    /// machine or in another container.
+    /// Whether the process has ended. `None` if that cannot be determined, because it ran on
+    /// another machine or in another container.
     #[must_use]
     pub fn has_ended(&self) -> Option<bool> {
         (self.host == this_host()).then(|| {
@@ -67,7 +67,7 @@ impl Owner {
         })
     }
 
-    /// The time since the name was made.
+    /// The time since the name was created.
     #[must_use]
     pub fn age(&self) -> Duration {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();

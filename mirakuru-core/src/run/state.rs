@@ -1,4 +1,5 @@
-//! The published state of a service of the run, so that other processes can attach to it.
+//! The published state of a service of the run, which other processes need in order to attach to
+//! it.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -14,15 +15,14 @@ use std::time::{Duration, Instant};
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit};
 
-/// Time that the supervisor may take on a busy machine to record the end of its service.
+/// How long the supervisor may take on a busy machine to record that its service has ended.
 const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 
-/// The published state of a service. The file has a list of `key=value` entries, each with a zero
-/// byte at its end.
+/// The published state of a service. The file contains `key=value` entries, each followed by a zero
+/// byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The report of a failed start. If this field is set, all others except for `process` are
-    /// empty.
+    /// The report of a failed start. If it is set, all other fields except for `process` are empty.
     pub(crate) failed: Option<String>,
     /// The process that started the service, as reports name it: `tests-1 (pid 8)`.
     pub(crate) process: String,
@@ -33,7 +33,7 @@ pub(crate) struct State {
     pub(crate) addr: Option<SocketAddr>,
     pub(crate) url: Option<String>,
     pub(crate) path: Option<PathBuf>,
-    /// The variables that the readiness condition added to the service's environment.
+    /// The environment variables that the readiness condition added.
     pub(crate) env: Vec<(String, String)>,
     /// The named groups in the lines that made the service ready.
     pub(crate) captured: Vec<(String, String)>,
@@ -42,8 +42,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Reads a state file; `None` if it does not exist. A reader never sees a half-written file:
-    /// the file is renamed into place, and each later addition is one write.
+    /// Reads a state file. Returns `None` if it does not exist. A reader never sees a half-written
+    /// file: the file is renamed into place, and each later addition is a single write.
     pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
         let file = fs::OpenOptions::new()
             .read(true)
@@ -150,11 +150,11 @@ impl State {
         file.write_all(&self.format())
     }
 
-    /// Whether the service runs: its supervisor is alive, and its main process has not ended,
-    /// unless the service is a daemon.
+    /// Whether the service is running: its supervisor is alive and, unless the service is a daemon,
+    /// its main process has not ended.
     pub(crate) fn is_running(&self) -> bool {
         let main_has_ended = match self.exit {
-            // The end may not be recorded yet.
+            // The exit may not have been recorded yet.
             None => !sys::files::process_lives(self.pid),
             Some(exit) => !exit.is_daemonised(),
         };
@@ -178,8 +178,8 @@ impl State {
         }
     }
 
-    /// If the service has just ended, waits until the end is recorded. The supervisor records the
-    /// end within microseconds, unless it was killed as well.
+    /// If the service has just ended, waits until its exit has been recorded. The supervisor
+    /// records it within microseconds, unless it was killed as well.
     pub(crate) fn settle(self, path: &Path) -> State {
         let began = Instant::now();
         let mut state = self;
@@ -192,7 +192,7 @@ impl State {
             thread::sleep(Duration::from_micros(200));
             match State::read(path) {
                 Ok(Some(now)) => state = now,
-                // The supervisor has hidden the file for a moment, or removed it.
+                // The supervisor has hidden the file for a moment, or has removed it.
                 Ok(None) => {}
                 Err(_) => break,
             }

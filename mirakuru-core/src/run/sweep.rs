@@ -1,4 +1,4 @@
-//! Removes the services and directories that killed test processes left behind, and old logs.
+//! Removes the services and directories that killed test processes have left behind, and old logs.
 //!
 //! This module is in `run/`, not in `service_dir/`, because it also removes the directories of
 //! runs.
@@ -19,32 +19,33 @@ use crate::service_dir::{is_alive, is_id};
 use crate::sys;
 use crate::util::insert_sorted;
 
-/// Time that the log of a failed service is kept.
+/// How long the log of a failed service is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// If more logs than this are kept, the oldest are removed after [`MANY_KEPT_FOR`]. A check of all
+/// If more logs than this are kept, those older than [`MANY_KEPT_FOR`] are removed. A check of all
 /// logs takes several system calls for each log.
 const MANY_KEPT: usize = 200;
 const MOST_KEPT: usize = 1_000;
-/// Size that all kept logs may have together. Beyond it, the oldest are removed.
+/// The total size that the kept logs may have. Beyond it, the oldest are removed.
 const MOST_BYTES: u64 = 1 << 30;
-/// The time between two checks of all kept logs.
+/// How often all kept logs are checked.
 const CHECK_EVERY: Duration = Duration::from_secs(10 * 60);
 const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
-/// Age at which an unfinished service directory counts as abandoned. Making one takes a fraction of
-/// a millisecond.
+/// Age at which an unfinished service directory counts as abandoned. Creating one takes a fraction
+/// of a millisecond.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
 /// A service directory whose creator and supervisor are gone. Dropping this value removes the
 /// directory.
 ///
 /// Before the drop, kill the processes that carry the service's id: once the directory is gone, no
-/// later sweep searches for them.
+/// later sweep looks for them.
 #[derive(Debug)]
 pub(crate) struct Stale {
     id: String,
     path: PathBuf,
     kept: bool,
-    /// Lock that keeps other sweeps away, closed after `drop` has removed the service directory.
+    /// The lock that keeps other sweeps away. It is closed after `drop` has removed the service
+    /// directory.
     _lock: File,
 }
 
@@ -61,8 +62,8 @@ impl Drop for Stale {
     }
 }
 
-/// Ends processes and removes directories that killed test processes left behind. Does so once in
-/// each process.
+/// Kills the processes and removes the directories that killed test processes have left behind.
+/// Runs only once in each process.
 pub(crate) fn sweep() {
     static SWEPT: AtomicBool = AtomicBool::new(false);
     if SWEPT.swap(true, Ordering::Relaxed) {
@@ -85,7 +86,7 @@ pub(crate) fn sweep() {
 
 fn sweep_in(base: &Path) -> Vec<Stale> {
     let mut stale = Vec::new();
-    // A base of another user is left alone; `create` will report it.
+    // Another user's base is left alone; `create` will report it.
     let Ok(()) = check_private(base) else { return stale };
     let Ok(entries) = fs::read_dir(base) else {
         return stale;
@@ -112,7 +113,7 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 remove_tree(&path);
             }
         } else if let Some((pid, started, namespace)) = unfinished_by(name) {
-            // In another pid namespace the process is not visible, so the age of the directory
+            // A process in another pid namespace is not visible, so the age of the directory
             // decides.
             let is_dead = !is_alive(pid, started)
                 && (namespace == sys::procfs::pid_namespace() || is_older(&path, ABANDONED_AFTER));
@@ -125,8 +126,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     stale
 }
 
-/// The kept logs of a base. A file lists their names, so most sweeps need not check each log. From
-/// time to time a sweep rewrites the file and removes old logs.
+/// The kept logs of a base. A file lists their names, so most sweeps need not check each log. Now
+/// and then a sweep checks all logs, removes old ones and rewrites the file.
 struct KeptLogs {
     list: PathBuf,
     /// The names in the file, sorted. Empty if this sweep checks all logs.
@@ -159,8 +160,8 @@ impl KeptLogs {
             .is_ok()
     }
 
-    /// Adds new logs to the file. If this sweep checked all logs, removes those that are too old,
-    /// too many or too large. `logs` begins with the newest log.
+    /// Adds new logs to the file. If this sweep has checked all logs, removes the excess: logs that
+    /// are too old, too many or too large. `logs` begins with the newest one.
     fn update(&self, logs: &[(Reverse<SystemTime>, PathBuf)], new: &str) {
         if self.is_fresh {
             if !new.is_empty() {
@@ -189,8 +190,8 @@ impl KeptLogs {
     }
 }
 
-/// If a service directory exists only for its log, returns the time when the log was kept. Such a
-/// directory has no `lock`, which is removed last.
+/// If a service directory exists only for its log, returns when the log was kept. Such a directory
+/// has no `lock`, which is removed last.
 fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
     let kept_at = path
         .join("kept")
@@ -210,7 +211,7 @@ fn examine(path: &Path, id: &str) -> Option<Stale> {
             if !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
                 return None;
             }
-            // Between the open and the lock, another process removed the service directory.
+            // Another process removed the service directory between the open and the lock.
             if !matches!(is_at(&lock, &path.join("lock")), Ok(true)) {
                 return None;
             }
@@ -237,7 +238,7 @@ fn is_kept(path: &Path) -> bool {
     marker.symlink_metadata().is_ok() && !is_older(&marker, KEPT_FOR)
 }
 
-/// Whether a file was last written longer ago than `age`. A time in the future does not count.
+/// Whether a file was last written longer ago than `age`. Always false for a time in the future.
 fn is_older(path: &Path, age: Duration) -> bool {
     let written = path.symlink_metadata().and_then(|metadata| metadata.modified());
     written.is_ok_and(|at| is_past(at, age))

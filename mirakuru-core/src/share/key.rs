@@ -1,7 +1,7 @@
 //! Decides whether two services of a run are the same: they are if their recipes have the same key.
 //!
 //! The key is a hash of the recipe's data. Each type in a recipe is destructured into all its
-//! fields. So a new field does not compile until its author decides whether it counts.
+//! fields, so a new field does not compile until its author decides whether it counts.
 //!
 //! | counts | does not count |
 //! | --- | --- |
@@ -24,7 +24,7 @@ use crate::recipe::program::{candidates, file_identity};
 use crate::sys;
 use crate::util::hash::{self, Fnv1a};
 
-/// The key of a recipe, as a name for files. Two services with the same key are the same service.
+/// The key of a recipe, for use in file names. Two services with the same key are the same service.
 /// `kind` is the type of the recipe.
 pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
     let ExecutorBuilder { spec, readiness } = recipe;
@@ -39,7 +39,8 @@ pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder
     format!("{:016x}{:016x}", one.finish(), other.finish())
 }
 
-/// Two hashes of the same data, so that no two recipes of a run have the same key by chance.
+/// Two hashes of the same data, so that it is practically impossible for two recipes of a run to
+/// have the same key by chance.
 struct Key([Fnv1a; 2]);
 
 impl Hasher for Key {
@@ -94,7 +95,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     hash::number(key, u64::from(*env_clear));
     match current_dir {
         Some(dir) => hash::path(key, dir),
-        // Without a setting, the service runs in this process's directory, and its arguments may
+        // Without this setting, the service runs in this process's directory, and its arguments may
         // depend on that directory.
         None => hash::text(key, std::env::current_dir().unwrap_or_default().as_os_str()),
     }
@@ -190,7 +191,7 @@ fn program_file(spec: &Spec) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The name of a type without its modules. If several test binaries include the same file, its
+/// The name of a type, without its modules. If several test binaries include the same file, its
 /// types have a different path in each.
 fn without_paths(name: &str) -> String {
     let mut short = String::new();

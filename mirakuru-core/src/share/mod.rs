@@ -1,8 +1,8 @@
-//! One service for a whole run of tests, over all its processes.
+//! One service for a whole test run, across all its processes.
 //!
-//! `cargo nextest run` makes a process for each test, and `cargo test` one for each test binary.
+//! `cargo nextest run` starts a process for each test, and `cargo test` one for each test binary.
 //! The first process that needs a service with the scope `run` starts it, and the others attach.
-//! The service ends when the *runner* ends in any way.
+//! The service ends when the *runner* ends, however that happens.
 //!
 //! ```text
 //!   cargo nextest run ◀─────────────── pidfd ───────────────┐
@@ -26,14 +26,14 @@
 //!   could become free while the supervisor still has an order to publish.
 //! * The same process, during publication: publication is one message to the worker, which renames
 //!   the state into place *and* stops watching the test process. So another process never sees a
-//!   service that is about to end, and sees each service that stays.
-//! * The service, after publication: the worker appends the service's end to the state. A process
-//!   that attaches later gets an error with the end of the log. No process starts another service,
-//!   because tests may have used the first.
-//! * The runner: the worker ends the service, and removes the state and the directories. Test
-//!   processes that a killed runner left behind get an error, and start nothing.
-//! * The guard or the worker: the other one ends the service, and the lock becomes free. A worker
-//!   without a guard waits for the end of the run, to clean up. Without a worker, the next run
+//!   service that is about to be stopped, but sees each service that stays.
+//! * The service, after publication: the worker appends the service's exit to the state. A process
+//!   that attaches later gets an error that shows the last lines of the log. No process starts
+//!   another service, because tests may have used the first.
+//! * The runner: the worker stops the service, and removes the state and the directories. Test
+//!   processes that a killed runner has left behind get an error, and start nothing.
+//! * The guard or the worker: the other one stops the service, and the lock becomes free. A worker
+//!   without a guard waits until the run is over, to clean up. Without a worker, the next run
 //!   cleans up.
 
 pub(crate) mod key;

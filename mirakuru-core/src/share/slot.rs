@@ -22,17 +22,17 @@ use crate::timeline::events::timeline_now;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
 
-/// Time to wait for another process that is starting the service, in addition to the recipe's own
-/// limits. Setting up a service may take minutes.
+/// How long to wait for another process that is starting the service, in addition to the recipe's
+/// own limits. Setting up a service may take minutes.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Run {
-    /// The slot in this run for a service. The recipe, its type and the fixture's name identify the
-    /// service.
+    /// The slot in this run for a service, which is identified by its recipe, the recipe's type and
+    /// the fixture's name.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the run's directory cannot be made, or if the runner has ended. A
+    /// [`Error::System`] if the run's directory cannot be created, or if the runner has ended. A
     /// process that outlives its runner must not start a service.
     pub fn slot<R: Readiness>(
         &self,
@@ -67,7 +67,7 @@ impl Run {
     }
 }
 
-/// The path of `dir` with a suffix. Both directories belong to the same run.
+/// The path of `dir`, with a suffix. Both directories belong to the same run.
 fn with_suffix(dir: &Path, suffix: &str) -> PathBuf {
     let mut name = dir.as_os_str().to_owned();
     name.push("-");
@@ -75,7 +75,7 @@ fn with_suffix(dir: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The slot of one service in a run.
+/// The slot of a service in a run.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct RunSlot {
@@ -84,11 +84,11 @@ pub struct RunSlot {
     lock: PathBuf,
     runner: u32,
     runner_started: u64,
-    /// The FIFO of the service's users, if the service ends with the last of them.
+    /// The FIFO of the service's users. `None` if the service ends with the run.
     users: Option<PathBuf>,
     /// The longest time that the service may take to end.
     grace: Duration,
-    /// The longest wait for another process that is starting the service.
+    /// The longest time to wait for another process that is starting the service.
     patience: Duration,
 }
 
@@ -96,25 +96,25 @@ pub struct RunSlot {
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum SlotState {
-    /// The service runs, or has ended since it was published.
+    /// The service is running, or has ended since it was published.
     Running(PublishedService),
-    /// The slot is empty: the caller gets the permit to start the service.
+    /// The slot is empty, so the caller gets the permit to start the service.
     Empty(StartPermit),
 }
 
-/// The service that another process has started for the run.
+/// A service that another process has started for the run.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct PublishedService {
     slot: RunSlot,
     state: Box<State>,
     user: Option<User>,
-    /// The time at which this process asked for the service.
+    /// When this process asked for the service. `None` if no timeline is recorded.
     asked: Option<u64>,
 }
 
-/// The permit to start the service of a run slot. Dropping the permit lets another process start
-/// the service.
+/// The permit to start the service of a run slot. Dropping the permit allows another process to
+/// start the service.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct StartPermit {
@@ -124,7 +124,8 @@ pub struct StartPermit {
 }
 
 impl RunSlot {
-    /// Finds the service, or gives the permit to start it. Waits if another process is starting it.
+    /// Finds the service, or returns the permit to start it. Waits if another process is starting
+    /// it.
     ///
     /// # Errors
     ///
@@ -136,8 +137,8 @@ impl RunSlot {
             let mut published = State::read(&self.published).map_err(|e| self.error(e))?;
             let mut user = None;
             if published.is_some() && self.users.is_some() {
-                // Becomes a user first, and reads the state again: a service with a user does not
-                // end.
+                // This process becomes a user before it reads the state again, because a service
+                // with a user does not end.
                 user = self.join().map_err(|e| self.error(e))?;
                 published = State::read(&self.published).map_err(|e| self.error(e))?;
             }
@@ -145,7 +146,7 @@ impl RunSlot {
                 if user.is_some() || self.users.is_none() {
                     return Ok(self.published(state, user, asked));
                 }
-                // The old service has ended and a new one was published: try again.
+                // The old service has ended and a new one has been published: try again.
                 continue;
             }
             drop(user);
@@ -157,7 +158,7 @@ impl RunSlot {
                 };
                 return permit.check(asked);
             }
-            // The processes that a killed runner left behind must not wait for each other.
+            // Processes that a killed runner has left behind must not wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
             if pauses.elapsed() > self.patience {
                 return Err(self.error(io::Error::new(
@@ -172,8 +173,8 @@ impl RunSlot {
         }
     }
 
-    /// Makes this process a user, if the service ends with its users. Returns `None` otherwise, and
-    /// if the service has just ended.
+    /// Makes this process a user of a service that ends with its users. Returns `None` for another
+    /// service, and if the service has just ended.
     fn join(&self) -> io::Result<Option<User>> {
         let Some(users) = &self.users else {
             return Ok(None);
@@ -198,8 +199,8 @@ impl RunSlot {
         Error::system("use a service of this run of tests", source)
     }
 
-    /// Fails if the runner has ended. Its services then end as well, and a late process must not
-    /// start them again.
+    /// Fails if the runner has ended. Its services are then stopped as well, and a late process
+    /// must not start them again.
     fn check_runner(&self) -> io::Result<()> {
         if service_dir::is_alive(self.runner, self.runner_started) {
             return Ok(());
@@ -217,8 +218,8 @@ impl RunSlot {
         let mut tries = if self.users.is_some() { 20 } else { 0 };
         loop {
             match make_dir(&self.dir) {
-                // The service has just ended with its last user, and its directory was removed: try
-                // again.
+                // The service has just ended with its last user, and its directory has been
+                // removed: try again.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && tries > 0 => {
                     tries -= 1;
                     std::thread::sleep(Duration::from_millis(1));
@@ -245,7 +246,8 @@ impl RunSlot {
         if !sys::files::try_flock(lock.as_fd())? {
             return Ok(None);
         }
-        // The locked file may have been removed meanwhile: then other processes lock a new file.
+        // The locked file may have been removed in the meantime, so that other processes lock a new
+        // file.
         let is_it = service_dir::base::is_at(&lock, &self.lock)?;
         Ok(is_it.then_some(lock))
     }
@@ -266,16 +268,16 @@ impl PublishedService {
     pub fn attach<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<Executor<R>, Error> {
         let slot = self.slot;
         Executor::attach(recipe, *self.state, slot.published.clone(), self.user, self.asked)
-            // If the runner has ended, reports that: the service has ended with it.
+            // If the runner has ended, the error says so, because the service has ended with it.
             .map_err(|error| slot.check_runner().map_or_else(|e| slot.error(e), |()| error))
     }
 }
 
 impl StartPermit {
-    /// Checks, with the lock held, that the slot is still empty.
+    /// Checks that the slot is still empty, now that this process holds the lock.
     fn check(mut self, asked: Option<u64>) -> Result<SlotState, Error> {
         if let Err(error) = self.slot.check_runner() {
-            // The process that would have removed this file is gone.
+            // The process that should have removed this file is gone.
             let _ = fs::remove_file(&self.slot.lock);
             let _ = fs::remove_dir(&self.slot.dir);
             return Err(self.slot.error(error));
@@ -300,8 +302,8 @@ impl StartPermit {
             Some(user) => user.reader(),
             None => sys::pidfd(slot.runner),
         };
-        // If the runner is still alive here, no other process had its id when the descriptor was
-        // opened.
+        // If the runner is still alive, the descriptor refers to it, and not to a later process
+        // with the same id.
         slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {
@@ -314,7 +316,7 @@ impl StartPermit {
         })
     }
 
-    /// Makes the executor of the service, which belongs to this process until it is
+    /// Builds the executor of the service, which belongs to this process until it is
     /// [published](StartPermit::publish). Other services may already know the directory and the
     /// ports of `identity`.
     ///
@@ -330,7 +332,7 @@ impl StartPermit {
         recipe.build_as(identity, Some(plan))
     }
 
-    /// Hands a service over to the run, after its start and its set-up.
+    /// Hands a service over to the run after it has been started and set up.
     ///
     /// # Errors
     ///
@@ -349,7 +351,7 @@ impl StartPermit {
         result
     }
 
-    /// Tells all other processes that the service cannot be started, so that they fail at once.
+    /// Tells all other processes that the service cannot be started, so that they fail immediately.
     pub fn failed(self, error: &Error) {
         // If the runner has ended, the service did not fail, and no process would remove the
         // report.
@@ -362,7 +364,7 @@ impl StartPermit {
             ..State::default()
         };
         let staged = self.slot.staged();
-        // If the write or the rename fails, other processes try to start the service as well.
+        // If the write or the rename fails, other processes also try to start the service.
         let _ = state
             .write(&staged)
             .and_then(|()| fs::rename(&staged, &self.slot.published));

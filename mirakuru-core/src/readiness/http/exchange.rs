@@ -1,4 +1,4 @@
-//! Sends one HTTP request, reads the answer, and explains failures.
+//! Sends an HTTP request, reads the answer, and explains failures.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,10 +11,10 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
-/// Maximum length of the head of an answer, in bytes.
+/// The longest head of an answer that is read, in bytes.
 const HEAD: usize = 256 * 1024;
 /// Limits for reading the body of an answer. If the body were not read, the connection would be
-/// closed while the server still sends a short body.
+/// closed while the server is still sending a short body.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -25,7 +25,7 @@ impl Http {
     }
 
     pub(super) fn ask(&mut self, target: &Target, cx: &Probe<'_>) -> io::Result<bool> {
-        // Leave the last request before the end of the wait some time to succeed.
+        // The last request before the end of the wait gets at least this time.
         let limit = self.limit.min(cx.remaining()).max(Duration::from_millis(1));
         let answer = send(&self.method, target, limit);
         let request = self.request(target);
@@ -77,7 +77,7 @@ impl Http {
                 ErrorKind::InvalidData,
                 format!("the head of the answer to {request} is longer than {HEAD} bytes"),
             ),
-            // The type of this error cannot be named here, so compare its text.
+            // The type of this error cannot be named here, so its text is compared.
             ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => (
                 ErrorKind::InvalidData,
                 format!("the answer to {request} has more headers than mirakuru reads; use a URL with fewer"),
@@ -108,11 +108,11 @@ impl Http {
                     );
                     (error.kind(), text)
                 }
-                // Use the kind `Other`, because the original kind could end the wait.
+                // The kind is `Other`, because the original kind could end the wait.
                 _ => (ErrorKind::Other, format!("{request} on {addr}: {error}")),
             },
-            // This cannot happen, because the URL was parsed before. The error's own text could
-            // show secrets of the URL.
+            // This cannot happen, because the URL has been parsed before. The error's own text
+            // could reveal secrets in the URL.
             ureq::Error::BadUri(_) => (ErrorKind::Other, format!("{request} on {addr}: not a URL")),
             other => (ErrorKind::Other, format!("{request} on {addr}: {other}")),
         };
@@ -128,7 +128,7 @@ struct Answer {
     line: String,
 }
 
-/// Advice for a port that speaks TLS, as the end of a sentence.
+/// Advice about a port that speaks TLS, as the end of a sentence.
 const TLS_REMEDY: &str = if cfg!(feature = "tls") {
     "; use `https://`, or the port for plain HTTP"
 } else {
@@ -141,9 +141,9 @@ fn scheme(tls: bool) -> &'static str {
 
 /// Sends the request to the target's address, on a new connection.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
-    // Set a limit for each phase, and none for the whole request. With a limit for the whole, ureq
-    // starts a thread to resolve names, even if there is no name to resolve. Connecting and sending
-    // take almost no time on a local port.
+    // Each phase has a limit, but not the whole request. With a limit for the whole, ureq starts a
+    // thread to resolve names, even if there is no name to resolve. Connecting and sending take
+    // almost no time on a local port.
     let phase = Some(limit);
     let config = ureq::Agent::config_builder();
     #[cfg(feature = "tls")]
@@ -160,8 +160,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .max_idle_connections(0)
         .allow_non_standard_methods(true)
         .proxy(None)
-        // ureq fills this buffer with zeros for each request, so it is just large enough for the
-        // longest head.
+        // ureq fills this buffer with zeros for each request, so it is only just large enough for
+        // the longest head.
         .input_buffer_size(HEAD + 8 * 1024)
         .max_response_header_size(HEAD)
         .output_buffer_size(32 * 1024)
@@ -174,7 +174,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .timeout_recv_body(Some(BODY_TIME.min(limit)))
         .build()
         .new_agent();
-    // The Host header has the name; the connection goes to the address that was checked.
+    // The Host header contains the name, but the connection goes to the address that was checked.
     let mut request = types::Request::builder()
         .method(method)
         .uri(format!("{}://{}{}", scheme(target.tls), target.addr, target.path))
@@ -182,10 +182,10 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     *request.headers_mut() = target.headers.clone();
     let needs_body = matches!(method, "POST" | "PUT" | "PATCH");
     let mut response = match &target.body {
-        // If a request has a body, ureq sends it with any method.
+        // If there is a body, ureq sends it with any method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
-        // Send an empty body. Without one, ureq sends an empty chunked body, which some servers
-        // refuse.
+        // The body is empty but present. Without one, ureq sends an empty chunked body, which some
+        // servers refuse.
         None if needs_body => agent.run(request.map(|()| [].as_slice()))?,
         None => agent.run(request)?,
     };
@@ -200,7 +200,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .get(types::header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_none_or(|kind| kind.starts_with("text/plain") || kind.contains("json"));
-    // If the body cannot be read, the status still counts.
+    // The status counts even if the body cannot be read.
     let mut body = Vec::new();
     let _ = response.body_mut().as_reader().take(BODY).read_to_end(&mut body);
     let text = String::from_utf8_lossy(&body);
@@ -216,7 +216,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     })
 }
 
-/// Describes the first bytes from a port that does not speak HTTP, as the end of a sentence.
+/// Describes the first bytes received from a port that does not speak HTTP, as the end of a
+/// sentence.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));
@@ -230,7 +231,7 @@ fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
         Ok(bytes)
     };
     match poll() {
-        // A TLS record begins with its type (alert or handshake) and the major version.
+        // A TLS record begins with its type (alert or handshake) and its major version.
         Ok(bytes) if matches!(bytes.as_slice(), [0x15 | 0x16, 0x03, ..]) => {
             format!(": it speaks TLS{TLS_REMEDY}")
         }

@@ -1,4 +1,4 @@
-//! [`Http`]: the service answers an HTTP request with the right status.
+//! [`Http`]: ready when the service answers an HTTP request with the right status.
 //!
 //! `target.rs` turns the URL and the settings into a request. `exchange.rs` sends the request and
 //! reads the answer.
@@ -25,7 +25,7 @@ use crate::util::backoff::{poll_pause, quiet_poll_pause};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// Time limit of the first request. If a request exceeds its limit, the next one has twice the
+/// Time limit of the first request. If a request exceeds its limit, the next one gets twice the
 /// time.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
@@ -47,22 +47,22 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 ///
 /// Each poll first checks, without a connection, whether the service listens on the port. Then it
 /// sends the request to the address on which the service listens. If the host has several
-/// addresses, as `localhost` may have, another process on one of them never gets the request. Each
-/// request has its own connection. Proxy settings of the environment are ignored. Redirects are not
-/// followed: a 301 is an answer like any other.
+/// addresses, as `localhost` may have, a process that listens on another of them never gets the
+/// request. Each request has its own connection. Proxy settings in the environment are ignored.
+/// Redirects are not followed: a 301 is an answer like any other.
 ///
 /// Once the service listens, the pause between two requests is a fiftieth of the time since then,
-/// at least 0.1 ms. If the service answers with a wrong status, the pause is a twentieth, at least
-/// 1 ms, so that its log stays short. The first request may take 1 s. If a request takes too long,
-/// the next one has twice the time.
+/// at least 0.1 ms. If the service answers with a wrong status, the pause is a twentieth of that
+/// time, at least 1 ms, so that the service's log stays short. The first request may take 1 s. If a
+/// request takes too long, the next one gets twice the time.
 ///
 /// The URL begins with `http://` (default port 80). With the feature `tls`, it may also begin with
-/// `https://` (443). Certificates are not checked, because test certificates are rarely trusted,
-/// and no server name is sent. On this machine mirakuru checks that the port is the service's own.
-/// Path and query are sent as they are given. A user and password (`http://user:password@host/`)
-/// are sent as basic authentication, and never shown in errors.
+/// `https://` (default port 443). Certificates are not checked, because test certificates are
+/// rarely trusted, and no server name is sent. For an address of this machine, mirakuru checks that
+/// the port belongs to the service. Path and query are sent as given. A user and password
+/// (`http://user:password@host/`) are sent as basic authentication, and never shown in errors.
 ///
-/// The URL, the values of headers and forms, and a body that is UTF-8 may have placeholders.
+/// The URL, the values of headers and form fields, and a UTF-8 body may contain placeholders.
 #[derive(Clone)]
 pub struct Http {
     method: String,
@@ -72,14 +72,15 @@ pub struct Http {
     given_body: Body,
     target: Option<Target>,
     limit: Duration,
-    /// Two times since the start of the service: when it began to listen, and the next request.
+    /// Two times since the start of the service: when it began to listen, and when the next request
+    /// is sent.
     listens: Option<Duration>,
     next: Duration,
-    /// Whether the service has answered a request with a wrong status.
+    /// Whether the service has answered any request with a wrong status.
     answers: bool,
-    /// The error of the last request that the end of the wait did not cut short.
+    /// The error of the last request that was not cut short by the end of the wait.
     last_error: Option<String>,
-    /// The first bytes of the port's answer, if it was not HTTP.
+    /// The first bytes received from the port, if its answer was not HTTP.
     first_bytes: Option<String>,
 }
 
@@ -102,8 +103,8 @@ enum WantedKind {
     Pattern(String),
 }
 
-/// The argument of [`Http::status`]: a number, or a regular expression for the whole code. This
-/// trait is sealed. It is implemented for `u16`, `i32`, `&str` and `String`.
+/// The argument of [`Http::status`]: a number, or a regular expression that the whole code must
+/// match. This trait is sealed. It is implemented for `u16`, `i32`, `&str` and `String`.
 pub trait IntoStatus {
     #[doc(hidden)]
     fn into_status(self) -> Wanted;
@@ -144,8 +145,8 @@ impl Wanted {
                 )),
             },
             WantedKind::Pattern(pattern) => {
-                // Compile the pattern without the anchors first, so that an error shows it as it
-                // was written.
+                // The pattern is first compiled without the anchors, so that an error shows it as
+                // it was written.
                 let build = |pattern: &str| RegexBuilder::new(pattern).unicode(false).build();
                 build(pattern)
                     .and_then(|_| build(&format!("^(?:{pattern})$")))
@@ -195,8 +196,8 @@ impl Http {
         Http::new("GET", url.into())
     }
 
-    /// A POST request, with an empty body unless [`form`](Http::form) or [`body`](Http::body)
-    /// gives one.
+    /// A POST request. Its body is empty unless [`form`](Http::form) or [`body`](Http::body) sets
+    /// one.
     pub fn post(url: impl Into<String>) -> Http {
         Http::new("POST", url.into())
     }
@@ -237,7 +238,7 @@ impl Http {
         self
     }
 
-    /// Adds fields to a form, which is sent as the body (`application/x-www-form-urlencoded`).
+    /// Adds fields to a form, which is sent as the body, as `application/x-www-form-urlencoded`.
     pub fn form<K: Into<String>, V: Into<String>>(
         mut self,
         fields: impl IntoIterator<Item = (K, V)>,
@@ -251,7 +252,7 @@ impl Http {
         self
     }
 
-    /// Sets the body. Add a [`header`](Http::header) `Content-Type` for its type.
+    /// Sets the body. Add a [`header`](Http::header) `Content-Type` to declare its type.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Http {
         self.given_body = Body::Bytes(body.into());
         self
@@ -355,15 +356,15 @@ impl Readiness for Http {
                 // The pause depends on the time since the service began to listen, because a good
                 // answer usually follows soon.
                 let now = cx.elapsed() + begun.elapsed();
-                // A server that answers may log each request, so send fewer requests.
+                // A server that answers may log each request, so the pauses are longer.
                 self.next = now
                     + match self.answers {
                         true => quiet_poll_pause(now - listens),
                         false => poll_pause(now - listens),
                     };
                 match (answer, &self.last_error) {
-                    // The end of the wait cut this request short, so return the more helpful error
-                    // of the previous request.
+                    // The end of the wait cut this request short, so the error of the previous
+                    // request is more helpful.
                     (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {
                         Err(io::Error::other(last.clone()))
                     }
@@ -398,11 +399,12 @@ impl Readiness for Http {
     }
 }
 
-/// Time of a request and its answer on loopback. Until the service listens, pauses are shorter by
-/// this time, so that `Http` is ready as early as `Tcp`.
+/// The time that a request and its answer take on loopback. Until the service listens, pauses are
+/// shorter by this time, so that `Http` is ready as early as `Tcp`.
 const REQUEST: Duration = Duration::from_micros(400);
 
-/// The address to which the request goes. If the service does not listen yet, the error says so.
+/// Returns the address to which the request is sent. If the service does not listen yet, the error
+/// says so.
 fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
     let mut found = None;
     let mut last_error = None;
@@ -411,8 +413,8 @@ fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
             found = found.or(Some(place.addr));
             continue;
         }
-        // Check every address, even after one of the service's. Clients may use any of them, so
-        // another process on one of them is an error.
+        // Every address is checked, even after one on which the service listens. Clients may use
+        // any of them, so another process on one of them is an error.
         match cx.listens_on(place.addr) {
             Ok(true) => found = found.or(Some(place.addr)),
             Ok(false) => {}

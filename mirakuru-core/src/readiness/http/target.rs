@@ -17,14 +17,14 @@ use crate::util::text::printable;
 /// A request with all placeholders filled in.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// The whole URL, for clients of the service.
+    /// The whole URL, as clients of the service use it.
     pub(super) url: String,
     /// The URL for messages, without user, password and query.
     pub(super) shown_url: String,
     /// Path and query of the request.
     pub(super) path: String,
     pub(super) places: Vec<Place>,
-    /// The address at which the service was found, or the first address to try.
+    /// The address on which the service was found to listen, or the first address to try.
     pub(super) addr: SocketAddr,
     pub(super) tls: bool,
     pub(super) headers: types::HeaderMap,
@@ -61,7 +61,7 @@ impl Http {
                     printable(name, 80)
                 )
             };
-            // The value may be a secret, so no error shows it.
+            // No error shows the value, because it may be secret.
             let value = fill(cx, value)?;
             let name = types::HeaderName::try_from(name.as_str())
                 .map_err(|_| cx.invalid(&shown, invalid("name")))?;
@@ -105,7 +105,7 @@ impl Http {
                 Err(_) => bytes.clone(),
             }),
         };
-        // Reject all other characters that a request line cannot have.
+        // Rejects all other characters that are not allowed in a request line.
         if let Err(error) = types::Uri::try_from(format!("http://h{}", parts.path)) {
             let text = format!("the path or query cannot be sent as it is: {error}; percent-encode it");
             return Err(cx.invalid(&shown, text));
@@ -134,13 +134,13 @@ pub(super) struct Parts<'a> {
     pub(super) user: Option<&'a str>,
     pub(super) host: &'a str,
     pub(super) port: u16,
-    /// Host and port as in the URL.
+    /// Host and port, as in the URL.
     pub(super) authority: &'a str,
     pub(super) path: String,
 }
 
 impl<'a> Parts<'a> {
-    /// Parses a URL. The error names the mistake, without parts that may be secret.
+    /// Parses a URL. The error names the mistake, but no part that may be secret.
     pub(super) fn of(url: &'a str) -> Result<Parts<'a>, String> {
         if let Some(c) = url.chars().find(|c| c.is_whitespace() || c.is_control()) {
             return Err(format!(
@@ -232,7 +232,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Makes the value of an `Authorization` header from `user:password`. Both parts may be
+/// Returns the value of an `Authorization` header for `user:password`. Both parts may be
 /// percent-encoded.
 pub(super) fn basic(user: &str) -> String {
     let mut bytes: Vec<u8> = percent_decode_str(user).collect();
@@ -242,7 +242,7 @@ pub(super) fn basic(user: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(bytes))
 }
 
-/// The bytes that are percent-encoded in a form. A space becomes a plus sign.
+/// The bytes that are percent-encoded in a form. A space is then replaced by a plus sign.
 const FORM: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'*')
     .remove(b'-')

@@ -12,7 +12,7 @@ use crate::readiness::harness::Harness;
 use crate::sys::tests::in_time;
 use crate::util::own_process::{run_alone, test_name};
 
-/// A server that reads each request and lets a function answer it.
+/// A server that reads each request and calls a function to answer it.
 struct Server {
     addr: SocketAddr,
     requests: mpsc::Receiver<String>,
@@ -26,7 +26,7 @@ impl Server {
     fn on(listener: TcpListener, answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Server {
         let addr = listener.local_addr().unwrap();
         let (sender, requests) = mpsc::channel();
-        // The thread holds only its socket, so it may run until the test process ends.
+        // The thread owns nothing but the listener, so it may run until the test process ends.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { break };
@@ -91,7 +91,7 @@ fn probe(mut http: Http) -> io::Result<bool> {
 }
 
 /// Prepares a condition whose first request has enough time even on a busy machine. After a
-/// time-out, the server would get a second request.
+/// time-out, the server would receive a second request.
 fn prepare_for_one(harness: &Harness, http: &mut Http) {
     harness.prepare(http).unwrap();
     http.limit = Duration::from_secs(20);
@@ -224,7 +224,8 @@ fn a_server_that_never_answers_gets_more_time_each_time() {
         "accepted the connection but did not answer HEAD / within 1s"
     );
     assert_eq!(http.limit, Duration::from_secs(2));
-    // The end of the wait cuts this request short, so the error is from the request before.
+    // The end of the wait cuts this request short, so the error of the previous request is
+    // returned.
     harness.remaining(Duration::from_millis(50));
     let begun = Instant::now();
     let text = harness.probe(&mut http).unwrap_err().to_string();
@@ -263,7 +264,7 @@ fn requests_begin_anew_once_it_listens_and_then_in_proportion() {
         (Some(hour), 1),
         "the hour before does not count"
     );
-    // An early poll, which another condition may cause, gets the same answer without a request.
+    // An early poll, which another condition may cause, returns the same result without a request.
     assert_eq!(ask(hour), first);
     let later = ask(hour + Duration::from_secs(100));
     assert_eq!((later.1, later.2), (Some(hour), 2));
@@ -456,7 +457,7 @@ fn a_user_is_sent_and_never_shown() {
 
 #[test]
 fn localhost_is_asked_where_the_service_is() {
-    // Find a port that no process of this machine uses on `::1`.
+    // Finds a port that no process of this machine uses on `::1`.
     let listener = loop {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -558,8 +559,8 @@ fn a_url_is_taken_apart() {
 
 #[test]
 fn proxies_of_the_environment_are_not_used() {
-    // All tests share the environment, so this one needs a process of its own. No process listens
-    // on the proxy's port.
+    // The environment is shared by all tests, so this one needs a process of its own. No process
+    // listens on the proxy's port.
     let proxy = |name| (name, "http://127.0.0.1:1");
     run_alone(
         test_name!(a_success_is_ready_and_the_request_is_as_given),

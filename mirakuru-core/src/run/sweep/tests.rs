@@ -8,7 +8,7 @@ use crate::service_dir::tests::{Temp, orphan, refused, set_age};
 use crate::service_dir::{ServiceDir, this_process};
 use crate::util::own_process::{process_of, test_name};
 
-/// Sweeps until something is found, because processes that other tests have just forked hold copies
+/// Sweeps until it finds something, because processes that other tests have just forked hold copies
 /// of all locks.
 fn sweep_one(temp: &Temp) -> Stale {
     let until = Instant::now() + Duration::from_secs(10);
@@ -87,7 +87,7 @@ fn kept_logs_are_bounded_in_size() {
     let (newest, middle, oldest) = (log_of(10, 0), log_of(MOST_BYTES - 20, 60), log_of(20, 120));
     assert_eq!(sweep_in(&temp.base()).len(), 0);
     assert!(newest.exists() && middle.exists() && !oldest.exists());
-    // If one log alone exceeds the limit, all others go.
+    // If one log alone exceeds the limit, all others are removed.
     let large = log_of(MOST_BYTES + 1, 0);
     set_age(
         &temp.base().join("kept-logs"),
@@ -205,8 +205,8 @@ fn debris_is_removed_and_what_is_not_ours_is_left() {
 
 const BASE: &str = "MIRAKURU_TEST_BASE";
 
-/// One process of the race: makes service directories, checks them while other processes sweep, and
-/// sweeps itself. Leaves one service directory whose creator is dead.
+/// One process of the race: creates service directories, checks them while other processes sweep,
+/// and sweeps itself. Leaves one service directory whose creator is dead.
 #[test]
 #[ignore = "a part of the race"]
 fn racer() {
