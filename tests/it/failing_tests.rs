@@ -186,7 +186,7 @@ fn a_missing_temp_dir_is_reported_with_its_remedy() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         text.contains(
-            "no such file or directory; make that directory, or let TMPDIR name one that you can write to"
+            "no such file or directory; create that directory, or set TMPDIR to one that you can write to"
         ),
         "{text}"
     );

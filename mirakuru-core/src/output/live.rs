@@ -2,7 +2,7 @@
 //! nextest captures the output of tests.
 //!
 //! One thread reads the logs of all services. If several processes use a shared service, only the
-//! process with the lock on the service's log prints it.
+//! process that holds the lock on the service's log prints its output.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -28,7 +28,7 @@ use crate::util::thread;
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum length of a printed line, in characters. Longer lines are cut.
 const LONGEST: usize = 2_000;
-/// ANSI colour codes for the names of services.
+/// ANSI codes of the colours for the names of services.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 /// A service whose output is shown.
@@ -37,7 +37,7 @@ struct Followed {
     log: PathBuf,
     reader: OutputReader,
     cursor: Cursor,
-    /// The unfinished line of standard output, and of standard error.
+    /// The unfinished lines of standard output and standard error.
     open: [Vec<u8>; 2],
     /// The lock on the log, if this process holds it.
     lock: Option<File>,
@@ -154,9 +154,9 @@ impl Followed {
     }
 }
 
-/// The stream to which services' output is printed.
+/// The stream to which the output of services is printed.
 struct Terminal {
-    /// The standard error of nextest, if nextest runs this test.
+    /// The standard error of nextest, if nextest runs this process.
     runner: Option<File>,
     colours: bool,
 }
@@ -176,7 +176,7 @@ static TERMINAL: Lazy<Terminal> = Lazy::new(|| {
     }
 });
 
-/// Prints lines in one write, even if the output of tests is captured.
+/// Prints text in a single write, even if the output of tests is captured.
 pub(crate) fn print(text: &str) {
     let text = format!("{text}\n");
     let _ = match &TERMINAL.runner {

@@ -12,7 +12,7 @@ const BLOCK: usize = 64 * 1024;
 /// A position in a log file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Device and inode of the file. If `None`, reading starts at the beginning of the file.
+    /// Device and inode of the file. If `None`, reading starts at the beginning.
     file: Option<(u64, u64)>,
     offset: u64,
 }
@@ -40,11 +40,11 @@ pub(crate) struct LogFile {
     path: PathBuf,
     at: Place,
     open: Option<File>,
-    /// Whether the last byte read ended a line.
+    /// Whether the bytes read so far end at the end of a line.
     at_line_start: bool,
 }
 
-/// A clone continues at the same position, with a descriptor of its own.
+/// A clone continues at the same position, with its own descriptor.
 impl Clone for LogFile {
     fn clone(&self) -> LogFile {
         LogFile::new(&self.path, self.at)

@@ -10,7 +10,8 @@ use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
-/// Maximum size of a snapshot in bytes. A snapshot of a longer log has only the end of the log.
+/// Maximum size of a snapshot, in bytes. A snapshot of a longer log contains only the end of the
+/// log.
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
 /// Number of bytes that [`tail`](OutputReader::tail) reads from the end of the log.
 const TAIL: u64 = 64 * 1024;
@@ -23,13 +24,13 @@ pub(super) const TAIL_LINE: usize = 400;
 /// [`Executor::logs`](crate::executor::Executor::logs). It owns its text, and later output does not
 /// change it.
 ///
-/// A snapshot has at most the last 16 MiB of the output; [`truncated`](Logs::truncated) tells
-/// whether the beginning is missing. The [file](Logs::path) has all output, up to a limit. U+FFFD
-/// replaces bytes that are not UTF-8, as in [`String::from_utf8_lossy`]. If output of the other
-/// stream split a character in the file, the character is whole in [`stdout`](Logs::stdout) and
-/// [`stderr`](Logs::stderr).
+/// A snapshot contains at most the last 16 MiB of the output; [`truncated`](Logs::truncated) tells
+/// whether the beginning is missing. The [file](Logs::path) contains all output, up to a limit.
+/// U+FFFD replaces bytes that are not UTF-8, as in [`String::from_utf8_lossy`]. If output of the
+/// other stream splits a character in the file, the character is whole in [`stdout`](Logs::stdout)
+/// and [`stderr`](Logs::stderr).
 ///
-/// `Display` gives the output of both streams as it is in the file. An extra line shows where
+/// `Display` writes the output of both streams as it is in the file. An extra line shows where
 /// output was left out.
 ///
 /// ```
@@ -49,7 +50,7 @@ pub(super) const TAIL_LINE: usize = 400;
 pub struct Logs {
     all: String,
     texts: [Text; 2],
-    /// For each finished line, in order: whether it came from standard error.
+    /// For each finished line, in order, whether it came from standard error.
     order: Vec<bool>,
     /// The log files of the recipe, each with its text.
     files: Vec<(PathBuf, String)>,
@@ -106,7 +107,7 @@ impl Logs {
         file.map_or("", |(_, text)| text)
     }
 
-    /// Makes a snapshot of the output and the log files since the mark.
+    /// Takes a snapshot of the output and the log files since the mark.
     pub(crate) fn since(output: &OutputReader, files: &[PathBuf], mark: &Mark) -> Logs {
         let mut logs = output.snapshot_since(mark.output);
         for (number, path) in files.iter().enumerate() {
@@ -125,18 +126,18 @@ impl Logs {
         logs
     }
 
-    /// The log file, with all output of the service, including earlier starts. It is removed with
-    /// the service's private directory, except after a failure.
+    /// The path of the log file, which contains all output of the service, including earlier
+    /// starts. The file is removed with the service's private directory, except after a failure.
     ///
     /// Once the output exceeds half of its
     /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit), this file no longer
-    /// grows. The files `log.1`, `log.2` and `log.3` beside it have the latest output.
+    /// grows. The files `log.1`, `log.2` and `log.3` beside it contain the latest output.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the output and the log files are empty.
+    /// Whether the service's output and all log files are empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty() && self.files.iter().all(|(_, text)| text.is_empty())
@@ -148,14 +149,14 @@ impl Logs {
         self.truncated
     }
 
-    /// Number of bytes missing from the snapshot and the files because the log reached its
+    /// Number of bytes that are missing from the snapshot and the files because the log reached its
     /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Number of bytes missing from the snapshot and the file because the disk was full.
+    /// Number of bytes that are missing from the snapshot and the file because the disk was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
@@ -209,13 +210,13 @@ impl<'a> TextLines<'a> {
 }
 
 impl OutputReader {
-    /// Makes a snapshot of the output so far, at most the last 16 MiB.
+    /// Takes a snapshot of the output so far, at most the last 16 MiB.
     #[cfg(test)]
     pub(crate) fn snapshot(&self) -> Logs {
         self.snapshot_since(Cursor::START)
     }
 
-    /// Makes a snapshot of the output since the cursor, at most the last 16 MiB.
+    /// Takes a snapshot of the output since the cursor, at most the last 16 MiB.
     pub(crate) fn snapshot_since(&self, since: Cursor) -> Logs {
         self.collect(since, SNAPSHOT)
     }
@@ -280,7 +281,7 @@ impl OutputReader {
         }
     }
 
-    /// The first lines of the output since the cursor. Used if the log is too long to read as a
+    /// The first lines of the output since the cursor. For a log that is too long to be read as a
     /// whole.
     fn beginning(&self, since: Cursor, end: Cursor) -> Logs {
         let mut assembly = Assembly::default();
@@ -324,7 +325,7 @@ impl OutputReader {
 /// The part of a log that a report shows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Excerpt {
-    /// The first lines of the output. Empty if `tail` has all lines.
+    /// The first lines of the output. Empty if `tail` contains all lines.
     pub(crate) head: Vec<String>,
     /// Number of lines between `head` and `tail`.
     pub(crate) left_out: u64,
@@ -334,7 +335,7 @@ pub(crate) struct Excerpt {
 }
 
 impl Excerpt {
-    /// Converts the excerpt to the form for a report, with the path of the whole log.
+    /// Converts the excerpt to the form that a report prints, with the path of the whole log.
     pub(crate) fn printed<'a>(&'a self, log: &'a Path) -> Printed<'a> {
         Printed {
             head: &self.head,

@@ -42,7 +42,7 @@ impl Mark {
         files: Vec::new(),
     };
 
-    /// Returns the reason to refuse the mark, if it belongs to another service.
+    /// If the mark belongs to another service, returns the reason to refuse it.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         let is_another = self.service != 0 && self.service != service(output);
         is_another.then_some("the mark belongs to another service: use one from `mark()` of this service")

@@ -1,6 +1,5 @@
 //! The files of a log. When the first file has reached half of the log's limit, the log continues
-//! in later parts. Only the last two later parts are kept. See
-//! [`log_record`](crate::sys::log_record).
+//! in later parts, of which only the last two are kept. See [`log_record`](crate::sys::log_record).
 //!
 //! Offsets count from the beginning of the whole log or index, across all parts.
 
@@ -31,7 +30,7 @@ struct Part {
     begin: Place,
 }
 
-/// The parts that were known at one moment.
+/// The parts of a log that were known at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     /// Each part, with the position at which it ends.
@@ -40,7 +39,7 @@ pub(super) struct View {
     earlier_length: u64,
 }
 
-/// The parts that are known so far.
+/// The parts of a log that are known so far.
 #[derive(Debug)]
 pub(super) struct Parts(Mutex<View>);
 
@@ -76,7 +75,7 @@ impl View {
             };
             self.earlier_length = part.begin.log + part.log.metadata()?.len();
             // Measure the index before the log. The supervisor writes bytes before their record, so
-            // the log then has the bytes of every measured record.
+            // the log then contains the bytes of every measured record.
             let index = part.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64;
             let mut record = [0; log_record::SIZE];
             let last = index.checked_sub(log_record::SIZE as u64);
@@ -105,7 +104,7 @@ impl View {
                 }
             }
             let Some(found) = found else {
-                // There is no later part, because all parts have been removed.
+                // The next part has begun, but all parts have been removed by now.
                 self.earlier_length = self.end().log;
                 return Ok(());
             };
@@ -125,14 +124,14 @@ impl View {
         self.parts.last().map_or(Place::default(), |(_, end)| *end)
     }
 
-    /// A length of the log, measured before the index. All bytes up to this offset have a record in
-    /// the index, except for orphans.
+    /// The length of the log, measured before the index was read. All bytes up to this offset have
+    /// a record in the index, except for orphans.
     pub(super) fn earlier_length(&self) -> u64 {
         self.earlier_length
     }
 
     /// The log and the index of the last part, the number of the part, and its beginning. For the
-    /// first part, copies the open descriptors, which costs less than `open`.
+    /// first part, duplicates the open descriptors, which costs less than `open`.
     pub(super) fn last(&self, open: fn(&Path) -> io::Result<File>) -> io::Result<([File; 2], u32, Place)> {
         let (part, _) = self.parts.last().ok_or(io::ErrorKind::NotFound)?;
         let files = match part.number {
@@ -142,7 +141,7 @@ impl View {
         Ok((files, part.number, part.begin))
     }
 
-    /// The positions at which the left-out output begins and ends.
+    /// The positions at which the left-out output begins and ends. `None` if nothing was left out.
     pub(super) fn gap(&self) -> Option<[Place; 2]> {
         let [(_, end), (next, _), ..] = self.parts.as_slice() else {
             return None;

@@ -1,12 +1,13 @@
 //! Reads a service's log and the index beside it while the supervisor writes them.
 //!
-//! Only the supervisor writes these files, and it only appends. `log` has the bytes of standard
-//! output and standard error as they came. `log.index` has one [`Record`] for each write, with the
-//! stream and the length. A long log has more files: see `parts.rs`.
+//! Only the supervisor writes these files, and it only appends. `log` contains the bytes of
+//! standard output and standard error in the order in which they arrived. `log.index` contains one
+//! [`Record`] for each write, with the stream and the length. A long log has more files: see
+//! `parts.rs`.
 //!
 //! The supervisor writes bytes before their record, so a reader may see bytes without a record. If
 //! no record follows, because the index could not be written, the bytes count as standard output.
-//! If the record follows late, the reader still returns each byte only once.
+//! Even if the record follows later, the reader returns each byte only once.
 
 use std::fs::File;
 use std::io;
@@ -49,21 +50,22 @@ pub(crate) enum Piece<'a> {
 pub(crate) struct Cursor {
     /// Offset in the index up to which records have been read.
     index: u64,
-    /// Length of the log that is covered by the records read so far.
+    /// Offset in the log up to which the records read so far describe it.
     covered: u64,
     /// Offset in the log up to which bytes were returned. If it is greater than `covered`, the
-    /// bytes between have no record.
+    /// bytes in between have no record.
     pub(super) given: u64,
-    /// Bytes that were seen without a record.
+    /// The bytes without a record that the last read saw, if it saw any.
     orphans: Option<Orphans>,
 }
 
-/// Bytes that may never get a record.
+/// Bytes in the log that no record in the index covers. After [`ORPHANED`] they count as standard
+/// output.
 #[derive(Clone, Copy, Debug)]
 struct Orphans {
     /// The cursor's `index` when the orphans were seen.
     index: u64,
-    /// Offset in the log at which the orphans end. Later bytes have a waiting time of their own.
+    /// Offset in the log at which the orphans end. Later bytes have their own waiting time.
     end: u64,
     since: Instant,
 }
@@ -84,8 +86,8 @@ pub(crate) struct OutputReader {
     /// Path of the log.
     pub(crate) path: PathBuf,
     parts: Parts,
-    /// Offsets in the index and the log up to which the index has been summed, so that
-    /// [`end`](OutputReader::end) reads only new records.
+    /// Offsets in the index and in the log up to which [`end`](OutputReader::end) has added up
+    /// records, so that it reads only new ones.
     summed: Mutex<(u64, u64)>,
 }
 
@@ -110,8 +112,8 @@ impl OutputReader {
 
     /// The current end of the output, or the last known end if a file cannot be read.
     pub(crate) fn end(&self) -> Cursor {
-        // Usually a record follows its bytes at once. Bytes that still have no record after a few
-        // reads count as orphans.
+        // Usually a record follows its bytes immediately. Bytes that still have no record after a
+        // few reads count as orphans.
         let mut end = self.sum();
         for _ in 0..10 {
             if end.given == end.covered {
@@ -159,8 +161,8 @@ impl OutputReader {
     }
 
     /// The newest part of the log and its index, with the position of the part. `open` opens a file
-    /// for appending; the caller must have used such a function in
-    /// [`open_with`](OutputReader::open_with).
+    /// for appending; the reader must have been opened by [`open_with`](OutputReader::open_with)
+    /// with such a function.
     pub(crate) fn newest_part(
         &self,
         open: fn(&Path) -> io::Result<File>,
@@ -175,7 +177,7 @@ impl OutputReader {
         Ok((files, part))
     }
 
-    /// Passes the output and the other records since the cursor to `each`, and advances the cursor.
+    /// Passes the output and the other records after the cursor to `each`, and advances the cursor.
     ///
     /// Leaves output that is written during the call to the next call, so that this call ends even
     /// if the service prints fast.
@@ -386,7 +388,7 @@ impl OutputReader {
 }
 
 impl View {
-    /// The complete records between `from` and `until`, at most `BUFFER` bytes of them.
+    /// Reads the complete records between `from` and `until`, at most `BUFFER` bytes of them.
     fn records<'a>(&self, block: &'a mut Vec<u8>, from: u64, until: u64) -> io::Result<&'a [u8]> {
         let wanted = usize::try_from(until.saturating_sub(from)).map_or(BUFFER, |n| n.min(BUFFER));
         block.resize(wanted, 0);
@@ -394,7 +396,8 @@ impl View {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// If `index` is in the left-out output, returns where that ends, in the index and in the log.
+    /// The offsets at which the left-out output ends, in the index and in the log. `None` unless
+    /// `index` is in the left-out output.
     fn after_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index..to.index)
@@ -402,8 +405,8 @@ impl View {
             .then_some((to.index, to.log))
     }
 
-    /// If `index` is in the left-out output or at its end, returns where that begins, in the index
-    /// and in the log.
+    /// The offsets at which the left-out output begins, in the index and in the log. `None` unless
+    /// `index` is in the left-out output or at its end.
     fn before_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index < index && index <= to.index).then_some((from.index, from.log))
@@ -450,7 +453,7 @@ fn decoded(records: &[u8]) -> impl DoubleEndedIterator<Item = Record> {
     records.chunks_exact(log_record::SIZE).map(Record::decode)
 }
 
-/// A part of the log in memory, so that one read serves many short records.
+/// A buffered part of the log, so that one read serves many short records.
 struct Window<'a> {
     view: &'a View,
     start: u64,
@@ -468,8 +471,8 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Passes the bytes between two offsets to `give`, in pieces. Stops at the end of the log, even
-    /// if the index has more records.
+    /// Passes the bytes of the log between two offsets to `give`, in pieces. Stops at the end of
+    /// the log, even if the index has more records.
     fn each(&mut self, mut from: u64, end: u64, give: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         while from < end {
             let within = from

@@ -54,7 +54,7 @@ impl LogWriter {
         OutputReader::open(&self.paths[0], &self.paths[1]).expect("both files were made")
     }
 
-    /// Writes one record. Its time is one nanosecond after the last record's.
+    /// Writes one record, with a time one nanosecond after the previous record's.
     pub(crate) fn record(&mut self, record: impl FnOnce(u64) -> Record) {
         self.time += 1;
         let record = record(self.time).encode();

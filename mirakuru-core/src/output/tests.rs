@@ -198,7 +198,7 @@ fn lines_that_repeat_do_not_push_out_the_first_ones() {
         ]
     );
     assert!(excerpt.head.is_empty() && excerpt.left_out == 0);
-    // These lines differ in more than times and process ids, so they stay.
+    // These lines differ in more than times and process ids, so they are not folded.
     let since = reader.end();
     log.stdout("1\n2\n3\n4\na\nb\na\nt 1\nt 2\nt 3\n");
     assert_eq!(

@@ -10,18 +10,18 @@ use crate::sys;
 
 /// The temporary directory to use if `TMPDIR` is unsuitable.
 pub(crate) const FALLBACK: &str = "/tmp";
-/// Maximum length of the path in a socket address, without the final NUL.
+/// Maximum length of the path in a socket address, without the terminating NUL.
 const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
     107
 } else {
     103
 };
-/// Room for a socket path below the base: the id, `d`, and 44 bytes for a name that the user
-/// chooses.
+/// Number of bytes of a socket path that come after the base: the id, `d`, and 44 bytes for a name
+/// that the user chooses.
 pub(super) const ROOM_BELOW_BASE: usize = 60;
 
-/// The base for this temporary directory. It is in `/tmp` if `TMPDIR` is empty, or if the path of a
-/// socket there would be too long.
+/// The base directory in this temporary directory, or in `/tmp` if `TMPDIR` is empty or socket
+/// paths in it would be too long.
 pub(crate) fn base_in(temp: &Path) -> PathBuf {
     let name = format!("mirakuru-{}", sys::files::euid());
     match std::path::absolute(temp).map(|temp| temp.join(&name)) {
@@ -30,11 +30,11 @@ pub(crate) fn base_in(temp: &Path) -> PathBuf {
     }
 }
 
-/// Whether this user and group may enter every directory above this path. (They may not enter a
-/// temporary directory of root, as `libpam-tmpdir` makes it.)
+/// Whether this user and group may enter every directory above this path. For example, others may
+/// not enter a temporary directory that `libpam-tmpdir` has created for root.
 pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     let may_enter = |dir: &Path| {
-        // A missing directory counts as reachable: its first use reports the error.
+        // A missing directory counts as reachable, because its first use reports the error.
         dir.metadata().map_or(true, |dir| {
             let shift = match (dir.uid() == uid, dir.gid() == gid) {
                 (true, _) => 6,
@@ -47,12 +47,12 @@ pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     path.ancestors().skip(1).all(may_enter)
 }
 
-/// Makes a directory that only this user can write to, or checks an existing one. `loose` lets
-/// other users pass through (0711) if they know the name of an entry.
+/// Creates a directory that only this user can write to, or checks an existing one. With `loose`,
+/// other users can pass through it (mode 0711) if they know the name of an entry.
 pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     let make = |_| match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            let remedy = "make that directory, or let TMPDIR name one that you can write to";
+            let remedy = "create that directory, or set TMPDIR to one that you can write to";
             Err(io::Error::new(e.kind(), format!("{e}; {remedy}")))
         }
         _ => path.symlink_metadata(),
@@ -60,7 +60,7 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     check(&path.symlink_metadata().or_else(make)?)?;
     if loose {
         // The mode is set through a descriptor that was opened without following a link. It is
-        // never made stricter again, because another executor may need it.
+        // never made stricter again, because another executor may rely on it.
         let dir = sys::files::open_dir(path)?;
         let mode = dir.metadata()?.mode();
         if mode & 0o011 != 0o011 {
@@ -82,7 +82,7 @@ fn check(metadata: &Metadata) -> io::Result<()> {
         let longest = SOCKET_PATH_MAX - ROOM_BELOW_BASE - "/mirakuru-4294967295".len();
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!("{problem}; remove it, or let TMPDIR name another directory of at most {longest} bytes"),
+            format!("{problem}; remove it, or set TMPDIR to another path of at most {longest} bytes"),
         ))
     };
     if metadata.is_symlink() {
@@ -104,7 +104,7 @@ fn check(metadata: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether this path still leads to this open file.
+/// Whether this path still refers to this open file.
 pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match path.symlink_metadata() {

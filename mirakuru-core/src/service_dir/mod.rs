@@ -1,5 +1,5 @@
-//! Private directories: each executor has one, with its log, its locks, and the directory for
-//! `{dir}`.
+//! Private directories. Each executor has one, which contains its log, its locks, and the directory
+//! for `{dir}`.
 //!
 //! ```text
 //! <temp dir>/mirakuru-<euid>/       0700; the base. 0711 once a service runs as another user
@@ -21,9 +21,9 @@
 //!
 //! Many processes sweep, create and remove side by side, without a common lock:
 //!
-//! - A service directory gets its name by `rename`, when it already contains the locked `lock`. No
-//!   process ever sees it without the lock.
-//! - An id is random and never used twice, so a left-over directory never comes into use again.
+//! - A service directory gets its name by `rename`, when it already contains the locked `lock`. So
+//!   no process ever sees it without the lock.
+//! - An id is random and never used twice, so a left-over directory is never used again.
 //! - A sweeper works on a left-over directory only while it holds the directory's lock. Other
 //!   sweepers skip it.
 //! - `lock` is removed last. A lock on a file that has been unlinked does not count. A directory
@@ -48,28 +48,29 @@ use crate::service_dir::base::{FALLBACK, base_in, may_reach, private_dir};
 use crate::service_dir::remove::{clear, remove_tree};
 use crate::sys;
 
-/// The private directory of one executor. Dropping it removes the directory with all its content.
-/// After [`keep`](ServiceDir::keep), the log stays.
+/// The private directory of one executor. Dropping this value removes the directory with all its
+/// contents, but not the log after [`keep`](ServiceDir::keep).
 ///
-/// In a fork, the drop of the copy does nothing: the directory belongs to its creator.
+/// In a fork, dropping the copy does nothing, because the directory belongs to the process that
+/// created it.
 #[derive(Debug)]
 pub(crate) struct ServiceDir {
     id: String,
     path: PathBuf,
     dir: PathBuf,
-    /// The lock. `None` if another process must remove the service directory.
+    /// The lock. `None` if another process must remove the directory.
     lock: Option<File>,
     kept: AtomicBool,
     creator: u32,
 }
 
 impl ServiceDir {
-    /// Makes a service directory. `owner` is the service's user and group, if they differ from the
-    /// test's.
+    /// Creates a service directory. `owner` is the service's user and group, if they differ from
+    /// the test's.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the base directory is not safe to use, or cannot be made.
+    /// [`Error::System`] if the base directory is not safe to use, or cannot be created.
     pub(crate) fn create(owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut base = base_in(&std::env::temp_dir());
         let other = owner.filter(|(uid, _)| *uid != sys::files::euid());
@@ -89,7 +90,7 @@ impl ServiceDir {
             )
         })?;
         // A sweeper in another pid namespace may remove the unfinished service directory. This loop
-        // then tries again, as after a clash of ids.
+        // then tries again, as it does after a clash of ids.
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -119,7 +120,7 @@ impl ServiceDir {
         DirBuilder::new().mode(0o700).create(&unfinished)?;
         let service_dir = furnish(&unfinished, foreign, loose).and_then(|lock| {
             let path = base.join(&id);
-            // `rename` fails if `path` exists, because every service directory has content.
+            // `rename` fails if `path` exists, because no service directory is empty.
             fs::rename(&unfinished, &path)?;
             Ok(ServiceDir {
                 dir: path.join("d"),
@@ -136,7 +137,7 @@ impl ServiceDir {
         service_dir
     }
 
-    /// Refers to another process's service directory: dropping this value leaves it alone.
+    /// Refers to another process's service directory. Dropping this value does not remove it.
     pub(crate) fn attach(path: PathBuf) -> ServiceDir {
         let id = path
             .file_name()
@@ -157,22 +158,22 @@ impl ServiceDir {
         &self.path
     }
 
-    /// Notes that the supervisor now holds the lock and removes the directory; dropping this value
-    /// no longer does.
+    /// Leaves the directory to the supervisor, which holds the lock and removes the directory.
+    /// Dropping this value no longer does.
     pub(crate) fn give_away(&mut self) {
         self.creator = 0;
         self.lock = None;
     }
 
-    /// Whether the supervisor of this service directory lives: it keeps the lock until the
+    /// Whether this service directory has a live supervisor, which holds the lock until the
     /// service's tree is gone.
     pub(crate) fn is_supervised(path: &Path) -> bool {
         sys::files::open_lock(&path.join("lock"), false)
             .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
     }
 
-    /// A short name, unique across processes. It has only lower-case letters and digits, so it is
-    /// safe in a file name or an environment variable.
+    /// A short name, unique across processes. It contains only lower-case letters and digits, so it
+    /// is safe in a file name or an environment variable.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -182,18 +183,18 @@ impl ServiceDir {
         &self.dir
     }
 
-    /// The path of the log. The file does not exist yet: make it with mode 0600.
+    /// The path of the log. The caller creates the file, with mode 0600.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join("log")
     }
 
-    /// The path of the log's index. The file does not exist yet: make it with mode 0600.
+    /// The path of the log's index. The caller creates the file, with mode 0600.
     pub(crate) fn index(&self) -> PathBuf {
         self.path.join("log.index")
     }
 
-    /// A descriptor that keeps this service directory from being swept. The supervisor keeps it
-    /// until the service's tree is gone. Closed on exec.
+    /// A copy of the lock's descriptor, which protects this service directory from a sweep. The
+    /// supervisor keeps it open until the service's tree is gone. It is close-on-exec.
     pub(crate) fn lock_fd(&self) -> io::Result<OwnedFd> {
         match &self.lock {
             Some(lock) => Ok(lock.try_clone()?.into()),
@@ -201,7 +202,8 @@ impl ServiceDir {
         }
     }
 
-    /// Writes a file into `{dir}`. It belongs to `owner`, or to this process's user.
+    /// Writes a file into `{dir}`. The file belongs to `owner`, if given, and otherwise to this
+    /// process's user.
     pub(crate) fn write(&self, path: &Path, contents: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
         let mut dir = self.dir.clone();
         for part in path.parent().into_iter().flat_map(Path::components) {
@@ -213,8 +215,8 @@ impl ServiceDir {
             }
         }
         let path = self.dir.join(path);
-        // The file is always made anew: a process may have the old one open, or may have put a link
-        // in its place.
+        // The file is always created anew, because a process may have the old one open, or may have
+        // put a link in its place.
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -236,8 +238,8 @@ impl ServiceDir {
         give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
     }
 
-    /// Gives `{dir}` and its content to the service's user. The directory itself is given last, so
-    /// that the user cannot change anything before.
+    /// Makes the service's user the owner of `{dir}` and its contents. The directory itself comes
+    /// last, so that the user cannot change anything before.
     pub(crate) fn hand_over(&self, owner: (u32, u32)) -> io::Result<()> {
         fn all(dir: &Path, owner: (u32, u32)) -> io::Result<()> {
             for entry in fs::read_dir(dir)? {
@@ -273,14 +275,15 @@ impl ServiceDir {
         })
     }
 
-    /// Whether the drop removes the directory: this process made it and has not handed it over.
+    /// Whether dropping this value removes the directory: this process created it and has not given
+    /// it away.
     pub(crate) fn is_ours(&self) -> bool {
         self.creator != 0
     }
 
-    /// Keeps the log and its index for a day, beyond the life of this executor.
+    /// Keeps the log and its index for a day, even after this executor is gone.
     pub(crate) fn keep(&self) {
-        // The mark is made at once, so that it counts even if the test process is killed.
+        // The mark is created immediately, so that it counts even if the test process is killed.
         if File::create(self.path.join("kept")).is_ok() {
             self.kept.store(true, Ordering::Relaxed);
         }
@@ -295,7 +298,7 @@ impl Drop for ServiceDir {
     }
 }
 
-/// Gives a file, a directory or a link to this user and group.
+/// Makes this user and group the owner of a file, a directory or a link.
 fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     match owner {
         Some((uid, gid)) => lchown(path, Some(uid), Some(gid)),
@@ -303,8 +306,7 @@ fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// Checks that a relative path stays inside its directory. The error gives the reason for a
-/// refusal.
+/// Checks that a relative path stays inside its directory. The error is the reason for the refusal.
 pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     let plain = |part| matches!(part, Component::Normal(_));
     if path.file_name().is_some() && path.components().all(plain) {
@@ -316,7 +318,7 @@ pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     ))
 }
 
-/// Makes the content of a new service directory, before it gets its final name.
+/// Creates the contents of a new service directory, before it gets its final name.
 fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<File> {
     let lock = sys::files::open_lock(&path.join("lock"), true)?;
     if !sys::files::try_flock(lock.as_fd())? {
@@ -327,11 +329,11 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let dir = path.join("d");
     DirBuilder::new().mode(0o700).create(&dir)?;
     if let Some((uid, gid)) = foreign {
-        // Undoes the umask, because the service's user needs all rights of the owner.
+        // Undoes the umask, because the service's user needs all rights of an owner.
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         match chown(&dir, Some(uid), Some(gid)) {
             // A process without the right to `chown` cannot become that user either. The start then
-            // fails at the change of user, and reports that this takes root.
+            // fails at the change of user, and reports that only root can do this.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             given => given?,
         }
@@ -356,11 +358,11 @@ pub(crate) fn is_id(name: &str) -> bool {
 const ID_LENGTH: usize = 12;
 const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// Makes a name from 60 random bits.
+/// Creates a name from 60 random bits.
 ///
 /// # Errors
 ///
-/// If the system provides no random bytes.
+/// If the system cannot provide random bytes.
 pub fn random_id() -> io::Result<String> {
     let mut random = [0; ID_LENGTH];
     sys::files::random(&mut random)?;
@@ -389,7 +391,7 @@ fn this_process_here() -> (u32, u64, u64) {
     *cache
 }
 
-/// Whether the process with this id and start time still runs.
+/// Whether the process with this id and start time is still running.
 pub(crate) fn is_alive(pid: u32, started: u64) -> bool {
     sys::procfs::start_time(pid) == Some(started)
 }

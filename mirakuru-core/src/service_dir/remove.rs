@@ -1,4 +1,4 @@
-//! Removes service directories with all content that the services have made.
+//! Removes service directories with all their contents.
 
 use std::path::Path;
 
@@ -13,14 +13,14 @@ pub(crate) fn clear(path: &Path, kept: bool) {
     }
 }
 
-/// Removes a directory with all its content. Reports a failure to the user.
+/// Removes a directory with all its contents. Reports a failure to the user.
 pub(crate) fn remove_tree(path: &Path) {
     if !sys::remove_tree(path) {
         tell(path);
     }
 }
 
-/// Tells the user which directory was left.
+/// Tells the user which directory was left behind.
 fn tell(path: &Path) {
     if path.symlink_metadata().is_ok() && !is_quiet() {
         eprintln!(

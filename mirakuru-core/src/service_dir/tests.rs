@@ -48,7 +48,7 @@ pub(crate) fn set_age(path: &Path, age: Duration) {
     File::open(path).unwrap().set_modified(then).unwrap();
 }
 
-/// The error of `create` about an unsafe base.
+/// The error with which `create_in` refuses an unsafe base.
 pub(crate) fn refused(base: &Path) -> String {
     match ServiceDir::create_in(base, None).unwrap_err() {
         Error::System { source, .. } => source.to_string(),
@@ -56,7 +56,7 @@ pub(crate) fn refused(base: &Path) -> String {
     }
 }
 
-/// Makes a service directory look as if its creator had been killed: no process has the lock.
+/// Makes a service directory look as if its creator had been killed: no process holds the lock.
 pub(crate) fn orphan(service_dir: ServiceDir) -> (String, PathBuf) {
     let (id, path) = (service_dir.id.clone(), service_dir.path.clone());
     let mut service_dir = std::mem::ManuallyDrop::new(service_dir);
@@ -104,7 +104,8 @@ fn whatever_a_service_leaves_is_removed_and_links_are_not_followed() {
 fn a_service_of_another_user_gets_its_own_directory_and_passage_to_it() {
     if sys::files::euid() != 0 {
         let temp = Temp::new();
-        // The directory stays this user's. The start fails at the change of user, and reports that.
+        // The directory stays with this user. The start fails at the change of user, and reports
+        // that.
         let service_dir = ServiceDir::create_in(&temp.base(), Some((12345, 12345))).unwrap();
         assert_eq!(service_dir.dir().metadata().unwrap().uid(), sys::files::euid());
         return;

@@ -159,7 +159,7 @@ pub(crate) mod tests {
         pub(crate) fn fork_with(fd: &impl AsRawFd, time: Duration) -> Fork {
             let fd = fd.as_raw_fd();
             let millis = i32::try_from(time.as_millis()).expect("a short time");
-            // SAFETY: the child makes system calls only.
+            // SAFETY: the child makes only system calls.
             unsafe {
                 let pid = libc::fork();
                 if pid == 0 {

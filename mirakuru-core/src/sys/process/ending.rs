@@ -29,7 +29,7 @@ use super::arena::Arena;
 use super::message::{Message, STOP_IN_A_TEST};
 use super::tools::{errno, now_ms};
 
-/// Time from a kill signal other than SIGKILL until SIGKILL.
+/// Time between the recipe's kill signal and SIGKILL, if the two differ.
 const SECOND_KILL_MS: i64 = 1000;
 /// The longest time that a needed service waits for the first message of a dependent. Normally the
 /// message arrives immediately, because the same event stops both services.
@@ -51,7 +51,7 @@ struct Order {
     kill_signal: i32,
 }
 
-/// The phase of a stop. All times are CLOCK_MONOTONIC in ms.
+/// The phase of a stop. All times are on CLOCK_MONOTONIC, in ms.
 #[derive(Clone, Copy)]
 enum Phase {
     Running,
@@ -194,8 +194,8 @@ impl Ending {
         let mut longest = 0;
         let is_needed = loop {
             let mut ms = 0_i32;
-            // SAFETY: the call reads into a local variable. A message is so short that a pipe
-            // delivers the message whole.
+            // SAFETY: the call reads into a local variable. A pipe delivers such a short message in
+            // one piece.
             let got = unsafe { libc::read(self.needed, (&raw mut ms).cast(), mem::size_of::<i32>()) };
             if got == mem::size_of::<i32>() as isize {
                 longest = longest.max(i64::from(ms));

@@ -148,9 +148,9 @@ fn install() {
     extern "C" fn handler(status: c_int, _: *mut c_void) {
         end_all(status != 0);
     }
-    // SAFETY: `stdlib.h` has this declaration. The handler may run at any time after this, beside
-    // other threads. If the C library has no room for it, the supervisors still notice that the
-    // process ends.
+    // SAFETY: `stdlib.h` has this declaration. The handler may run at any time after this,
+    // concurrently with other threads. If the C library has no room for it, the supervisors still
+    // notice that the process ends.
     unsafe { on_exit(handler, std::ptr::null_mut()) };
 }
 
@@ -159,7 +159,7 @@ fn install() {
     extern "C" fn handler() {
         end_all(false);
     }
-    // SAFETY: the handler may run at any time after this, beside other threads.
+    // SAFETY: the handler may run at any time after this, concurrently with other threads.
     unsafe { libc::atexit(handler) };
 }
 

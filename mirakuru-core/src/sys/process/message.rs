@@ -119,7 +119,7 @@ pub(super) fn exited(status: i32, left: bool, at: i64) -> Message {
 /// The result of [`Inbox::receive`].
 pub(super) enum Received {
     Message(Message),
-    /// No message has come yet.
+    /// No message has arrived yet.
     Nothing,
     /// The other side has closed its end.
     Closed,

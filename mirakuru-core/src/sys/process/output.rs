@@ -52,14 +52,14 @@ pub(super) struct Output {
     lost: [u32; 2],
     /// Whether the test process has asked for a message about new output.
     armed: bool,
-    /// Whether output has come since the last message about output.
+    /// Whether there has been output since the last [`OUTPUT`] message.
     news: bool,
 }
 
 impl Output {
     pub(super) unsafe fn new(a: &Arena, pipes: [i32; 2]) -> Output {
         // An earlier worker may have begun a new part. If so, nothing more goes into this part.
-        // SAFETY: `has_ended` reads into an array of its own.
+        // SAFETY: `has_ended` reads into its own array.
         let is_over = unsafe { has_ended(a.index) };
         Output {
             pipes,
@@ -84,7 +84,7 @@ impl Output {
         }
     }
 
-    /// Notes that the test process wants one message about new output.
+    /// Records that the test process wants one message about new output.
     pub(super) fn arm(&mut self) {
         self.armed = true;
         self.tell_news();
@@ -103,7 +103,7 @@ impl Output {
         unsafe { self.relay(buffer, stream, PASS) };
     }
 
-    /// Moves all bytes that the pipes hold now into the log.
+    /// Moves all bytes that are now in the pipes into the log.
     pub(super) unsafe fn take_rest(&mut self, buffer: &mut [u8; BUFFER]) {
         // SAFETY: `relay` uses only this value and the buffer.
         unsafe {
@@ -202,8 +202,8 @@ impl Output {
                 if let Some(lost) = self.lost.get_mut(stream) {
                     *lost = lost.saturating_add(len.wrapping_sub(done) as u32);
                 }
-                // The record is written at once, so that a report can mention the loss. The index
-                // is short, so it may have room when the log has none.
+                // The record is written immediately, so that a report can mention the loss. The
+                // index is short, so it may have room when the log has none.
                 self.record_loss(stream);
             }
         }
@@ -299,7 +299,7 @@ impl Output {
         let Some(lost) = self.lost.get(stream).copied().filter(|lost| *lost > 0) else {
             return;
         };
-        // SAFETY: `record` writes from an array of its own.
+        // SAFETY: `record` writes from its own array.
         if unsafe { self.record(Record::lost(stream, lost, now_ns() as u64)) } {
             if let Some(lost) = self.lost.get_mut(stream) {
                 *lost = 0;
@@ -308,7 +308,7 @@ impl Output {
     }
 
     unsafe fn record(&mut self, record: Record) -> bool {
-        // SAFETY: `append` writes from an array of its own; the other calls take only numbers.
+        // SAFETY: `append` writes from its own array; the other calls take only numbers.
         unsafe {
             if append(self.index, record) {
                 self.index_len = self.index_len.wrapping_add(log_record::SIZE as i64);

@@ -166,7 +166,7 @@ impl Service {
 
     /// Starts again after the supervisor died without a message. A supervisor that was forked
     /// without most of this process's memory may have needed it. A dynamic linker, a preloaded
-    /// library or a sanitizer may have data anywhere. So this start and all later ones copy all
+    /// library or a sanitizer may keep its data anywhere. So this start and all later ones copy all
     /// memory.
     ///
     /// If the dead supervisor had all memory, the start is only repeated. Under AddressSanitizer
@@ -177,7 +177,7 @@ impl Service {
             return None;
         }
         let _ = self.finish();
-        os::fork_whole("a supervisor died that was forked without most of the memory");
+        os::fork_whole("a supervisor died after a fork without most of the memory");
         Some(
             match Service::try_to_launch(vec![*plan], self.launch_retries.saturating_sub(1)).pop()? {
                 Ok(service) => {
@@ -318,7 +318,7 @@ impl Service {
     }
 
     /// The descriptor that becomes readable at the service's next event. `None` if an event is
-    /// waiting already.
+    /// already pending.
     pub(crate) fn events(&self) -> Option<RawFd> {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
@@ -1064,7 +1064,7 @@ mod tests {
         let dir = scratch("silent");
         let mut service = Service::spawn(plan("exec sleep 30", &dir)).expect("sh can be executed");
         // Another socket, which stays open, replaces the supervisor's socket. The supervisor then
-        // sees its socket closed, so it ends the service and exits.
+        // sees its socket closed, so it stops the service and exits.
         let (silent, _open) = raw_socket::pair(os::CONTROL).expect("there is room for a socket");
         let closed = std::mem::replace(&mut service.control, ManuallyDrop::new(silent));
         drop(ManuallyDrop::into_inner(closed));

@@ -125,7 +125,7 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
                 if os::pipe(&mut ends) != 0 {
                     return Err(Call::Pipe);
                 }
-                // The supervisor must never block in a read of output.
+                // The supervisor must never block when it reads output.
                 if libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK) != 0 {
                     return Err(Call::Nonblock);
                 }

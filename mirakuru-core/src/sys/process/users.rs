@@ -27,7 +27,7 @@ use crate::sys::io::wait::to_read;
 /// Time that the supervisor may take beyond the grace.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// Makes this process a user of one service until it is dropped.
+/// While this value exists, this process is a user of one service.
 #[derive(Debug)]
 pub(crate) struct User {
     slot: &'static Slot<Use>,
