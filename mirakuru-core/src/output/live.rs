@@ -28,7 +28,7 @@ use crate::util::thread;
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum length of a printed line, in characters. Longer lines are cut.
 const LONGEST: usize = 2_000;
-/// ANSI codes of the colours for the names of services.
+/// ANSI codes of the colours for service names.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 /// A service whose output is shown.

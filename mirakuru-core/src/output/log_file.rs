@@ -40,7 +40,7 @@ pub(crate) struct LogFile {
     path: PathBuf,
     at: Place,
     open: Option<File>,
-    /// Whether the bytes read so far end at the end of a line.
+    /// Whether the last byte that was read ended a line.
     at_line_start: bool,
 }
 

@@ -281,7 +281,7 @@ impl OutputReader {
         }
     }
 
-    /// The first lines of the output since the cursor. For a log that is too long to be read as a
+    /// The first lines of the output since the cursor, for a log that is too long to be read as a
     /// whole.
     fn beginning(&self, since: Cursor, end: Cursor) -> Logs {
         let mut assembly = Assembly::default();

@@ -14,7 +14,7 @@ use crate::util::hash::Fnv1a;
 /// A mark stays valid when the service restarts or ends. The default mark is the beginning of all
 /// output. The usual variable name is `mark`.
 ///
-/// A mark is valid only for the service that made it. Other services refuse it.
+/// A mark is valid only for the service that created it. Other services refuse it.
 #[derive(Clone, Debug, Default)]
 pub struct Mark {
     /// Hash of the path of the service's log. 0 for the default mark, which is valid for every

@@ -50,7 +50,7 @@ pub(crate) enum Piece<'a> {
 pub(crate) struct Cursor {
     /// Offset in the index up to which records have been read.
     index: u64,
-    /// Offset in the log up to which the records read so far describe it.
+    /// Offset in the log up to which the records before `index` cover it.
     covered: u64,
     /// Offset in the log up to which bytes were returned. If it is greater than `covered`, the
     /// bytes in between have no record.
@@ -432,7 +432,7 @@ impl Record {
         }
     }
 
-    /// Converts a record to a piece. A piece of output does not have its bytes yet.
+    /// Converts a record to a piece. A piece of output does not contain its bytes yet.
     fn piece(self) -> Option<Piece<'static>> {
         if !self.is_output() {
             return self.is_start().then_some(Piece::Start);

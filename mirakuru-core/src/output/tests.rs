@@ -166,7 +166,7 @@ fn the_tail_is_short_and_harmless() {
     }
     log.stderr("\u{1b}[31mred\u{1b}[0m \u{1b}]0;title\u{7}and\tbell\u{7}");
     let tail = reader.tail(3, Cursor::START);
-    // The tail has no control sequences and no bell.
+    // The tail contains no control sequences and no bell.
     assert_eq!(tail, ["line 98", "line 99", "red and bell"]);
     let tail = reader.tail(1000, Cursor::START);
     assert_eq!(tail.len(), 102);

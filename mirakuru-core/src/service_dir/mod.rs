@@ -159,7 +159,7 @@ impl ServiceDir {
     }
 
     /// Leaves the directory to the supervisor, which holds the lock and removes the directory.
-    /// Dropping this value no longer does.
+    /// Dropping this value no longer removes it.
     pub(crate) fn give_away(&mut self) {
         self.creator = 0;
         self.lock = None;
@@ -255,8 +255,8 @@ impl ServiceDir {
         give(&self.dir, Some(owner))
     }
 
-    /// Makes the service's user the owner of `{dir}` and its content, and lets that user pass the
-    /// directories above it.
+    /// Makes the service's user the owner of `{dir}` and its contents, and lets that user pass
+    /// through the directories above it.
     pub(crate) fn give_to(&self, owner: (u32, u32)) -> Result<(), Error> {
         if owner == (sys::files::euid(), sys::files::egid()) {
             return Ok(());

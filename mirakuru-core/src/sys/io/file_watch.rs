@@ -30,7 +30,7 @@ pub(crate) struct Watching {
     watch: Option<FileWatch>,
     /// Whether the watch would report the file now.
     works: bool,
-    /// Whether an event has told that the writer has finished the file.
+    /// Whether an event has reported that the writer has finished the file.
     complete: bool,
 }
 
@@ -51,7 +51,7 @@ impl Watching {
             .is_some_and(|watch| watch.renew(path, complete));
     }
 
-    /// Whether an event has told that the writer has closed the file, or moved it into place.
+    /// Whether an event has reported that the writer has closed the file, or moved it into place.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -199,9 +199,9 @@ mod linux {
                 let Some(mut rest) = usize::try_from(got).ok().and_then(|got| buffer.get(..got)) else {
                     break;
                 };
-                // A `struct inotify_event` has four numbers of 32 bits and a name. The second
-                // number is the kind of the event. The last number is the length of the name with
-                // the zeros that follow it.
+                // A `struct inotify_event` consists of four 32-bit numbers and a name. The second
+                // number is the kind of the event. The last number is the length of the name,
+                // including the zeros that follow it.
                 while let Some((head, tail)) = rest.split_first_chunk::<16>() {
                     let number =
                         |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -330,7 +330,7 @@ mod tests {
         renew(&mut watching, &path);
         assert!(!watching.is_complete(), "it is open");
         drop(file);
-        // A process that another test forked may have the file open until its exec.
+        // A process that another test forked may keep the file open until its exec.
         in_time(|| {
             renew(&mut watching, &path);
             watching.is_complete()

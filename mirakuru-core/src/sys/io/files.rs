@@ -104,7 +104,7 @@ pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
 /// Adds the name of the call and a remedy to an error.
 fn not_locked(source: &io::Error) -> io::Error {
     let (attempt, remedy) = (Call::Flock.attempt(), Call::Flock.remedy(source));
-    let remedy = remedy.unwrap_or_else(|| "put TMPDIR on a file system that has locks".to_owned());
+    let remedy = remedy.unwrap_or_else(|| "put TMPDIR on a file system that supports locks".to_owned());
     io::Error::new(source.kind(), format!("could not {attempt}: {source}; {remedy}"))
 }
 
@@ -204,7 +204,7 @@ mod tests {
         );
         let without_locks = text(libc::ENOLCK);
         assert!(
-            without_locks.ends_with("put TMPDIR on a file system that has locks"),
+            without_locks.ends_with("put TMPDIR on a file system that supports locks"),
             "{without_locks}"
         );
     }

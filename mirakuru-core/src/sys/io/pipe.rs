@@ -1,5 +1,4 @@
-//! Creates pipes, which only newer versions of `std` can, and checks whether a descriptor is
-//! readable.
+//! Creates pipes, as only newer versions of `std` can, and checks whether a descriptor is readable.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

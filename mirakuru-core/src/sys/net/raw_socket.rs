@@ -1,7 +1,7 @@
 //! The socket calls that `std` lacks, on top of `libc`, for the other files of this folder.
 //!
 //! The `nix` crate has these calls, but its socket features add two more crates to every user's
-//! build. Every new descriptor immediately has an owner, and is close-on-exec.
+//! build. Every new descriptor gets an owner immediately, and is close-on-exec.
 
 use std::io;
 use std::mem::size_of;
@@ -45,7 +45,7 @@ pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     #[cfg(target_vendor = "apple")]
     for fd in [&ours, &theirs] {
-        // On these systems some versions of `send` lack the flag against SIGPIPE.
+        // On these systems some versions of `send` lack the flag that prevents SIGPIPE.
         set_flag(fd, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, true)?;
     }
     Ok((close_on_exec(ours)?, close_on_exec(theirs)?))

@@ -6,9 +6,9 @@
 //! so the service does not notice it.
 //!
 //! Each thread keeps one netlink socket open until the thread ends, so no lock is needed. A forked
-//! child has a copy of the socket, whose answers would mix with the parent's. So the process id is
-//! stored with the socket, and a child closes its copy. The socket sees the network namespace in
-//! which the thread first used it.
+//! child inherits a copy of the socket, whose answers would mix with the parent's. So the process
+//! id is stored with the socket, and a child closes its copy. The socket sees the network namespace
+//! in which the thread first used it.
 //!
 //! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. The code
 //! writes and reads them byte by byte. This needs no `unsafe`, and cannot read past the end of a
@@ -238,8 +238,9 @@ impl Diag {
         };
         put(&[family as u8, number as u8, 0, 0]);
         put(&states.to_ne_bytes());
-        // The socket id has the local address first, and zeros for the remote one. The lookup of a
-        // UDP socket expects them in reverse order. A dump compares only the local port.
+        // In the socket id, the local address comes first, and the remote one is zero. For the
+        // lookup of a UDP socket, the kernel expects the two in reverse order. A dump compares only
+        // the local port.
         let mut ports = [port.to_be_bytes(), [0; 2]];
         let is_swapped = protocol == Protocol::Udp && addr.is_some();
         if is_swapped {

@@ -43,7 +43,7 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
 /// comes last, because it is a supervisor, which holds no socket of the service.
 ///
 /// The main process nearly always holds the sockets, so the walk ends before it reads that
-/// process's `task` directory. Such a read has a cost later, because the kernel caches entries for
+/// process's `task` directory. Such a read costs time later, because the kernel caches entries for
 /// each thread. When the thread ends, the kernel discards them, and the process that reaps the
 /// thread spins in the meantime.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {

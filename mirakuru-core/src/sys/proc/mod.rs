@@ -321,8 +321,9 @@ pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
     read(&format!("{pid}/environ")).ok()
 }
 
-/// The environment variable of every process of a service. Its value is the id of the service's
-/// directory. By it a sweep and an error recognize processes that mirakuru started.
+/// The environment variable that marks every process of a service. Its value is the id of the
+/// service's directory. Sweeps and error messages use it to recognise processes that mirakuru has
+/// started.
 pub(crate) const ID_VARIABLE: &str = "MIRAKURU_ID";
 
 /// The values of [`ID_VARIABLE`] in the environment of a process. Usually there is at most one.
@@ -351,7 +352,7 @@ pub(crate) fn entries(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 ///
 /// # Errors
 ///
-/// The reason for a refusal.
+/// The reason why it may not.
 pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     const NEEDED: [(u32, &str); 3] = [(0, "CAP_CHOWN"), (6, "CAP_SETGID"), (7, "CAP_SETUID")];
     let text = |name: &str| {

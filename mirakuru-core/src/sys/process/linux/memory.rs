@@ -255,7 +255,7 @@ fn anonymous_memory(keep: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut maps = String::with_capacity(64 * 1024);
     match File::open("/proc/self/maps").and_then(|mut file| file.read_to_string(&mut maps)) {
         Ok(_) => parse_maps(&maps, keep),
-        // Without /proc the fork copies everything, which is slower and just as correct.
+        // Without /proc the fork copies everything, which is slower but just as correct.
         Err(_) => Vec::new(),
     }
 }
@@ -370,7 +370,7 @@ c000-d000 rw-p 00000000 00:00 0 [anon: mine]
         let page = address / 4096 * 4096..address + 4096;
         assert!(!inside(&anonymous_memory(std::slice::from_ref(&page))));
         with_memory(true, || vec![0..0], |_| ());
-        // SAFETY: the child only reads memory and ends.
+        // SAFETY: the child only reads memory and exits.
         let status = unsafe {
             let child = libc::fork();
             if child == 0 {

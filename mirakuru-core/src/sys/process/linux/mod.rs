@@ -26,7 +26,7 @@
 //! - [`memory`] makes the fork cheap.
 //! - [`supervisor`] runs after the fork, so it must neither allocate nor lock.
 //! - [`tree`] kills process trees.
-//! - [`os`] has the functions that the shared code in the folder above calls on this system.
+//! - [`os`] contains the functions that the shared code in the folder above calls on this system.
 
 pub(super) mod freeze;
 mod handle;

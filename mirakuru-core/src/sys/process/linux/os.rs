@@ -239,7 +239,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let whole = memory::needs_all();
     let waiting = RefCell::new(Vec::new());
     let take = || {
-        // SAFETY: a listed batch stays until its thread has had the lock, which is held here.
+        // SAFETY: a listed batch stays valid until its thread has had the lock, which is held here.
         unsafe {
             let is_done = !(*mine).forked.is_empty();
             let mut next = match is_done {
@@ -249,8 +249,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
             let mut ranges = Vec::new();
             while let Some(batch) = next.as_mut() {
                 next = batch.next;
-                // In a fork of the test process, the list has copies of batches of the parent's
-                // threads.
+                // In a fork of the test process, the list contains copies of batches of the
+                // parent's threads.
                 if batch.process == process {
                     for (range, ..) in &batch.mappings {
                         ranges.push(range.clone());
@@ -263,7 +263,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     };
     memory::with_memory(whole.is_none(), take, |_| {
         let waiting = waiting.borrow();
-        // SAFETY: a listed batch stays until its thread has had the lock, which is held here.
+        // SAFETY: a listed batch stays valid until its thread has had the lock, which is held here.
         let mut batches = waiting.iter().map(|batch| unsafe { &mut **batch });
         let batch = batches.find(|batch| batch.forked.len() < batch.mappings.len());
         let Some(batch) = batch else { return };
@@ -319,7 +319,7 @@ pub(in crate::sys::process) fn arguments() -> Range<usize> {
     static ARGUMENTS: Lazy<Range<usize>> = Lazy::new(|| {
         let mut stat = String::new();
         let read = File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat));
-        // The second field is a name in parentheses that may hold anything.
+        // The second field is a name in parentheses that may contain any character.
         let fields = stat
             .rsplit_once(')')
             .filter(|_| read.is_ok())

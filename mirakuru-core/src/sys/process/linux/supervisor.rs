@@ -10,8 +10,8 @@
 //! 1. The guard becomes a session leader and a subreaper *before* it starts the worker. The worker
 //!    becomes both *before* it starts the service. So each orphaned descendant becomes a child of
 //!    one of the two. The runner's signals to its process group and terminal do not reach the
-//!    guard. Guard, worker and service each have a session, so that no signal to a process group
-//!    reaches two of them.
+//!    guard. Guard, worker and service each have their own session, so that no signal to a process
+//!    group reaches two of them.
 //! 2. The worker watches the test process through a pidfd that was opened before the fork, so it
 //!    always notices when the test process ends. The end of file of the socket is not enough:
 //!    another fork of the test process may hold a copy of the socket.
@@ -131,8 +131,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         null_standard_streams()?;
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
-        // The worker inherits this descriptor. The guard opens it, because the guard's id cannot
-        // belong to another process yet.
+        // The worker inherits this descriptor. The guard opens it, because as long as it runs, no
+        // other process can have its id.
         a.guard_pidfd = -1;
         if !handle::pidfds_are_missing() {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
@@ -735,7 +735,7 @@ impl Worker<'_> {
 /// exec.
 unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program
-    // or ends.
+    // or exits.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
         // If the worker is killed now, this field tells the guard, which shares the memory, that

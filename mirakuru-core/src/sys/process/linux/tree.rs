@@ -218,7 +218,7 @@ pub(super) fn descendants(pids: &mut [i32]) -> usize {
                 continue;
             }
             tids.read_open_dir(dir);
-            // Each thread has children of its own.
+            // Each thread has its own children.
             for tid in tids.pids.iter().take(tids.count) {
                 let file = Path::relative(*tid, b"/children");
                 let mut found = Numbers {
@@ -263,7 +263,7 @@ fn descends(pid: i32) -> bool {
     false
 }
 
-/// The parent of a process, or 0.
+/// The parent of a process, or 0 if it is not known.
 fn parent(pid: i32) -> i32 {
     stat_field(pid, 1) as i32
 }

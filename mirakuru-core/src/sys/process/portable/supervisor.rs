@@ -6,9 +6,9 @@
 //! 1. Before it starts the service, the supervisor becomes a session leader, with all signals
 //!    blocked. So the runner's signals to its process group and terminal do not reach the
 //!    supervisor.
-//! 2. The end of file of the socket tells the supervisor at once that the test process has died. A
-//!    fork of the test process may hold a copy of the other end. So the supervisor also checks from
-//!    time to time whether its parent has changed.
+//! 2. The end of file of the socket immediately tells the supervisor that the test process has
+//!    died. A fork of the test process may hold a copy of the other end. So the supervisor also
+//!    checks from time to time whether its parent has changed.
 //! 3. Supervisor and service both call `setpgid`. So the service has its own group before the test
 //!    process learns of it.
 //! 4. A stop sends the stop signal and SIGCONT to the group. After the grace, it sends SIGKILL
@@ -52,7 +52,7 @@ const ZOMBIES_MS: i64 = 1000;
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn child_has_changed(_: c_int) {
-    // SAFETY: the call writes one byte from an array. A full pipe holds a byte already.
+    // SAFETY: the call writes one byte from an array. A full pipe already holds a byte.
     unsafe { libc::write(WAKE.load(Ordering::SeqCst), [0_u8].as_ptr().cast(), 1) };
 }
 
@@ -317,8 +317,8 @@ impl Worker<'_> {
                 },
                 // SAFETY: `signal_group` signals only the service's own group.
                 SIGNAL => unsafe { self.signal_group(message[1]) },
-                // This back end cannot publish, because no process would end the service with the
-                // run.
+                // This back end cannot publish, because no process would stop the service when the
+                // run ends.
                 PUBLISH => {
                     send(self.a.control, [PUBLISHED, libc::ENOTSUP, 0, 0, 0, 0, 0, 0]);
                 }
@@ -376,8 +376,8 @@ impl Worker<'_> {
         send(self.a.control, exited(status, left, at));
     }
 
-    /// Sends SIGKILL until the group is empty, because one signal may miss a process that forks at
-    /// that moment.
+    /// Sends SIGKILL repeatedly until the group is empty, because a single signal may miss a
+    /// process that forks at that moment.
     unsafe fn kill(&mut self, wake: i32) {
         let begin = now_ms();
         let mut alone_since = begin;
@@ -401,6 +401,6 @@ impl Worker<'_> {
     }
 }
 
-/// Does nothing, because this back end cannot find the processes that the `on_end` command has
-/// left.
+/// Does nothing, because this back end cannot find the processes that the `on_end` command leaves
+/// behind.
 unsafe fn kill_nobody(_: &mut Arena) {}
