@@ -358,8 +358,9 @@ pub use mirakuru_fixtures::{
 /// One of `cmd`, `bin` and `example` is needed. At most one readiness key is allowed. Without one,
 /// a service is ready once it is executed. Every other `key = value` calls the method of
 /// [`ExecutorBuilder`] with that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env =
-/// ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`,
-/// `env`, `env_remove` and `fail_on` may be repeated.
+/// ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. These
+/// may be repeated: `arg`, `env`, `env_remove`, `fail_on`, `file`, `listen`, `listen_as`,
+/// `log_file`.
 ///
 /// In place of keys, write an expression that makes a recipe, which is any value that implements
 /// [`Recipe`]. Only `name = parameter`, `scope` and `optional` may follow:

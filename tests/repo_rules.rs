@@ -691,6 +691,25 @@ fn chapters() -> Vec<(String, String)> {
     chapters.collect()
 }
 
+/// The documentation of the attribute names exactly the keys that may be repeated.
+#[test]
+fn every_key_that_may_be_repeated_is_documented() {
+    let table = read("mirakuru-macros/src/args.rs");
+    let rows = table
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("many(\""));
+    let keys: Vec<&str> = rows.filter_map(|row| row.split('"').next()).collect();
+    assert!(keys.len() > 3, "where is the table? {keys:?}");
+    let page = read("src/lib.rs").replace("\n///", "");
+    let (_, sentence) = page.split_once("These may be repeated: ").expect("the sentence");
+    let sentence = sentence.split('.').next().unwrap_or_default();
+    let named: Vec<&str> = sentence.split('`').skip(1).step_by(2).collect();
+    assert_eq!(
+        named, keys,
+        "src/lib.rs and SETTERS in mirakuru-macros/src/args.rs"
+    );
+}
+
 /// A chapter's code is compiled only if rustdoc includes the chapter.
 #[test]
 fn every_chapter_of_the_guide_is_found_and_tested() {

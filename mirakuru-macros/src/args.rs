@@ -20,62 +20,91 @@ pub(crate) const BUILD: &[&str] = &["features", "profile"];
 /// Keys for the readiness condition. At most one is allowed.
 pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
 
-/// Builder methods that are keys of the same name. (`name` with an identifier is
+/// A builder method that is a key of the same name. (`name` with an identifier is
 /// [`Target::Named`].)
-pub(crate) const SETTERS: &[&str] = &[
-    "arg",
-    "args",
-    "env",
-    "envs",
-    "env_remove",
-    "env_clear",
-    "current_dir",
-    "stdin",
-    "stdout",
-    "stderr",
-    "shell",
-    "name",
-    "timeout",
-    "stop_signal",
-    "stop_timeout",
-    "kill_signal",
-    "expected_exit",
-    "fail_on",
-    "file",
-    "listen",
-    "listen_as",
-    "log_file",
-    "log_limit",
-    "low_ports",
-    "program",
-    "queue",
-    "optional",
-    "unprivileged",
-    "uid",
-    "gid",
-    "groups",
-    "umask",
-    "on_end",
+pub(crate) struct Setter {
+    pub(crate) key: &'static str,
+    pub(crate) value: Value,
+    /// Whether the key may stand more than once, because it adds to a list.
+    pub(crate) repeats: bool,
+}
+
+/// The value of a setter.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Value {
+    /// The key stands alone.
+    Absent,
+    /// The texts in the value may have placeholders.
+    Expanded,
+    Plain,
+}
+use Value::{Absent, Expanded, Plain};
+
+const fn once(key: &'static str, value: Value) -> Setter {
+    Setter {
+        key,
+        value,
+        repeats: false,
+    }
+}
+
+const fn many(key: &'static str, value: Value) -> Setter {
+    Setter {
+        repeats: true,
+        ..once(key, value)
+    }
+}
+
+/// Every builder method.
+pub(crate) const SETTERS: &[Setter] = &[
+    many("arg", Expanded),
+    once("args", Expanded),
+    many("env", Expanded),
+    once("envs", Expanded),
+    many("env_remove", Plain),
+    once("env_clear", Absent),
+    once("current_dir", Expanded),
+    once("stdin", Plain),
+    once("stdout", Plain),
+    once("stderr", Plain),
+    once("shell", Plain),
+    once("name", Plain),
+    once("timeout", Plain),
+    once("stop_signal", Plain),
+    once("stop_timeout", Plain),
+    once("kill_signal", Plain),
+    once("expected_exit", Plain),
+    many("fail_on", Expanded),
+    many("file", Expanded),
+    many("listen", Expanded),
+    many("listen_as", Expanded),
+    many("log_file", Expanded),
+    once("log_limit", Plain),
+    once("low_ports", Plain),
+    once("program", Expanded),
+    once("queue", Plain),
+    once("optional", Absent),
+    once("unprivileged", Plain),
+    once("uid", Plain),
+    once("gid", Plain),
+    once("groups", Plain),
+    once("umask", Plain),
+    once("on_end", Expanded),
 ];
 
-/// Keys that may be used more than once, because they add to a list.
-pub(crate) const REPEATABLE: &[&str] = &[
-    "arg",
-    "env",
-    "env_remove",
-    "fail_on",
-    "file",
-    "listen",
-    "listen_as",
-    "log_file",
-];
-
-/// Keys without a value.
-pub(crate) const FLAGS: &[&str] = &["env_clear", "optional"];
+/// The builder method of a key.
+pub(crate) fn setter(key: &Ident) -> Option<&'static Setter> {
+    SETTERS.iter().find(|setter| key == setter.key)
+}
 
 /// Every key.
 pub(crate) fn known() -> Vec<&'static str> {
-    [PROGRAM, BUILD, READINESS, SETTERS, &["scope"]].concat()
+    let mut known = [PROGRAM, BUILD, READINESS].concat();
+    for setter in SETTERS {
+        known.push(setter.key);
+    }
+    known.push("scope");
+    known
 }
 
 /// One `#[mirakuru::fixture(..)]` attribute.
@@ -164,9 +193,15 @@ impl Entry {
         }
     }
 
-    /// Whether the key is a builder method.
-    pub(crate) fn is_setter(&self) -> bool {
-        SETTERS.iter().any(|setter| self.key == setter) && matches!(self.target(), Target::Free)
+    /// The builder method of the key.
+    pub(crate) fn setter(&self) -> Option<&'static Setter> {
+        setter(&self.key).filter(|_| matches!(self.target(), Target::Free))
+    }
+
+    /// Whether mirakuru fills in the placeholders of the value.
+    pub(crate) fn is_expanded(&self) -> bool {
+        let setter_expands = self.setter().is_some_and(|setter| setter.value == Expanded);
+        setter_expands || self.key == "cmd" || self.is_readiness()
     }
 
     /// Whether the key is for the readiness condition.
@@ -348,7 +383,7 @@ impl Parse for Entry {
         }
         let key = Ident::parse_any(input)?;
         let ends = input.is_empty() || input.peek(Token![,]);
-        if ends && FLAGS.iter().any(|flag| key == flag) {
+        if ends && setter(&key).is_some_and(|setter| setter.value == Absent) {
             return Ok(Entry { key, value: None });
         }
         if !input.peek(Token![=]) {
@@ -509,7 +544,7 @@ mod tests {
             .filter_map(|line| line.split(['(', '<']).next())
             .filter(|name| !name.starts_with("__"))
             .collect();
-        let mut setters = SETTERS.to_vec();
+        let mut setters: Vec<&str> = SETTERS.iter().map(|setter| setter.key).collect();
         methods.sort_unstable();
         setters.sort_unstable();
         assert_eq!(methods, setters);

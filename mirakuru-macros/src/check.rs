@@ -9,10 +9,7 @@ use syn::{
     BinOp, Expr, ExprBinary, ExprCall, ExprMethodCall, ExprPath, Fields, ItemStruct, Lit, LitStr, Type,
 };
 
-use crate::args::{
-    Args, BUILD, Entry, FLAGS, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, is_rstest_fixture, known,
-    literal,
-};
+use crate::args::{Args, BUILD, Entry, PROGRAM, Target, Value, is_rstest_fixture, known, literal, setter};
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
 use crate::fields::{Service, System};
@@ -324,7 +321,7 @@ fn keys_stand_once(fixture: &Args, errors: &mut Errors) {
     for (index, entry) in fixture.entries.iter().enumerate() {
         let same = |other: &Entry| other.key == entry.key && is_target(other) == is_target(entry);
         let earlier = fixture.entries[..index].iter().any(same);
-        let repeatable = REPEATABLE.iter().any(|key| entry.key == key);
+        let repeatable = entry.setter().is_some_and(|setter| setter.repeats);
         if earlier && !repeatable && !is_unknown(entry) {
             errors.at(
                 entry.key.span(),
@@ -403,7 +400,7 @@ fn only_keys_of_ours_after_an_expression(fixture: &Args, errors: &mut Errors) {
         if is_target(entry) || key == "scope" || key == "optional" {
             continue;
         }
-        let remedy = if SETTERS.iter().any(|setter| key == setter) {
+        let remedy = if setter(key).is_some() {
             format!("set it on the recipe, as in `recipe().{key}(..)`")
         } else {
             format!("remove either `{key}` or the expression")
@@ -515,7 +512,7 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 };
                 errors.on(value, message);
             }
-            flag if FLAGS.contains(&flag) => {
+            flag if entry.setter().is_some_and(|setter| setter.value == Value::Absent) => {
                 errors.on(value, format!("`{flag}` has no value: write the word alone"));
             }
             "http" if !cfg!(feature = "http") => errors.at(
@@ -535,28 +532,7 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
         };
         if entry.key == "wait_for" {
             placeholders_in_readiness(value, errors);
-        } else if READINESS
-            .iter()
-            .chain(
-                [
-                    "cmd",
-                    "arg",
-                    "args",
-                    "env",
-                    "envs",
-                    "current_dir",
-                    "name",
-                    "file",
-                    "listen",
-                    "listen_as",
-                    "log_file",
-                    "on_end",
-                    "program",
-                ]
-                .iter(),
-            )
-            .any(|key| entry.key == key)
-        {
+        } else if entry.is_expanded() {
             placeholders_in(value, errors);
         }
     }
@@ -868,6 +844,7 @@ mod tests {
             quote!(cmd = ["x", "{prot}"]),
             quote!(cmd = "x", args = &["{prot}"]),
             quote!(cmd = "x", env = ("A", "{prot}")),
+            quote!(cmd = "x", fail_on = "no {prot}"),
             quote!(cmd = "x", envs = [("A", "{prot}")]),
             quote!(cmd = "x", tcp = "127.0.0.1:{prot}"),
             quote!(cmd = "x", wait_for = mirakuru::Tcp::addr("{prot}")),

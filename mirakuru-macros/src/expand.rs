@@ -567,7 +567,11 @@ fn recipe(args: &Args, place: &Place) -> TokenStream {
         return quote!(#path #argument #optional);
     }
     let program = args.entries.iter().find_map(|entry| program(args, entry));
-    let setters = args.entries.iter().filter(|entry| entry.is_setter()).map(setter);
+    let setters = args
+        .entries
+        .iter()
+        .filter(|entry| entry.setter().is_some())
+        .map(setter);
     let readiness = args.entries.iter().find(|entry| entry.is_readiness());
     let readiness = readiness.map(|entry| self::readiness(entry, place));
     let builder = quote_spanned!(place.first=> ::mirakuru::Executor::builder);
