@@ -112,7 +112,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Waits until a condition holds that depends on a closed descriptor. For a moment after the
+    /// Waits until a condition that depends on a closed descriptor is true. For a moment after the
     /// close, a process that another test has just forked may still hold a copy.
     #[track_caller]
     pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {

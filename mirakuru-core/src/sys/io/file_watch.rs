@@ -112,7 +112,8 @@ mod linux {
     }
 
     impl FileWatch {
-        /// Takes an instance. Returns `None` if the user has reached the limit of instances.
+        /// Takes an idle instance, or creates one. Returns `None` if the user has reached the limit
+        /// of instances.
         pub(crate) fn new() -> Option<FileWatch> {
             let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let inotify = idle.or_else(|| {
@@ -180,7 +181,7 @@ mod linux {
             let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
                 return false;
             };
-            // SAFETY: the text ends with a zero byte and lives through the call.
+            // SAFETY: the text ends in a zero byte and outlives the call.
             let watch = unsafe { libc::inotify_add_watch(self.fd(), path.as_ptr(), mask) };
             if watch >= 0 && !self.watches.contains(&watch) {
                 self.watches.push(watch);

@@ -23,7 +23,7 @@ pub(crate) struct Socket {
     /// Local address as the kernel reports it, for example `0.0.0.0`, `[::]` or an IPv4 address
     /// mapped into IPv6.
     pub(crate) addr: SocketAddr,
-    /// Whether an IPv6 socket accepts only IPv6. `None` if the kernel does not tell.
+    /// Whether an IPv6 socket accepts only IPv6. `None` if the kernel does not report it.
     pub(crate) v6_only: Option<bool>,
     /// Whether a TCP socket listens, or a UDP socket accepts datagrams from any sender.
     pub(crate) listening: bool,

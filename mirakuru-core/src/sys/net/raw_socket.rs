@@ -1,6 +1,6 @@
 //! The socket calls that `std` lacks, on top of `libc`, for the other files of this folder.
 //!
-//! The `nix` crate has these calls, but its socket features add two more crates to every user's
+//! The `nix` crate offers these calls, but its socket features add two more crates to every user's
 //! build. Every new descriptor gets an owner immediately, and is close-on-exec.
 
 use std::io;

@@ -261,7 +261,7 @@ impl Diag {
         put(&interface.to_ne_bytes());
         // The cookie INET_DIAG_NOCOOKIE matches any socket.
         put(&[0xff; 8]);
-        // The request is one datagram, so the kernel takes all of it or nothing.
+        // The request is one datagram, so the kernel accepts all of it or nothing.
         self.fd.write(&request).map(drop)
     }
 
@@ -303,7 +303,7 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// The error number, which an NLMSG_ERROR holds negated.
+    /// The error number, which an NLMSG_ERROR contains as a negative number.
     fn errno(&self) -> c_int {
         get(self.body, 0).map_or(0, |code| -i32::from_ne_bytes(code))
     }

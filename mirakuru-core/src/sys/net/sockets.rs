@@ -80,7 +80,8 @@ pub(crate) enum UnixKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
     /// A process accepts connections. Holds the id of the process that called `listen`, if the
-    /// system tells. That process may have ended since, and other processes may hold the socket.
+    /// system reports it. That process may have ended since, and other processes may hold the
+    /// socket.
     Accepted(Option<u32>),
     /// A process listens, and its backlog is full.
     Full,

@@ -40,8 +40,7 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        /// The value of this option has the highest port in its upper half, and the lowest in its
-        /// lower half.
+        /// The upper half of the value is the highest port, and the lower half the lowest.
         const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
         let port = u32::from(addr.port());
         let range = port << 16 | port;

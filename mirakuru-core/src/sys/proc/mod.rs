@@ -23,7 +23,7 @@ pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening
 
 /// Whether a process with a listening socket is busy with something other than accepting
 /// connections. Either its first thread runs, or each of its threads runs or sleeps for a fixed
-/// time. Returns `false` if `/proc` does not tell.
+/// time. Returns `false` if `/proc` does not show it.
 ///
 /// Reads the other threads only if the first one sleeps: see [`search_tree`] for the cost.
 pub(crate) fn is_between_calls(pid: u32) -> bool {
@@ -309,7 +309,7 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     stat.is_alive().then_some(stat.start)
 }
 
-/// Returns 0 if a process with this id exists. Without `/proc`, no portable call tells the start
+/// Returns 0 if a process with this id exists. Without `/proc`, no portable call returns the start
 /// time.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
@@ -348,7 +348,7 @@ pub(crate) fn entries(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Checks whether this process, which runs as root, may run a service as this user and group.
-/// Returns `Ok` if `/proc` does not tell.
+/// Returns `Ok` if `/proc` does not show it.
 ///
 /// # Errors
 ///

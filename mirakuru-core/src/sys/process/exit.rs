@@ -36,7 +36,7 @@ struct Ending {
     /// The bytes of the service's id, padded with zeroes.
     id: [AtomicU32; ID_WORDS],
     message: [AtomicI32; 8],
-    /// The id of the service's test, or 0.
+    /// The id of the service's test, or 0 if there is none.
     test: AtomicU64,
 }
 

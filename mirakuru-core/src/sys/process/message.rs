@@ -42,7 +42,7 @@ pub(super) const STOP: i32 = 11;
 pub(super) const STOP_IN_A_TEST: i32 = 2;
 /// To the worker: send the carried signal to the service's process group.
 pub(super) const SIGNAL: i32 = 12;
-/// To the worker: the service belongs to the run from now on.
+/// To the worker: hand the service over to the run, then answer with [`PUBLISHED`].
 pub(super) const PUBLISH: i32 = 13;
 /// To the worker: move all output so far into the log, then answer with [`SYNCED`].
 pub(super) const SYNC: i32 = 14;
@@ -135,7 +135,7 @@ pub(super) struct Inbox {
     starved: u32,
 }
 
-/// Limit of `starved`. Each failure waits 1 ms, so the limit is reached after about two seconds.
+/// Limit for `starved`. Each failure waits 1 ms, so the limit is reached after about two seconds.
 const STARVED: u32 = 2000;
 
 /// Limit on the retries of an interrupted call. It ends the loop if a sandbox makes every call fail

@@ -323,7 +323,7 @@ impl Output {
 
 unsafe fn append(index: i32, record: Record) -> bool {
     let record = record.encode();
-    // SAFETY: the call reads as many bytes as the array has.
+    // SAFETY: the call reads only the bytes of the array.
     unsafe { libc::write(index, record.as_ptr().cast(), record.len()) == record.len() as isize }
 }
 

@@ -51,7 +51,7 @@ pub(crate) struct Plan {
     /// `LISTEN_PID`, the service's process id replaces its value, which must be a placeholder of
     /// [`PID_DIGITS`] bytes.
     pub(crate) listen: Vec<OwnedFd>,
-    /// The id of the service's test, or 0: see `exit.rs`.
+    /// The id of the service's test, or 0 if there is none; see `exit.rs`.
     pub(crate) test: u64,
     /// The service's id, which is also the last word of the supervisor's command line.
     pub(crate) id: String,

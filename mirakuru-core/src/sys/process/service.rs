@@ -169,7 +169,7 @@ impl Service {
     /// library or a sanitizer may keep its data anywhere. So this start and all later ones copy all
     /// memory.
     ///
-    /// If the dead supervisor had all memory, the start is only repeated. Under AddressSanitizer
+    /// If the dead supervisor had all memory, the start is simply repeated. Under AddressSanitizer
     /// about one supervisor in 400 dies on a busy machine.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;

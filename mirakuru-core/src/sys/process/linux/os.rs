@@ -54,8 +54,8 @@ pub(in crate::sys::process) unsafe fn own_group() {
     unsafe { libc::setsid() };
 }
 
-/// Asks for SIGKILL when the parent's thread ends. The parent has only one thread, so this means
-/// when the parent ends.
+/// Asks for SIGKILL when the parent's thread ends. The parent has only one thread, so that is when
+/// the parent ends.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {
     // SAFETY: the call takes only numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
@@ -213,8 +213,8 @@ struct Batch {
     next: *mut Batch,
 }
 
-/// The batches of all waiting threads. The thread with the lock forks all of them, because marking
-/// the memory costs more than a fork.
+/// The batches of all waiting threads. The thread that holds the lock forks all of them, because
+/// marking the memory costs more than a fork.
 static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 
 /// Forks a supervisor for each mapping. The caller has blocked all signals.

@@ -26,8 +26,8 @@
 //! Guard and worker watch each other. The worker polls a pidfd of the guard. The guard waits for
 //! the worker, and continues it if it is stopped. If one dies, the other kills the tree.
 //!
-//! Guard and worker share one address space (`CLONE_VM`) if the system can do that, because a
-//! second copy would cost as much time and memory as the first. This has three consequences:
+//! Guard and worker share one address space (`CLONE_VM`) if the system supports it. A second copy
+//! would cost as much time and memory as the first. Sharing has three consequences:
 //!
 //! * A SIGKILL kills only one of the two. The exception is the kernel's OOM killer, which kills
 //!   every process that shares the victim's memory. It prefers large processes, and the supervisor
@@ -162,7 +162,7 @@ unsafe fn kill_children(a: &mut Arena) {
 /// finished its work.
 unsafe fn guard_looks_after(worker: i32) -> bool {
     let mut errors = 0_u32;
-    // SAFETY: statuses go into local variables.
+    // SAFETY: the calls write statuses into local variables.
     unsafe {
         loop {
             let mut info: libc::siginfo_t = mem::zeroed();
@@ -648,7 +648,7 @@ impl Worker<'_> {
 
     /// Reaps dead children. Returns `true` when no child is left.
     unsafe fn reap(&mut self) -> bool {
-        // SAFETY: statuses go into local variables.
+        // SAFETY: the calls write statuses into local variables.
         unsafe {
             let mut has_ended = false;
             let empty = loop {

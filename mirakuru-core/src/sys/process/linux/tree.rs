@@ -40,7 +40,8 @@ const TOO_MANY_ERRORS: u32 = 2000;
 ///
 /// # Safety
 ///
-/// The calling process must be a child subreaper with one thread, and all its children may die.
+/// The calling process must be a child subreaper with one thread, and none of its children may have
+/// to survive.
 pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
     // SAFETY: an all-zero `sigaction` is valid, and the other calls use local variables or `pids`.
     unsafe {

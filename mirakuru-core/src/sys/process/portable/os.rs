@@ -100,7 +100,7 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
 /// Number of unused descriptors in a row after which the search ends.
 const MANY_IN_A_ROW: i32 = 1024;
 
-/// Does nothing, because all descriptors of the supervisor have the close-on-exec flag already.
+/// Does nothing, because all descriptors of the supervisor already have the close-on-exec flag.
 pub(in crate::sys::process) unsafe fn close_at_exec(_: i32) {}
 
 /// Creates a child that runs this function with the arena, and exits with the function's result.
