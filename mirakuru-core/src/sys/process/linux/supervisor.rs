@@ -539,8 +539,10 @@ impl Worker<'_> {
             }
             if self.ending.clean_up {
                 if self.published {
-                    // The directory may also hold files of failed starts and killed processes,
-                    // which nothing needs any more.
+                    // The runner has ended, or the last user of a service that has its own
+                    // directory. Without the runner no process starts a service of the run or
+                    // attaches to one, and a new run has another directory. So the first worker
+                    // that gets here removes the files of all services of the run.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
