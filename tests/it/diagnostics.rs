@@ -68,7 +68,8 @@ fn the_directory_is_wrong() {
         &start(Executor::builder("sleep 60").current_dir("/no/such/place")),
         "failed to change to the working directory `/no/such/place`: no such file or directory\n  \
             command:    sleep 60\n  \
-         hint:       make the directory before the service starts, or use \"{dir}\", which mirakuru makes",
+         hint:       create the directory before the service starts, or use \"{dir}\", which \
+         mirakuru creates",
     );
 }
 

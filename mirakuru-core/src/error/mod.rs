@@ -404,7 +404,8 @@ pub struct Evidence {
     pub hint: Option<String>,
 }
 
-/// The evidence of an error, borrowed as `$error` is. `None` if the variant has no evidence.
+/// The evidence of an error, borrowed in the same way as `$error`. `None` if the variant has no
+/// evidence.
 macro_rules! evidence {
     ($error:expr) => {
         match $error {

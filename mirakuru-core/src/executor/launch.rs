@@ -160,7 +160,7 @@ fn privilege() -> String {
 
 fn directory_hint(source: &io::Error) -> Option<String> {
     (source.kind() == io::ErrorKind::NotFound).then(|| {
-        "make the directory before the service starts, or use \"{dir}\", which mirakuru makes".to_owned()
+        "create the directory before the service starts, or use \"{dir}\", which mirakuru creates".to_owned()
     })
 }
 

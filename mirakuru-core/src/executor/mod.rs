@@ -112,8 +112,9 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// Stops the service, and returns when none of its processes is left. Sends the stop signal to
-    /// its process group, waits for up to the grace, then kills all processes that are left. Does
-    /// nothing if the service is not running.
+    /// its process group, waits until all processes have ended or the
+    /// [grace](ExecutorBuilder::stop_timeout) is over, then kills those that are left. Does nothing
+    /// if the service is not running.
     ///
     /// Dropping the executor also stops the service, but ignores errors. This method returns them.
     ///
@@ -501,7 +502,7 @@ impl<R: Readiness> Executor<R> {
         self.core.pid
     }
 
-    /// The address at which clients reach the service: the one of the readiness condition, or
+    /// The address at which clients reach the service: the readiness condition's address, or
     /// otherwise 127.0.0.1 with the port chosen for `{port}`.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
-//! The internal state of a service, own or attached.
+//! The internal state of a service, whether it belongs to this process or is attached.
 //!
 //! This process starts and stops its [own](Own) services, each through a supervisor. An
-//! [attached](Attached) service belongs to the run of tests. [`Core`] holds the data of both kinds.
+//! [attached](Attached) service belongs to the test run. [`Core`] holds the data of both kinds.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -38,7 +38,7 @@ use crate::service_dir::{self, ServiceDir};
 use crate::sys::{self, Exit, RunPlan, Service, TreeSignal};
 use crate::util::wakeup::Wakeup;
 
-/// The data of every service, own or attached.
+/// The data that both kinds of service have.
 pub(super) struct Core {
     pub(super) spec: Spec,
     pub(super) service_dir: ServiceDir,
@@ -113,7 +113,7 @@ pub(super) struct Own {
     service: Arc<Mutex<Option<Service>>>,
 }
 
-/// Access to an own service. This type has the methods that change the service.
+/// Access to a service of this process. This type has the methods that change the service.
 pub(super) struct Owned<'a> {
     pub(super) core: &'a mut Core,
     pub(super) own: &'a mut Own,
@@ -128,7 +128,7 @@ pub(super) trait Observed {
     /// processes.
     fn is_running(&self) -> bool;
 
-    /// `None` while the service is running, also as a daemon. Otherwise the exit of the main
+    /// `None` while the service is running, even as a daemon. Otherwise the exit of the main
     /// process, if known.
     fn ended(&self) -> Option<Option<Exit>>;
 

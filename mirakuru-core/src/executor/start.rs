@@ -557,7 +557,7 @@ pub(super) struct Failing {
 
 /// Data of a start that is needed only until the program has been executed.
 pub(super) struct Launch {
-    /// The paths at which the program is searched for.
+    /// The paths at which to look for the program.
     tried: Vec<PathBuf>,
     /// The writing end of a piped standard input.
     stdin: Option<File>,

@@ -1,8 +1,8 @@
 //! Records whether the test on this thread has failed. If it has, a service that is stopped shows
 //! the last lines of its log.
 //!
-//! A failed test panics or returns `Err`. [`std::thread::panicking`] tells of a panic. The
-//! attribute reports an `Err` here, before the test's services are stopped.
+//! A failed test panics or returns `Err`. [`std::thread::panicking`] detects a panic. The attribute
+//! reports an `Err` here, before the test's services are stopped.
 
 pub(crate) mod shared_use;
 pub(crate) mod timed_out;

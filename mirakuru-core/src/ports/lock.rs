@@ -27,7 +27,7 @@
 //! registry records which thread holds which lock. A thread that tries to take its own lock again
 //! gets an error immediately.
 //!
-//! The thread stands for the test, because libtest runs each test on its own thread. Thread ids are
+//! A thread represents a test, because libtest runs each test on its own thread. Thread ids are
 //! never reused within a process. If an executor moves to another thread, its lock still counts as
 //! held by the first thread. If that thread needs the endpoint again, it gets an error, although it
 //! could have waited.

@@ -57,7 +57,7 @@ impl WrongListener {
     /// Advice for the user, for the hint of the error.
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
-            true => "both listen there (SO_REUSEPORT), and each gets a part of the connections",
+            true => "both listen there (SO_REUSEPORT), and each gets some of the connections",
             false => "it has the address or path that this service needs",
         };
         match self.holder.remedy() {
@@ -311,7 +311,7 @@ impl FirstSeen {
     }
 }
 
-/// Whether the service's sockets on this address will stay open.
+/// Whether the service's sockets on this address are likely to stay open.
 ///
 /// Some servers listen for a moment to check that the port is free, and listen again later to
 /// serve. If the process is waiting for something, such as connections, its socket counts

@@ -94,7 +94,7 @@ mod tests {
             // A process that another test has just forked may still have the listener open.
             in_time(|| make_free(&[addr]).is_ok());
             assert!(lingering(addr).is_empty(), "{addr}");
-            tcp(addr, false, false, None, true).expect("it is free without any option");
+            tcp(addr, false, false, None, true).expect("a server without socket options can bind it");
         }
     }
 

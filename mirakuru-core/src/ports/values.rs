@@ -115,7 +115,7 @@ impl Values {
         self.secrets.mask(text)
     }
 
-    /// The values that texts do not show.
+    /// The secrets that texts and errors must not show.
     pub(crate) fn secrets(&self) -> &Secrets {
         &self.secrets
     }
@@ -131,7 +131,7 @@ impl Values {
         String::from_utf8(bytes).map_err(|e| {
             let got = e.as_bytes().escape_ascii();
             ExpandError::Text(format!(
-                "a placeholder's value is not UTF-8, and here it must be: `{got}`"
+                "a placeholder's value must be UTF-8 here, but is `{got}`"
             ))
         })
     }

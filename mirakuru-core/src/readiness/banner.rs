@@ -39,9 +39,8 @@ use crate::util::text::{distance_within, printable};
 ///
 /// Patterns use the syntax of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). A
 /// pattern may match anywhere in a line; `^` and `$` match its beginning and end. It never matches
-/// across lines, so a `
-/// ` in it is an error. It matches bytes: `.` is one byte, and `\d`, `\w`, `\s`, `\b` and `(?i)`
-/// know only ASCII.
+/// across lines, so a `\n` in it is an error. It matches bytes: `.` is one byte, and `\d`, `\w`,
+/// `\s`, `\b` and `(?i)` know only ASCII.
 ///
 /// A pattern is matched against a line as a report shows it, without escape sequences and without
 /// text that a carriage return overwrites. With [`raw`](Banner::raw), it is matched against the
@@ -359,7 +358,7 @@ impl Readiness for Banner {
         let (line, exact) = nearest(&self.pattern, &text)?;
         let line = printable(line, 200);
         Some(match exact {
-            true => format!("compare the pattern with the closest line, which has a part of it: `{line}`"),
+            true => format!("compare the pattern with the closest line, which contains part of it: `{line}`"),
             false => format!("compare the pattern with the closest line, `{line}`"),
         })
     }

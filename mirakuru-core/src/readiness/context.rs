@@ -265,7 +265,7 @@ impl Probe<'_> {
         listeners_of_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// If the service listens on other addresses than the awaited one, names them and a remedy.
+    /// If the service listens on addresses other than the awaited one, names them and a remedy.
     pub(crate) fn listens_elsewhere(&self, awaited: SocketAddr) -> Option<String> {
         let mut found = Vec::new();
         for addr in owner::addresses_of_tree(self.supervisor) {

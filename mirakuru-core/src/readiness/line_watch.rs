@@ -302,8 +302,8 @@ fn without_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Whether a pattern contains a line feed, as a character or as `
-/// `. In verbose mode, the character is ignored.
+/// Whether a pattern contains a line feed, as a character or as `\n`. In verbose mode, the
+/// character is ignored.
 fn wants_line_feed(pattern: &str) -> bool {
     let verbose =
         pattern.starts_with("(?") && pattern[2..].split(')').next().is_some_and(|f| f.contains('x'));

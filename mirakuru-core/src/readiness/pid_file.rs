@@ -18,8 +18,8 @@ use crate::sys::{self, procfs};
 /// Number of bytes at the beginning of a file that are compared.
 const READ: u64 = 4096;
 
-/// How long a file may stay empty while its writer has it open before it counts all the same. Until
-/// then, the writer may still fill the file, which the test may want to read.
+/// An empty file that its writer still has open counts only after this time. Until then, the writer
+/// may fill the file, which the test may want to read.
 const SETTLED: Duration = Duration::from_millis(10);
 /// Replaces [`SETTLED`] on systems that do not report when a writer closes a file.
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
@@ -366,7 +366,8 @@ mod tests {
         let harness = Harness::new();
         let readiness = PidFile::path(harness.dir().join("awaited.pid"));
         let other = harness.dir().join("other.pid");
-        // Only sometimes is the new file's time before the start, so this is repeated.
+        // The new file's time is only sometimes earlier than the start, so this is tried
+        // repeatedly.
         for _ in 0..200 {
             let start = Instant::now();
             fs::write(&other, std::process::id().to_string()).unwrap();

@@ -139,7 +139,7 @@ impl Readiness for SdNotify {
         };
         let socket = bind().map_err(|source| {
             Error::system(
-                format!("make the notification socket `{}`", path.display()),
+                format!("create the notification socket `{}`", path.display()),
                 source,
             )
         })?;

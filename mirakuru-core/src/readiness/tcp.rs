@@ -197,7 +197,7 @@ impl Readiness for Tcp {
                 if listeners.is_some_and(|listeners| !stays(addr, listeners, seen)) {
                     return Err(io::Error::new(
                         io::ErrorKind::WouldBlock,
-                        format!("it listened on {addr}, and did not wait for connections yet"),
+                        format!("it listened on {addr}, but did not wait for connections yet"),
                     ));
                 }
                 table::check_route(addr)?;

@@ -603,7 +603,7 @@ impl<R> ExecutorBuilder<R> {
     /// another name.
     ///
     /// The port is open before the service has done anything, so `Tcp` holds immediately. To know
-    /// that the service answers, wait for `Http`, a `Banner` or a program. With
+    /// that the service answers, wait for `Http`, `Banner` or `Exec`. With
     /// [`shell`](ExecutorBuilder::shell), start the server with `exec`. Otherwise `$LISTEN_PID` is
     /// the shell's process id.
     pub fn listen(mut self, addr: impl Into<String>) -> Self {
@@ -666,7 +666,7 @@ impl<R> ExecutorBuilder<R> {
 
     /// If the tests run as root, runs the service as the first of these users that exists on this
     /// machine, with that user's group. Use it for servers that refuse to run as root, or should
-    /// not.
+    /// not do so.
     ///
     /// Does nothing if the tests do not run as root, or if none of the users exists. Also does
     /// nothing if root may not become another user: in a container without `CAP_SETUID`,
@@ -722,8 +722,7 @@ impl<R> ExecutorBuilder<R> {
     /// last request of a killed client. So the command must be harmless if nothing is left to clean
     /// up. It is killed if it takes more than 10 s. A failure is recorded only in the log.
     ///
-    /// The command is not guaranteed to run: if both processes of the supervisor are killed, it
-    /// does not.
+    /// The command does not run if both processes of the supervisor are killed.
     pub fn on_end(mut self, command: impl IntoCommand) -> Self {
         self.spec.on_end = Some(command.into_command());
         self

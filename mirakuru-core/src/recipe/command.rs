@@ -89,7 +89,7 @@ impl Command {
         let mut words: Vec<OsString> = match &self.words {
             Words::Line(line) if !shell => match shell_words::split(line) {
                 Ok(words) => words.into_iter().map(OsString::from).collect(),
-                // The executor's build reports the error.
+                // Building the executor reports the error.
                 Err(_) => return,
             },
             Words::List(list) => list.clone(),
@@ -197,8 +197,8 @@ impl Command {
             if word.as_bytes().contains(&0) {
                 let word = word.as_bytes().escape_ascii();
                 return Err(self.invalid(format!(
-                    "the word `{word}` holds a NUL byte, which no argument can; remove it, or hand the data \
-                        over in a file"
+                    "the word `{word}` contains a NUL byte, which no argument may; remove it, or hand the \
+                        data over in a file"
                 )));
             }
             argv.push(word);
@@ -762,7 +762,7 @@ mod tests {
 
     #[test]
     fn a_nul_byte_is_refused() {
-        assert!(refused(["a", "b\0c"]).contains("`b\\x00c` holds a NUL byte"));
+        assert!(refused(["a", "b\0c"]).contains("`b\\x00c` contains a NUL byte"));
         assert!(refused("a b\0c").contains("NUL"));
     }
 

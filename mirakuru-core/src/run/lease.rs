@@ -112,7 +112,7 @@ mod tests {
             [Some(0), Some(1), Some(2)]
         );
         assert_eq!(number(&take()), None);
-        // Takes the place of the copy in a process that another thread has just forked.
+        // Simulates the copy in a process that another thread has just forked.
         let copy = two.as_ref().map(|lease| lease.lock.try_clone().expect("a copy"));
         drop(two);
         let again = take();

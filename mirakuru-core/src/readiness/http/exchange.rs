@@ -25,7 +25,7 @@ impl Http {
     }
 
     pub(super) fn ask(&mut self, target: &Target, cx: &Probe<'_>) -> io::Result<bool> {
-        // The last request before the end of the wait gets at least this time.
+        // The last request before the end of the wait gets at least 1 ms.
         let limit = self.limit.min(cx.remaining()).max(Duration::from_millis(1));
         let answer = send(&self.method, target, limit);
         let request = self.request(target);
