@@ -1,16 +1,16 @@
 //! Measures how long a test process takes to find a shared service that another process has
 //! started, with 1, 10 and 100 processes at once.
 //!
-//! Each process is this binary again, with `NEXTEST_RUN_ID` in its environment and the benchmark as
-//! its runner, as under `cargo nextest run`. The first process starts the service; all others
-//! attach. Each process measures its first use of the `static`. The benchmark measures all of them
-//! together, from the first spawn until the last has ended. For comparison, it runs as many
-//! processes that do not use the `static`.
+//! Each process runs this binary again, as `cargo nextest run` would: with `NEXTEST_RUN_ID` in its
+//! environment, and with the benchmark as its runner. The first process starts the service; all
+//! others attach to it. Each process measures its first use of the `static`. The benchmark itself
+//! measures the time from the first spawn until the last process has ended. For comparison, it also
+//! runs the same number of processes that do not use the `static`.
 //!
-//! There is no harness, because a process attaches only once. Each sample is a new process, which
-//! measures and prints its own time.
+//! This benchmark uses no harness, because a process attaches only once. Each sample is a new
+//! process, which measures and prints its own time.
 //!
-//! `cargo bench --bench attach` prints a table, in a few seconds.
+//! `cargo bench --bench attach` prints a table within a few seconds.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -79,7 +79,8 @@ fn measure() {
     );
 }
 
-/// Runs this many processes. Returns the times that they print, and the time for all of them.
+/// Runs this many processes. Returns the times that they print, and the time that all of them take
+/// together.
 fn all(what: &str, count: usize) -> (Vec<f64>, f64) {
     let run = format!("bench-{}", std::process::id());
     let begin = Instant::now();

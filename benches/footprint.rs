@@ -1,20 +1,22 @@
-//! The cost of supervision: memory, threads, and processor time during the wait and while the
-//! service runs.
+//! Measures the cost of supervision: memory, threads, and processor time, both while the caller
+//! waits and while the service runs.
 //!
-//! - **memory**: the memory of one service's supervision. The test process has 10 or 200 MB, and
-//!   goes on writing to it. The two supervisor processes share one memory, which counts once
-//!   (checked with `KCMP_VM`). `Pss_Dirty` divides each page by the number of processes that share
-//!   it. So it includes half of the test process's relocated constants; `Private_Dirty` leaves
-//!   shared pages out. *More for both* is the growth of `Pss_Dirty` of the test process and the
-//!   supervision together. `sync` runs first, because data that is not yet on disk counts as dirty.
-//! - **threads**: additional threads of a test process for each service.
-//! - **waiting**: processor time of the test process and of the supervisor during a start of 1,000
-//!   ms. For comparison: polls by hand every 50 µs, every millisecond and every 100 ms.
-//! - **running**: processor time of the supervisor while the service is idle for a second.
+//! - **memory**: the memory that the supervision of one service uses. The test process has 10 or
+//!   200 MB, and keeps writing to it. The two supervisor processes share one address space, which
+//!   is counted once (`KCMP_VM` tells whether they share it). `Pss_Dirty` divides each page by the
+//!   number of processes that share it, so it includes half of the test process's relocated
+//!   constants. `Private_Dirty` leaves shared pages out. *More for both* is the growth of
+//!   `Pss_Dirty` of the test process and the supervision together. `sync` runs first, because data
+//!   that is not yet on disk counts as dirty.
+//! - **threads**: the threads that each service adds to the test process.
+//! - **waiting**: the processor time of the test process and of the supervisor during a start of
+//!   1,000 ms. For comparison: polls by hand every 50 µs, every millisecond and every 100 ms.
+//! - **running**: the processor time of the supervisor while the service is idle for a second.
 //!
-//! There is no harness, because a harness times calls, and no figure here is the time of a call.
+//! This benchmark uses no harness, because a harness times calls, and none of these figures is the
+//! time of a call.
 //!
-//! `cargo bench --bench footprint` prints tables, in half a minute.
+//! `cargo bench --bench footprint` prints tables, and takes half a minute.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -78,20 +80,21 @@ fn memory() {
 }
 
 fn memory_of(megabytes: u64) {
-    // The first start in a process does some work once, which must not count for the service.
+    // The first start in a process does some work that is done only once. It must not be counted as
+    // a cost of the service.
     drop(Executor::builder("sleep 60").start().expect("sleep"));
     let mut ballast = ballast(megabytes);
     let me = std::process::id();
     sync();
     let before = kib_of(me, "Pss_Dirty:");
     let service = Executor::builder("sleep 60").start().expect("sleep");
-    // Tests go on writing to their memory. The supervisor must not keep copies of the old pages.
+    // Tests keep writing to their memory. The supervisor must not keep copies of the old pages.
     ballast.fill(2);
     std::hint::black_box(&ballast);
     sync();
     let mut supervisors = supervisors(service.pid());
     assert!(!supervisors.is_empty(), "who supervises it?");
-    // Supervisors that share one memory count once.
+    // Supervisors that share one address space are counted once.
     let mut at = 1;
     while at < supervisors.len() {
         let known = supervisors[..at]
@@ -110,7 +113,8 @@ fn memory_of(megabytes: u64) {
     println!("{}", sum("Pss_Dirty:") + kib_of(me, "Pss_Dirty:") - before);
 }
 
-/// Whether two processes share their memory. If the kernel does not say, they count as separate.
+/// Whether two processes share their memory. If the kernel cannot tell, they are counted
+/// separately.
 fn have_one_memory(pid: u32, other: u32) -> bool {
     unsafe extern "C" {
         fn syscall(number: c_long, ...) -> c_long;
@@ -262,15 +266,16 @@ fn burnt_by_hand(manner: Manner) -> f64 {
     burnt
 }
 
-/// Processor time of a process so far, in milliseconds. `schedstat` counts in nanoseconds, `stat`
-/// only in ticks of 10 ms.
+/// The processor time that a process has used so far, in milliseconds. `schedstat` counts in
+/// nanoseconds, `stat` only in ticks of 10 ms.
 fn on_cpu(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("its account");
     let nanos = text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
     nanos.expect("nanoseconds") / 1e6
 }
 
-/// Processor time of this process so far. Only its main thread works.
+/// The processor time of this process so far, in milliseconds. `schedstat` counts only the main
+/// thread, but no other thread of it works.
 fn here() -> f64 {
     on_cpu(std::process::id())
 }

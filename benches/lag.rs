@@ -1,25 +1,25 @@
-//! Measures how long after a service the caller learns that the service is ready, and that it is
-//! gone, for each readiness condition.
+//! Measures, for each readiness condition, how soon the caller notices that a service is ready, and
+//! that it is gone.
 //!
-//! - **ready lag**: from the helper's stamp of CLOCK_MONOTONIC, right after it *is* ready, until
-//!   `start` returns. The helper takes 0 to 1,000 ms to start.
-//! - **stop lag**: from the helper's stamp right before it dies until `stop` returns.
+//! - **ready lag**: the time from the helper's CLOCK_MONOTONIC stamp, taken right after it *is*
+//!   ready, until `start` returns. The helper takes 0 to 1,000 ms to start.
+//! - **stop lag**: the time from the helper's stamp right before it exits until `stop` returns.
 //!
-//! For comparison, the helper is also run by hand, as fast as possible without supervision, in
-//! turns with mirakuru. `std` spawns it, a poll every 50 µs finds it ready (for `Banner` and
-//! `SdNotify` a blocking read), and `waitpid` finds its end. The poll takes two fifths of a core;
-//! see `footprint`.
+//! For comparison, the helper is also run by hand, as fast as possible without supervision,
+//! alternating with mirakuru. `std` spawns it, a poll every 50 µs notices that it is ready (a
+//! blocking read for `Banner` and `SdNotify`), and `waitpid` notices its exit. The polls use two
+//! fifths of a core: see `footprint`.
 //!
 //! `And` combines `Tcp` and `Banner`. A lag is negative if `start` returns before the helper has
 //! taken its time stamp. `NoWait` has no lag.
 //!
-//! `Exec` runs a program, here `test -e`, until a run succeeds. Its target includes the time of one
-//! run, which is measured and printed as well. By hand, the runs follow each other without a pause.
+//! `Exec` runs a program, here `test -e`, until it succeeds. Its target includes the time of one
+//! run, which is measured and printed as well. By hand, the program is run again without a pause.
 //!
-//! There is no harness, because a harness times a call. Here the time begins with a stamp that
-//! *another process* takes during the call. `cargo bench --bench lag` prints tables of medians, in
-//! about two minutes; nothing is asserted. With `-- --worker` it is the Rust part of
-//! `benches/compare/run`.
+//! This benchmark uses no harness, because a harness times a call, while the time here begins with
+//! a stamp that *another process* takes during the call. `cargo bench --bench lag` prints tables of
+//! medians after about two minutes; nothing is asserted. With `-- --worker` it does the Rust part
+//! of `benches/compare/run`.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -101,7 +101,7 @@ fn main() {
     println!("\n{}", table::foot(begin.elapsed()));
 }
 
-/// The time of `Exec`'s program by itself, in milliseconds.
+/// The time that `Exec`'s program takes by itself, in milliseconds.
 fn own_time() -> f64 {
     let begin = Instant::now();
     let mut child = by_hand::spawn("test", &["-e".to_owned(), "/".to_owned()]);
@@ -109,7 +109,7 @@ fn own_time() -> f64 {
     ms(begin.elapsed())
 }
 
-/// The target in milliseconds: 1, or 2 % of the start-up time for slower services.
+/// The largest allowed lag in milliseconds: 1, or 2 % of the start-up time if that is over 50 ms.
 fn limit(delay: u64) -> f64 {
     if delay <= 50 { 1.0 } else { delay as f64 / 50.0 }
 }
@@ -121,12 +121,12 @@ fn cell(ours: f64, by_hand: f64, met: bool) -> String {
 
 // ---- the comparison -----------------------------------------------------------------------------
 
-/// Executes each line of the input, and prints its times in milliseconds on one line:
+/// Executes the task on each line of the input, and prints its times in milliseconds on one line:
 ///
 /// - `cycle WHO KIND DELAY`: ready lag, stop lag, total;
 /// - `redis WHO`, `together WHO COUNT DELAY`: total;
-/// - `overhead MB`: medians of our start and of a bare spawn of the same program, from a process of
-///   that size.
+/// - `overhead MB`: the medians of mirakuru's start and of a bare spawn of the same program, in a
+///   process of that size.
 fn work() {
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("the input");
@@ -156,7 +156,7 @@ fn work() {
     }
 }
 
-/// Measures our start and a bare spawn in turns, in a process of this size.
+/// Measures mirakuru's start and a bare spawn alternately, in a process of this size.
 fn overhead(megabytes: u64) {
     let ballast = ballast(megabytes);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());

@@ -4,15 +4,16 @@
 //! - `spawn`: the time until the program is executed. `executor` is
 //!   `Executor::builder("sleep 60").start()`, with its supervisor; `command` is
 //!   `std::process::Command::spawn` of the same program. Each runs in a test process of 10 and of
-//!   200 MB, because a fork would take longer in a larger one. The target is a difference of at
-//!   most 1.5 and 3 ms.
+//!   200 MB, because a fork would take longer in a larger one. The difference should be at most 1.5
+//!   ms and 3 ms.
 //! - `life`: start *and* stop of the same program, with SIGTERM. By hand: spawn, `kill`, `waitpid`.
-//! - `ready`: start and stop of the helper, which is ready at once, with each readiness condition.
-//!   By hand: a poll every 50 µs, and `waitpid`.
+//! - `ready`: start and stop of the helper, which is ready immediately, with each readiness
+//!   condition. By hand: a poll every 50 µs, and `waitpid`.
 //! - `redis`: start and stop of Redis, which checks for SIGTERM 500 times a second with `--hz 500`.
-//!   By hand as above, and with polls of 1 and 100 ms. The target is at most 1.25 times `by_hand`.
+//!   By hand as above, and with polls every 1 ms and 100 ms. The time should be at most 1.25 times
+//!   that of `by_hand`.
 //!
-//! Run `cargo bench --bench start` and read the medians, or the fastest times on a busy machine.
+//! Run `cargo bench --bench start` and read the medians. On a busy machine, read the fastest times.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -37,7 +38,7 @@ mod spawn {
         divan::black_box_drop(ballast);
     }
 
-    // divan drops the returned executor, which stops the service, outside the measured time.
+    // divan drops the returned executor, and so stops the service, outside the measured time.
     #[divan::bench(args = [10, 200])]
     fn executor(bencher: Bencher<'_, '_>, megabytes: u64) {
         let ballast = ballast(megabytes);

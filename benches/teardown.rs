@@ -1,15 +1,15 @@
-//! Measures the time from SIGKILL of a test process until nothing of its service is left.
+//! Measures the time from the SIGKILL of a test process until no process of its service is left.
 //!
-//! The helper obeys SIGTERM, so the grace is not used up. It runs alone, and as a tree of three and
-//! of five processes. The clock runs from the `kill` until the last process is dead, which its
-//! `pidfd` reports without polling. The test process's own end is the lower limit, and is measured
-//! as well.
+//! The helper obeys SIGTERM, so the grace period is not used up. It runs alone, and as a tree of
+//! three and of five processes. The time runs from the `kill` until the last process is dead, which
+//! its `pidfd` reports without polling. The test process's own death is the lower limit, and is
+//! measured as well.
 //!
-//! There is no harness, because the timed work happens in three other processes: the victim, its
-//! supervisor, the service. Starting a victim takes a hundred times as long as its death, and each
-//! sample needs a new one.
+//! This benchmark uses no harness, because the timed work happens in three other processes: the
+//! victim, its supervisor and the service. Starting a victim takes a hundred times as long as its
+//! death, and each sample needs a new one.
 //!
-//! `cargo bench --bench teardown` prints a table of medians, in a few seconds.
+//! `cargo bench --bench teardown` prints a table of medians within a few seconds.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -25,7 +25,7 @@ use common::{median, ms, own_role, role};
 use mirakuru::Banner;
 use processes::{LONG, Scratch, numbers, odd};
 
-/// Number of the helper's children, each with a child of its own.
+/// The number of children of the helper. Each child has a child of its own.
 const TREES: [usize; 3] = [0, 1, 2];
 const SAMPLES: usize = 40;
 
@@ -76,7 +76,8 @@ fn main() {
     println!("\n{}", table::foot(begin.elapsed()));
 }
 
-/// Milliseconds until the killed victim is dead, and until its service's tree is.
+/// Kills a victim. Returns the milliseconds until it is dead, and until all processes of its
+/// service are.
 fn kill_one(children: usize) -> (f64, f64) {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
@@ -102,7 +103,7 @@ fn kill_one(children: usize) -> (f64, f64) {
     (dead, ms(begin.elapsed()))
 }
 
-/// Waits for the end of a process that is not our child.
+/// Waits for the exit of a process that is not our child.
 mod pidfd {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     use std::os::raw::{c_int, c_long, c_short, c_ulong};
@@ -120,7 +121,7 @@ mod pidfd {
         revents: c_short,
     }
 
-    /// The number of the system call on every architecture.
+    /// The system call has this number on every architecture.
     const SYS_PIDFD_OPEN: c_long = 434;
     const POLLIN: c_short = 1;
 
@@ -136,7 +137,7 @@ mod pidfd {
             }
         }
 
-        /// Whether the process ends within this time.
+        /// Whether the process exits within this time.
         pub(super) fn wait(&self, bound: Duration) -> bool {
             let mut fd = PollFd {
                 fd: self.0.as_raw_fd(),

@@ -1,9 +1,9 @@
 //! Starts many services at once, and stops them when all are ready.
 //!
-//! `executor` uses `start_all` and `stop_all` of `TcpExecutor`s on `{port}`, which need no thread.
+//! `executor` uses `start_all` and `stop_all` with `TcpExecutor`s on `{port}`, and no threads.
 //! `on_threads` starts and stops each service on a thread of its own. `poll_1_ms` does so by hand:
 //! spawn, a connection attempt every millisecond, SIGTERM, `try_wait` every millisecond. The helper
-//! is up after 0 and after 20 ms. The target: 50 services take at most 1.5 times the poll's time.
+//! is up after 0 or 20 ms. 50 services should take at most 1.5 times as long as with `poll_1_ms`.
 //!
 //! Run it with `cargo bench --bench together`.
 
@@ -18,7 +18,7 @@ fn main() {
     divan::main();
 }
 
-/// The number of services, and the milliseconds until each is up.
+/// The number of services, and the milliseconds until each of them is up.
 const CASES: [(usize, u64); 4] = [(1, 0), (10, 0), (50, 0), (50, 20)];
 
 #[divan::bench(args = CASES, sample_size = 1, sample_count = 15)]

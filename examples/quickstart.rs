@@ -5,9 +5,9 @@
 //! ```
 //!
 //! The server is this program, run again with an argument. Like a real server, it takes 300 ms
-//! before it listens. The example starts, uses and stops it, and shows that nothing of it is left.
-//! Then one start fails, and two test processes are killed. If `redis-server` is on the PATH, Redis
-//! is started as well.
+//! before it listens. The example starts, uses and stops the server, and shows that nothing is left
+//! of it. Then one start fails, and two test processes are killed. If `redis-server` is on the
+//! PATH, the example starts Redis as well.
 
 use std::env;
 use std::error::Error;
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The recipe for the server: its command, and the condition for its readiness.
+/// The recipe for the server: its command and its readiness condition.
 fn teahouse() -> io::Result<ExecutorBuilder<Tcp>> {
     Ok(Executor::builder([env::current_exe()?])
         .args(["serve", "127.0.0.1:{port}"])
@@ -105,8 +105,8 @@ fn tour(screen: &Screen) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Kills a test process whose service has left a daemon behind. `ps`, which knows nothing of
-/// mirakuru, shows the daemon.
+/// Kills a test process whose service has left a daemon behind. The output of `ps`, which knows
+/// nothing of mirakuru, proves that the daemon was running and is gone.
 fn daemon(screen: &Screen) -> Result<(), Box<dyn Error>> {
     screen.title("A test that is killed takes a daemon along, too: ask `ps`");
     if !cfg!(target_os = "linux") || !on_path("setsid") || !on_path("ps") {
@@ -150,7 +150,7 @@ fn act(
     let answer = ask(addr)?;
     screen.timed("answered", begin.elapsed(), &format!("\u{201c}{answer}\u{201d}"));
 
-    // Simulates an outage: the service is down while the closure runs. It is started again even if
+    // Simulates an outage: the service is down while the closure runs, and is started again even if
     // the closure panics.
     let begin = Instant::now();
     server.stopped(|| TcpStream::connect(addr).expect_err("nobody is there"))?;
@@ -178,7 +178,7 @@ fn act(
     Ok(())
 }
 
-/// A test process that dies before it can stop its service.
+/// Acts as a test process that is killed before it can stop its service.
 fn hold() -> Result<(), Box<dyn Error>> {
     let server = teahouse()?.start()?;
     println!("{}", server.pid());
@@ -186,7 +186,8 @@ fn hold() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A test process whose service has made a daemon, in a session of its own and without its parent.
+/// Acts as a test process whose service has started a daemon, in a session of its own and without a
+/// parent.
 fn hold_daemon() -> Result<(), Box<dyn Error>> {
     let script = "(setsid sleep 3600 > {dir}/out 2>&1 & echo daemon $!); exec sleep 3600";
     let service = Executor::builder(script)
@@ -207,8 +208,8 @@ fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     println!("open");
     for (guest, stream) in listener.incoming().enumerate() {
         let mut stream = stream?;
-        // Reads the whole head. Closing a connection with unread data would reset it, and the
-        // client might lose the answer.
+        // Reads the whole head. If data were left unread, closing the connection would reset it,
+        // and the client might lose the response.
         let lines = BufReader::new(&stream).lines().map_while(Result::ok);
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
         let Some(request) = head.first() else { continue };
@@ -223,7 +224,7 @@ fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The server with a mistake in its set-up: it exits if it cannot read its menu.
+/// A server with a configuration mistake: it exits if it cannot read its menu.
 fn serve_from(menu: &str) -> Result<(), Box<dyn Error>> {
     println!("reading {menu}");
     if let Err(error) = std::fs::read_to_string(menu) {
@@ -235,7 +236,7 @@ fn serve_from(menu: &str) -> Result<(), Box<dyn Error>> {
 
 // ---- its clients --------------------------------------------------------------------------------
 
-/// The body of the answer to an HTTP request.
+/// Sends an HTTP request, and returns the body of the response.
 fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
@@ -247,7 +248,7 @@ fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
     }
 }
 
-/// Sends Redis a command, and returns the answer.
+/// Sends Redis a command, and returns the reply.
 fn redis_says(addr: SocketAddr, command: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     write!(stream, "{command}\r\n")?;
@@ -290,7 +291,8 @@ fn on_path(program: &str) -> bool {
 
 // ---- the screen ---------------------------------------------------------------------------------
 
-/// Prints rows of a label, a time and a text; in colour on a terminal, unless NO_COLOR is set.
+/// Prints rows of a label, a time and a text, in colour if standard output is a terminal and
+/// NO_COLOR is not set.
 struct Screen {
     live: bool,
     colour: bool,
@@ -337,7 +339,7 @@ impl Screen {
         }
     }
 
-    /// Runs a slow function, and shows on a terminal how long it has taken so far.
+    /// Runs a slow function. On a terminal, shows how long it has taken so far.
     fn wait<T>(
         &self,
         label: &str,

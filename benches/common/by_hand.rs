@@ -13,22 +13,22 @@ use std::time::Duration;
 
 use crate::processes::{SIGTERM, send};
 
-/// Pauses between polls for readiness and for the end. `gone` is `None` if the kernel reports the
-/// end.
+/// The pauses between polls, for readiness and for the exit. If `gone` is `None`, `waitpid` reports
+/// the exit, without polls.
 #[derive(Clone, Copy)]
 pub(crate) struct Manner {
     pub(crate) ready: Duration,
     pub(crate) gone: Option<Duration>,
 }
 
-/// The best possible without a supervisor: a poll for readiness every 50 µs (about 100 µs in
-/// practice), and `waitpid` for the end.
+/// The fastest way without a supervisor: poll for readiness every 50 µs (about 100 µs in practice),
+/// and wait for the exit with `waitpid`.
 pub(crate) const IDEAL: Manner = Manner {
     ready: Duration::from_micros(50),
     gone: None,
 };
 
-/// A poll with one interval for readiness and end.
+/// Polls at the same interval for readiness and for the exit.
 pub(crate) const fn poll(milliseconds: u64) -> Manner {
     let interval = Duration::from_millis(milliseconds);
     Manner {
@@ -37,7 +37,8 @@ pub(crate) const fn poll(milliseconds: u64) -> Manner {
     }
 }
 
-/// Starts a program and discards its output. Uses `posix_spawn`, because nothing needs a fork.
+/// Starts a program and discards its output. `Command` can use the fast `posix_spawn`, because no
+/// option here requires a fork.
 pub(crate) fn spawn(program: &str, args: &[String]) -> Child {
     spawn_with(Command::new(program).args(args).stdout(Stdio::null()))
 }
@@ -69,7 +70,7 @@ impl Manner {
         }
     }
 
-    /// Sends SIGTERM and waits until the child has ended.
+    /// Sends SIGTERM and waits until the child has exited.
     pub(crate) fn stop(self, child: &mut Child) {
         send(child.id(), SIGTERM);
         match self.gone {
@@ -90,7 +91,7 @@ impl Manner {
     }
 }
 
-/// A child that is killed and reaped at the end.
+/// Kills and reaps its child when dropped.
 pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
@@ -100,12 +101,12 @@ impl Drop for Killed {
     }
 }
 
-/// A port that is free now.
+/// Returns an address with a port that is free now.
 pub(crate) fn free_addr() -> SocketAddr {
     free_addrs(1)[0]
 }
 
-/// Several free ports, all different.
+/// Returns addresses with free ports, all different.
 pub(crate) fn free_addrs(count: usize) -> Vec<SocketAddr> {
     let listeners: Vec<TcpListener> = (0..count)
         .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
@@ -137,7 +138,7 @@ pub(crate) fn answers_200(addr: SocketAddr) -> bool {
         && answer.ends_with(b" 200")
 }
 
-/// Reads until a line begins with this text.
+/// Reads lines until one begins with this text.
 pub(crate) fn reads(stdout: &mut impl BufRead, text: &str) {
     let mut line = String::new();
     while !line.starts_with(text) {

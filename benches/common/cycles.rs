@@ -26,7 +26,7 @@ pub(crate) enum Who {
 }
 
 impl Who {
-    /// The tool with this name in the comparison.
+    /// Returns the tool that has this name in the comparison.
     pub(crate) fn named(name: &str) -> Option<Who> {
         Some(match name {
             "mirakuru" => Who::Mirakuru,
@@ -41,16 +41,16 @@ impl Who {
 /// The times of one run of the helper, in milliseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Life {
-    /// From the helper's stamp when it is ready until the tool noticed.
+    /// The time from the helper's stamp of its readiness until the tool notices that it is ready.
     pub(crate) ready: f64,
-    /// From the helper's stamp right before it exits until the tool noticed.
+    /// The time from the helper's stamp just before it exits until the tool notices the exit.
     pub(crate) stop: f64,
-    /// From the call that starts the helper until the call that stops it returns.
+    /// The time from the call that starts the helper until the call that stops it returns.
     pub(crate) whole: f64,
 }
 
-/// A readiness condition, with this crate and by hand. Both functions get the helper's start-up
-/// time in milliseconds.
+/// A readiness condition, checked with this crate and by hand. Both functions take the helper's
+/// start-up time in milliseconds.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
     ours: fn(u64) -> Life,
@@ -68,8 +68,8 @@ impl Kind {
 
 const LINE: &str = "Ready to accept connections";
 
-/// All readiness conditions except `NoWait`, which waits for nothing, and `Or`, which is as fast as
-/// its faster half. `And` combines `Tcp` and `Banner`.
+/// All readiness conditions except `NoWait`, which does not wait, and `Or`, which is as fast as the
+/// faster of its two conditions. `And` combines `Tcp` and `Banner`.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "Tcp",
@@ -223,7 +223,7 @@ fn ours<R: Readiness>(
     }
 }
 
-/// Runs the helper once by hand. Polls `is_ready`, which gets the helper's output.
+/// Runs the helper once by hand. Polls `is_ready`, which can read the helper's output.
 fn by_hand(
     manner: Manner,
     delay: u64,
@@ -256,7 +256,7 @@ fn file_by_hand(manner: Manner, delay: u64, mut is_there: impl FnMut(&str) -> bo
     by_hand(manner, delay, &["--pid-file", &path], None, |_| is_there(&path))
 }
 
-/// Waits for a stamp: the tool may notice an event before the helper has written the stamp.
+/// Waits for a stamp, because the tool may notice an event before the helper has written the stamp.
 fn await_stamp(stamps: &str, event: &str) -> Duration {
     let end = Instant::now() + LONG;
     loop {
@@ -270,13 +270,13 @@ fn await_stamp(stamps: &str, event: &str) -> Duration {
 
 // ---- Redis --------------------------------------------------------------------------------------
 
-/// Whether Redis is installed. Prints a message if it is not.
+/// Returns whether Redis is installed, and prints a message if it is not.
 pub(crate) fn has_redis() -> bool {
     require("redis-server").is_some()
 }
 
-/// Starts and stops Redis once, and returns the milliseconds. Redis checks for SIGTERM ten times a
-/// second by default, and 500 times with `--hz 500`.
+/// Starts and stops Redis once, and returns the time that both take, in milliseconds. Redis checks
+/// for SIGTERM ten times a second by default, and 500 times with `--hz 500`.
 pub(crate) fn redis(who: Who) -> f64 {
     let scratch = Scratch::new();
     let dir = scratch.path().to_str().expect("a path in UTF-8");
@@ -305,8 +305,8 @@ pub(crate) fn redis(who: Who) -> f64 {
 
 // ---- many at once -------------------------------------------------------------------------------
 
-/// Starts many services, each up after `delay` milliseconds, and stops them once all are ready.
-/// Uses `start_all` and `stop_all` with this crate, and one thread for each service by hand.
+/// Starts many services, each of which is up after `delay` milliseconds, and stops them once all
+/// are ready. Mirakuru does so with `start_all` and `stop_all`; by hand, each service has a thread.
 pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
     match who {
         Who::Mirakuru => {
@@ -331,7 +331,7 @@ pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
     }
 }
 
-/// Like [`together`] with this crate, but each service is started and stopped by its own thread.
+/// Like [`together`] with this crate, but starts and stops each service on a thread of its own.
 pub(crate) fn together_on_threads(count: usize, delay: u64) -> f64 {
     let recipe = listening(delay);
     on_threads(count, |_, all_are_ready| {

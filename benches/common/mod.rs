@@ -31,7 +31,7 @@ pub(crate) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// How much later one time is than another, in milliseconds.
+/// Returns how much later the first time is than the second, in milliseconds.
 pub(crate) fn lag(later: Duration, earlier: Duration) -> f64 {
     ms(later) - ms(earlier)
 }
@@ -43,18 +43,18 @@ pub(crate) fn is_asked_for() -> bool {
 
 // ---- processes of their own ---------------------------------------------------------------------
 
-/// The environment variable with the role of a process. Some figures need a process of their own,
-/// which runs this binary again.
+/// The environment variable that tells a process its role. Some figures need a process of their
+/// own, which runs this binary again.
 const ROLE: &str = "MIRAKURU_BENCH_ROLE";
 
-/// The role of this process and its argument; `None` in the benchmark itself.
+/// The role of this process and its argument. `None` in the process that `cargo bench` starts.
 pub(crate) fn own_role() -> Option<(String, String)> {
     let role = env::var(ROLE).ok()?;
     let (name, argument) = role.split_once(' ').unwrap_or((&role, ""));
     Some((name.to_owned(), argument.to_owned()))
 }
 
-/// A command that runs this binary in another role.
+/// Creates a command that runs this binary in another role.
 pub(crate) fn role(role: &str) -> Command {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.env(ROLE, role).stderr(Stdio::inherit());
@@ -69,7 +69,7 @@ pub(crate) fn ask(what: &str) -> Vec<f64> {
     text.lines().map(|line| line.parse().expect("a number")).collect()
 }
 
-/// Memory that brings this process to the wanted size.
+/// Allocates the memory that this process lacks to reach this size.
 pub(crate) fn ballast(megabytes: u64) -> Vec<u8> {
     let missing = (megabytes << 20).saturating_sub(rss_kb() << 10);
     vec![1; missing as usize]

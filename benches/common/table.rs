@@ -50,7 +50,7 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
-/// A target in words, and whether it is met.
+/// Adds to a target in words whether it was met.
 pub(crate) fn target(words: &str, met: bool) -> String {
     let result = if met { "met" } else { "**missed**" };
     format!("{words}: {result}")

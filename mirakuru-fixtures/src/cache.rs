@@ -1,6 +1,6 @@
-//! A cache of directories that are slow to make and the same each time, such as the data directory
-//! of a database. Each directory is made once for each machine, version and user, and then copied.
-//! Presets use the cache. Users' recipes use it by [`prepare_once`] and by
+//! A cache of directories that are slow to create and the same each time, such as the data
+//! directory of a database. Each directory is created once for each machine, version and user, and
+//! then copied. Presets use the cache. Users' recipes use it through [`prepare_once`] and
 //! [`Recipe::seed_key`](crate::Recipe::seed_key).
 //!
 //! ```text
@@ -10,9 +10,9 @@
 //!     KEY.lock/                         the lock, which goes with its holder
 //! ```
 //!
-//! A directory that is older than a few days is not used: programs that clean temporary directories
-//! (usually after ten days) may have removed half of it. A directory from before the last boot of
-//! the machine is not used either, because it may not have been flushed to the disk.
+//! A directory that is older than a few days is not used, because programs that clean temporary
+//! directories (usually after ten days) may have removed half of it. A directory from before the
+//! last boot of the machine is not used either, because it may not have been flushed to disk.
 
 use std::any::type_name;
 use std::error::Error as StdError;
@@ -27,32 +27,33 @@ use mirakuru_core::{Error, Executor, Readiness};
 
 use crate::recipe::Recipe;
 
-/// Length of a period in seconds. A directory is used only in the period in which it was made.
+/// The length of a period in seconds. A directory is used only during the period in which it was
+/// created.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
-/// Time to wait while another process makes the same directory, which may include a user's
-/// migrations. If that process is killed, its lock is released at once.
+/// How long to wait while another process creates the same directory, which may include running a
+/// user's migrations. If that process is killed, its lock is released immediately.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Limits for the number of directories and for their total size in bytes. The least recently used
-/// directories are removed.
+/// The maximum number of directories, and their maximum total size in bytes. The least recently
+/// used directories are removed.
 const MOST: usize = 24;
 const MOST_BYTES: u64 = 2 << 30;
-/// A directory that was used within this time is never removed: a process may be copying it.
+/// A directory that was used within this time is not removed, because a process may be copying it.
 const IN_USE: Duration = Duration::from_secs(600);
 
-/// Fills the private directory of a service with data that is slow to make and the same each time.
-/// `make` runs once for a key, and the result is kept over runs. Call `prepare_once` in
-/// [`Recipe::prepare`], as PostgreSQL's preset does for `initdb`. For data that must be loaded into
-/// the running service, see [`Recipe::seed_key`].
+/// Fills the private directory of a service with data that is slow to create and the same each
+/// time. `make` runs once for each key, and later runs use its result as well. Call `prepare_once`
+/// in [`Recipe::prepare`], as PostgreSQL's preset does for `initdb`. For data that must be loaded
+/// into the running service, see [`Recipe::seed_key`].
 ///
-/// `make` gets an empty directory of mode 0700. The directory's content is then copied into
-/// [`Executor::dir`], and replaces files of the same names. If the result of `make` would change,
-/// use another key: put the version of a program into it, or a hash of the files that `make` reads
-/// (`presets::hash_of_dir`). Each user of the machine has a cache of their own. If two processes
-/// need the same directory, one makes it and the other waits, for at most 15 minutes.
+/// `make` gets an empty directory of mode 0700. The content of that directory is then copied into
+/// [`Executor::dir`], where it replaces files with the same names. If the result of `make` would
+/// change, use another key: include the version of a program in it, or a hash of the files that
+/// `make` reads (`presets::hash_of_dir`). Each user of the machine has a separate cache. If two
+/// processes need the same directory, one creates it while the other waits, for at most 15 minutes.
 ///
 /// The cache is `mirakuru-UID/cache` in the temporary directory. It keeps the most recently used
-/// directories: at most 24, with at most 2 GiB. A directory is made anew every four days, and after
-/// each start of the machine.
+/// directories: at most 24, with a total size of at most 2 GiB. A directory is created again every
+/// four days, and after each boot of the machine.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -86,7 +87,7 @@ const IN_USE: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 ///
-/// An error of `make`, with the key, or an error of the file system. If `make` fails, no data is
+/// An error of `make`, with the key, or an error of the file system. If `make` fails, nothing is
 /// kept.
 pub fn prepare_once<R: Readiness, E>(
     executor: &Executor<R>,
@@ -103,8 +104,8 @@ where
 
 type Make<'a> = Box<dyn FnOnce(&Path) -> Result<(), Error> + 'a>;
 
-/// Prepares and sets up a service that is not running. Keeps the content of its directory under a
-/// key; later starts copy that content.
+/// Prepares and sets up a service that is not running, and keeps the content of its directory under
+/// a key. Later starts copy that content instead.
 pub(crate) fn seed<R: Recipe>(
     recipe: &R,
     key: &str,
@@ -136,7 +137,7 @@ fn seed_failed(attempt: &str, key: &str, source: Box<dyn StdError + Send + Sync>
 }
 
 /// Fills the private directory of a service from the cache. If the cache lacks the key, `make` runs
-/// first. The key must contain all data that `make` depends on, above all versions.
+/// first. The key must reflect all data that `make` depends on, in particular versions.
 pub(crate) fn fill(
     dir: &Path,
     key: &str,
@@ -145,7 +146,7 @@ pub(crate) fn fill(
     copy(&cached(dir, key, Box::new(make))?, dir)
 }
 
-/// Returns the cached directory for a key, and makes it if necessary. `service` is the private
+/// Returns the cached directory for a key, and creates it if necessary. `service` is the private
 /// directory of the service that needs it.
 fn cached(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
     let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
@@ -173,7 +174,7 @@ fn cached(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
         note_use(&ready);
         return Ok(ready);
     }
-    // If this directory exists, a process was killed while it made the directory.
+    // If this directory exists, a process was killed while it was filling the directory.
     let unfinished = cache.join(format!("{name}.new"));
     let _ = fs::remove_dir_all(&unfinished);
     private_dir(&unfinished).map_err(failed)?;
@@ -187,7 +188,7 @@ fn cached(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
     Ok(ready)
 }
 
-/// A file name for a key. Different keys give different names.
+/// Returns a file name for a key. Different keys have different names.
 fn file_name(key: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if key.len() <= 64 && key.chars().all(is_plain) {
@@ -203,18 +204,19 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
         .map_err(|source| Error::other(format!("copy {} to {}", from.display(), to.display()), source))
 }
 
-/// Copies the content of one directory into another: files with their permissions, links as links.
-/// Sockets and pipes are left out, because they belong to processes. The target may already have
-/// subdirectories and files.
+/// Copies the content of one directory into another. Files keep their permissions, and symbolic
+/// links stay links. Sockets and pipes are skipped, because they belong to processes. The target
+/// may already contain subdirectories and files.
 pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     copy_files(from, to, limit("Max file size").unwrap_or(u64::MAX))
 }
 
-/// Hard resource limit of this process, by its name in `/proc/self/limits`. `None` means no limit.
+/// The hard resource limit of this process that has this name in `/proc/self/limits`. `None` if
+/// there is no limit or it is not known.
 pub(crate) fn limit(name: &str) -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
-    // The line has the soft limit first, then the hard limit.
+    // The line contains the soft limit, and then the hard limit.
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
@@ -248,7 +250,7 @@ fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory of mode 0700, whatever the process's umask is.
+/// Creates a directory of mode 0700, regardless of the umask, unless it exists.
 pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o700)),
@@ -265,13 +267,13 @@ fn lock(path: &Path) -> io::Result<Lease> {
     })
 }
 
-/// The boot and the period in which a directory was made.
+/// The boot and the period in which a directory was created.
 struct Age {
     boot: String,
     period: u64,
 }
 
-/// Identifies the current boot of the machine. Empty if it is unknown.
+/// An id of the current boot of the machine. Empty if it is unknown.
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let mut short = id.replace(|c: char| !c.is_ascii_alphanumeric(), "");
@@ -279,7 +281,7 @@ fn boot() -> String {
     short
 }
 
-/// Removes the directories of earlier boots, and those from before the previous period. Also
+/// Removes the directories of earlier boots and of all periods before the previous one. Also
 /// removes locks that no process has taken for two periods.
 fn remove_old(cache: &Path, now: &Age) {
     for path in paths(cache) {
@@ -295,7 +297,8 @@ fn remove_old(cache: &Path, now: &Age) {
         if path.extension().is_some_and(|end| end == "lock")
             && taken().is_ok_and(|taken| taken.elapsed().is_ok_and(|idle| idle.as_secs() > 2 * PERIOD))
         {
-            // A process that has already opened the lock notices the removal, and makes a new lock.
+            // A process that has already opened the lock notices the removal, and creates a new
+            // lock.
             if let Ok(Some(_held)) = Lease::take(&path, 1) {
                 let _ = fs::remove_dir_all(&path);
             }
@@ -303,12 +306,12 @@ fn remove_old(cache: &Path, now: &Age) {
     }
 }
 
-/// Records a use of a directory in its modification time.
+/// Records that a directory is used, by setting its modification time.
 fn note_use(dir: &Path) {
     let _ = fs::File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
 }
 
-/// Removes the least recently used directories, until the others are within the limits.
+/// Removes the least recently used directories until the rest is within the limits.
 fn bound(cache: &Path) {
     let (mut count, mut bytes) = (0, 0);
     let mut idle: Vec<(Duration, u64, PathBuf)> = Vec::new();
@@ -331,8 +334,8 @@ fn bound(cache: &Path) {
         if count <= MOST && bytes <= MOST_BYTES {
             break;
         }
-        // The directory is renamed first, so that no process finds half of it. If this process is
-        // killed, `remove_old` recognises the name and removes the rest.
+        // The directory is renamed before it is removed, so that no process finds a half of it. If
+        // this process is killed, `remove_old` recognises the name and removes the rest.
         let mut going = path.clone().into_os_string();
         going.push(format!(".{}.new", std::process::id()));
         if fs::rename(&path, &going).is_ok() {
@@ -342,7 +345,7 @@ fn bound(cache: &Path) {
     }
 }
 
-/// The paths in a directory. Entries that cannot be read are left out.
+/// The paths in a directory. Entries that cannot be read are skipped.
 fn paths(dir: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -351,7 +354,7 @@ fn paths(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Total size of all files below a directory.
+/// The total size in bytes of all files below a directory.
 fn size(dir: &Path) -> u64 {
     let mut sum = 0;
     for path in paths(dir) {

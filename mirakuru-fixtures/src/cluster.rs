@@ -1,4 +1,4 @@
-//! [`cluster`]: several services of one kind, whose recipes can use each other's ports and
+//! [`cluster`]: several services of one kind whose recipes can use each other's ports and
 //! directories.
 
 use std::any::type_name;
@@ -18,10 +18,10 @@ use crate::recipe::Recipe;
 use crate::start::{ClusterMember, Single};
 use crate::system::{Joining, Reach, Slot, System, several};
 
-/// Time to wait until all nodes of a cluster have ended, after its last user has left.
+/// How long to wait for all nodes of a cluster to end after its last user has left.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
-/// Makes a recipe for `size` services that start together. The closure makes the recipe of each
+/// Creates a recipe for `size` services that start together. The closure returns the recipe of each
 /// node, and can use the ports and directories of all nodes.
 ///
 /// ```
@@ -41,12 +41,12 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The closure may return any recipe of one service: a builder, a preset, a type of your own. It
-/// may be called more than once for a node, so it must have no side effects. In a recipe, `{name}`
-/// stands for the node's name, which is [`Node::name`] by default.
+/// The closure may return any recipe of a single service: a builder, a preset, or a type of your
+/// own. It may be called more than once for a node, so it must have no side effects. In a recipe,
+/// `{name}` stands for the node's name, which is [`Node::name`] by default.
 ///
-/// A recipe of several services, such as a system or another cluster, cannot be a node. A test with
-/// such a node does not compile:
+/// A recipe of several services, such as a system or another cluster, cannot be a node. A test that
+/// uses one as a node does not compile:
 ///
 /// ```compile_fail
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -56,8 +56,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// ```
 ///
 /// A cluster is ready when all its nodes are ready and all conditions of
-/// [`ready_when`](ClusterRecipe::ready_when) hold. In a `static`, the run shares it like any other
-/// fixture. The ports of the nodes never change: if a port is in use, the start fails.
+/// [`ready_when`](ClusterRecipe::ready_when) hold. If a cluster is in a `static`, the whole run
+/// shares it, as with any other fixture. The ports of the nodes never change: if a port is in use,
+/// the start fails.
 pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRecipe<R, F> {
     const {
         assert!(
@@ -75,7 +76,7 @@ pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRec
     }
 }
 
-/// A recipe for a cluster, made by [`cluster`].
+/// A recipe for a cluster, created by [`cluster`].
 #[must_use = "a recipe starts nothing by itself"]
 pub struct ClusterRecipe<R, F> {
     size: usize,
@@ -97,8 +98,8 @@ impl<R, F> ClusterRecipe<R, F> {
         self
     }
 
-    /// Adds a condition of the whole cluster, for example that there is a leader or that all nodes
-    /// have joined. It is checked once all nodes are ready. The check runs with the
+    /// Adds a condition for the whole cluster, for example that there is a leader or that all nodes
+    /// have joined. The condition is checked once all nodes are ready, with the
     /// [`Probe`](mirakuru_core::Probe) of each node, and must hold for every node.
     ///
     /// ```
@@ -121,8 +122,8 @@ impl<R, F> ClusterRecipe<R, F> {
         self
     }
 
-    /// Sets the time that [`ready_when`](ClusterRecipe::ready_when) may take after all nodes are
-    /// ready. The default is 60 seconds.
+    /// Sets how long the conditions of [`ready_when`](ClusterRecipe::ready_when) may take once all
+    /// nodes are ready. The default is 60 seconds.
     pub fn timeout(mut self, timeout: Duration) -> ClusterRecipe<R, F> {
         self.timeout = timeout;
         self
@@ -151,8 +152,8 @@ impl<R, F> fmt::Debug for ClusterRecipe<R, F> {
     }
 }
 
-/// A node of a cluster before it starts. Its number, its ports and its directory are known. Cheap
-/// to clone.
+/// A node of a cluster before it starts. Its index, its ports and its directory are already known.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct Node {
     all: Arc<[Identity]>,
@@ -174,19 +175,19 @@ impl Node {
         &self.all[self.index]
     }
 
-    /// Index of the node, from 0.
+    /// The index of the node, starting at 0.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Name of the node: `node-0`, `node-1`, ...
+    /// The name of the node: `node-0`, `node-1`, ...
     #[must_use]
     pub fn name(&self) -> &str {
         self.identity().name()
     }
 
-    /// Port number of `{port}` in the node's recipe.
+    /// The port number that `{port}` stands for in the node's recipe.
     ///
     /// # Panics
     ///
@@ -197,7 +198,7 @@ impl Node {
         self.port_named("")
     }
 
-    /// Port number of `{port:NAME}` in the node's recipe.
+    /// The port number that `{port:NAME}` stands for in the node's recipe.
     ///
     /// # Panics
     ///
@@ -211,11 +212,11 @@ impl Node {
         }
     }
 
-    /// Private directory of the node, the value of `{dir}` in its recipe.
+    /// The private directory of the node, which `{dir}` stands for in its recipe.
     ///
     /// # Panics
     ///
-    /// If the directory cannot be made.
+    /// If the directory cannot be created.
     #[must_use]
     #[track_caller]
     pub fn dir(&self) -> PathBuf {
@@ -247,15 +248,15 @@ impl fmt::Debug for Node {
     }
 }
 
-/// The running nodes of a cluster. It dereferences to a slice of their handles. Dropping it ends
-/// the nodes, the last one first.
+/// The running nodes of a cluster. Dereferences to a slice of their handles. Dropping it stops the
+/// nodes, the last one first.
 #[derive(Debug)]
 pub struct Cluster<H> {
     nodes: Vec<H>,
 }
 
 impl<H> Drop for Cluster<H> {
-    /// The last node ends first, because replicas follow their primary in the list.
+    /// The last node is stopped first, because replicas come after their primary.
     fn drop(&mut self) {
         while self.nodes.pop().is_some() {}
     }
@@ -318,7 +319,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> Recipe for ClusterRecipe<R, F> {
     }
 }
 
-/// Name of a node in messages, and for the other processes of the run.
+/// The name of a node in messages, under which other processes of the run find it as well.
 fn full_name(joining: &Joining, node: &Node) -> String {
     match &*joining.name {
         "" => node.name().to_owned(),
@@ -360,7 +361,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                     }
                     Entered::Empty(given) => permits = given,
                     Entered::NotShared => {}
-                    // The last user has left, and some nodes have not ended yet.
+                    // The last user has left, but some nodes have not ended yet.
                     Entered::InPart if run.__with_users() && began.elapsed() < ENDS_WITHIN => {
                         std::thread::sleep(Duration::from_millis(5));
                         continue;
@@ -377,8 +378,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             }
         }
         let nodes = Node::all((0..self.size).map(|index| Identity::new(name(index))).collect());
-        // All recipes are made before the first node is built. By then, every port that a recipe
-        // uses is reserved.
+        // All recipes are created before the first node is built, so that every port that a recipe
+        // uses is reserved by then.
         let recipes: Vec<R> = nodes.iter().map(|node| (self.node)(node)).collect();
         let mut permits = permits.into_iter();
         let (mut services, mut names, mut needs) = (Vec::new(), Vec::new(), Vec::new());
@@ -419,8 +420,9 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
 
     /// Returns the run's nodes if they exist, otherwise the permits to start them.
     ///
-    /// Node 0 is published last: if it exists, all nodes exist. Each node is looked up by a recipe
-    /// with invented ports and directories, because that recipe is the same in each process.
+    /// Node 0 is published last: if it exists, all nodes exist. To find a node, the recipe is
+    /// created with invented ports and directories, because that recipe is the same in each
+    /// process.
     fn enter(&self, run: &Run, joining: &Joining) -> Result<Entered<R>, Error> {
         let invented = |index| Identity::known(name(index), format!("/node-{index}").into(), Vec::new());
         let nodes = Node::all((0..self.size).map(invented).collect());
@@ -501,26 +503,26 @@ fn add_after<'a, R: Recipe + 'a>(
 enum Entered<R: Recipe> {
     Running(Vec<R::Handle>, Vec<PathBuf>),
     Empty(Vec<StartPermit>),
-    /// The nodes use a stream or a pipe of this process, so other processes cannot share them.
+    /// The nodes use a stream or a pipe of this process, so other processes cannot share the nodes.
     NotShared,
-    /// Some nodes exist, and others do not.
+    /// Some nodes exist, but others do not.
     InPart,
 }
 
-/// A cluster whose nodes are all ready, until its own conditions hold.
+/// A cluster whose nodes are ready, but whose own conditions may not hold yet.
 struct Forming<R: Recipe> {
     services: Vec<Rc<RefCell<Single<R>>>>,
     names: Vec<String>,
     checks: Vec<Check>,
     timeout: Duration,
     began: Option<Instant>,
-    /// Number of checks that have held, counted once for each node.
+    /// The number of checks that have held so far, counted separately for each node.
     held: usize,
 }
 
 impl<R: Recipe> Forming<R> {
     /// Runs the checks, each for a short time, until one does not hold. If a node has ended,
-    /// returns its error.
+    /// returns that node's error.
     fn is_ready(&mut self) -> Result<bool, Error> {
         use crate::system::Service as _;
         let began = *self.began.get_or_insert_with(Instant::now);
@@ -532,7 +534,8 @@ impl<R: Recipe> Forming<R> {
             let node = ended.unwrap_or(self.held % self.services.len());
             let service = &self.services[node];
             let elapsed = began.elapsed();
-            // As a back-off, each check gets a fiftieth of the time waited so far.
+            // Each check may take a fiftieth of the time waited so far, so checks become less
+            // frequent.
             let slice = Duration::from_millis(5).max(elapsed / 50);
             let mut service = service.borrow_mut();
             let Some(executor) = service.executor() else {
@@ -543,7 +546,8 @@ impl<R: Recipe> Forming<R> {
                 Err(Error::Timeout { .. }) if elapsed < self.timeout => return Ok(false),
                 Err(error) => {
                     let error = match error {
-                        // The report of the failed start names this node anyway.
+                        // These errors need no name, because the report of the failed start names
+                        // this node anyway.
                         Error::Exited { .. } | Error::Died { .. } => error,
                         error => error.__after(elapsed).__at_node(&self.names[node]),
                     };
@@ -569,7 +573,7 @@ impl<R: Recipe> Forming<R> {
         Ok((handles, dirs))
     }
 
-    /// Reports the failure to the other processes of the run.
+    /// Reports the failure to the other processes of the run, and returns the error.
     fn failed(&self, error: Error) -> Error {
         use crate::system::Service as _;
         if let Some(first) = self.services.first() {

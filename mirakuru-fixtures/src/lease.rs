@@ -1,25 +1,28 @@
-//! Refuses the recipe of a shared service if it uses a lease of one test, such as a database.
+//! Rejects the recipe of a shared service if it uses a lease that belongs to one test, such as a
+//! database.
 //!
 //! The lease ends with its test or process, while other tests still use the service. Each lease
-//! also has its own name, so each process would have a different recipe, and share nothing.
+//! also has its own name, so the recipe would differ in each process, and the processes would not
+//! share the service.
 
 use std::cell::Cell;
 
 use mirakuru_core::Error;
 
 thread_local! {
-    /// `Some` while this thread makes the recipe of a shared service: whether the recipe took a
-    /// lease.
+    /// While this thread creates the recipe of a shared service, tells whether that recipe has
+    /// taken a lease. Otherwise `None`.
     static LEASED: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-/// Notes that a test has leased a part of a server.
+/// Records that a test has leased a part of a server.
 #[cfg(feature = "presets")]
 pub(crate) fn taken() {
     LEASED.set(LEASED.get().map(|_| true));
 }
 
-/// Sets [`LEASED`] while a function runs. Also returns its value at the end.
+/// Sets [`LEASED`] while a function runs. Returns the function's result, and the final value of
+/// [`LEASED`].
 fn with<T>(leased: Option<bool>, call: impl FnOnce() -> T) -> (T, Option<bool>) {
     struct Restore(Option<bool>);
     impl Drop for Restore {
@@ -32,11 +35,11 @@ fn with<T>(leased: Option<bool>, call: impl FnOnce() -> T) -> (T, Option<bool>) 
     (value, LEASED.get())
 }
 
-/// Makes the recipe of a service that the run shares.
+/// Calls a function that creates the recipe of a service that the run shares.
 ///
 /// # Errors
 ///
-/// If the recipe took a lease.
+/// If the recipe has taken a lease.
 pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
     match with(Some(false), make) {
         (_, Some(true)) => Err(Error::other(

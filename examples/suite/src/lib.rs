@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long the shop waits for its Redis.
+/// How long the shop waits for a reply from Redis.
 pub const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Counts a visit, in a database of the Redis at this address.
@@ -19,7 +19,7 @@ pub fn count_visit(redis: SocketAddr, database: u32) -> io::Result<u64> {
     number.ok_or_else(|| io::Error::other(count))
 }
 
-/// Asks an HTTP server, and returns the status and the body of its answer.
+/// Sends a request to an HTTP server, and returns the status and the body of the response.
 pub fn get(server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(server)?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;

@@ -1,4 +1,4 @@
-//! One PostgreSQL for all tests. Each test has a database that already contains the schema.
+//! One PostgreSQL server for all tests. Each test gets a database that already contains the schema.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use mirakuru::presets;
 )]
 static POSTGRES: presets::Postgres;
 
-/// Sends a statement with `psql`. Any client that takes a URL would do.
+/// Sends a statement with `psql`. Any client that takes a URL would work.
 fn psql(database: &presets::PostgresDatabase, statement: &str) -> String {
     let output = Command::new("psql")
         .arg(database.url())
@@ -33,7 +33,7 @@ fn psql(database: &presets::PostgresDatabase, statement: &str) -> String {
 
 #[test]
 fn the_first_order() {
-    let database = POSTGRES.database(); // A copy of the template, made in milliseconds; its drop removes it.
+    let database = POSTGRES.database(); // A copy of the template, created in milliseconds.
     let id = psql(
         &database,
         "INSERT INTO orders (tea) VALUES ('sencha') RETURNING id",

@@ -1,5 +1,5 @@
-//! Async tests. The fixture's attribute goes above `tokio::test`. The service starts before the
-//! runtime's first task, and ends after its last.
+//! Async tests. The fixture attribute goes above `tokio::test`. The service starts before the
+//! runtime's first task, and stops after its last.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Tests how the shop behaves while its Redis is stopped, hangs, or has lost its data.
+//! Tests how the shop behaves while its Redis is stopped or hangs, or after Redis has lost its
+//! data.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,8 +20,8 @@ fn the_shop_bears_the_loss_of_redis(
     let visits = || shop::get(shop.addr(), "/visits");
     assert_eq!(visits()?, (200, "1".to_owned()));
 
-    // Redis is down while the closure runs. It starts again on the same port, even if the closure
-    // panics.
+    // Redis is down while the closure runs. Afterwards it is started again on the same port, even
+    // if the closure panics.
     let during = redis.stopped(visits)??;
     assert_eq!(during.0, 503);
 
@@ -29,8 +30,8 @@ fn the_shop_bears_the_loss_of_redis(
     Ok(())
 }
 
-/// A server that is down refuses connections at once. A server that hangs is worse: it accepts
-/// connections, and never answers.
+/// A server that is down refuses connections immediately. A server that hangs is worse: it accepts
+/// connections, but never replies.
 #[mirakuru::fixture(presets::redis())]
 #[test]
 fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis) -> Result<(), Error> {
@@ -46,7 +47,7 @@ fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis
     );
     assert!(took < shop::PATIENCE + Duration::from_secs(5), "{took:?}");
 
-    // Redis received the first request while it hung, and has counted that visit.
+    // Redis received the first request while it hung, and counted that visit once it ran again.
     assert_eq!(shop::count_visit(redis.addr(), 0).unwrap(), 2);
     Ok(())
 }

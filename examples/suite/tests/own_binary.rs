@@ -1,5 +1,5 @@
-//! The program under test is this package's own binary. `bin` finds the file that cargo builds for
-//! integration tests and benches.
+//! The program under test is one of this package's own binaries. `bin` finds the file that cargo
+//! builds for integration tests and benches.
 
 use mirakuru::{HttpExecutor, Signal, presets};
 
@@ -21,12 +21,12 @@ fn a_page_that_is_not_there(shop: &HttpExecutor) {
 fn it_counts_its_visits(mut shop: HttpExecutor) -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "1".to_owned()));
     assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "2".to_owned()));
-    shop.stop()?; // If the shop has crashed before, this returns an error.
+    shop.stop()?; // Returns an error if the shop has crashed.
     Ok(())
 }
 
-/// `stop` checks how the program ends. The shop does not handle signals, so the signal itself ends
-/// it.
+/// `stop` checks how the program exits. The shop does not handle signals, so the signal itself
+/// kills it.
 #[mirakuru::fixture(
     bin = "shop",
     args = ["127.0.0.1:{port}"],

@@ -7,7 +7,7 @@ use fixtures::REDIS;
 
 #[test]
 fn a_database_of_its_own() {
-    let database = REDIS.database(); // Empty at first, and cleared when it is dropped.
+    let database = REDIS.database(); // Empty at first, and flushed when it is dropped.
     assert_eq!(shop::count_visit(REDIS.addr(), database.number()).unwrap(), 1);
 }
 

@@ -9,8 +9,8 @@ use mirakuru::{
     TcpExecutor, presets,
 };
 
-/// Database and cache start together. When both are ready, the server starts, and then the worker.
-/// They end in the reverse order.
+/// The database and the cache start together. When both are ready, the server starts, and then the
+/// worker. They stop in the reverse order.
 #[mirakuru::fixture]
 struct Shop {
     #[fixture(presets::postgres())]
@@ -32,7 +32,7 @@ fn the_worker_bears_an_outage_of_the_cache(mut shop: Shop) -> Result<(), Box<dyn
         .cache
         .stopped(|| shop::get(shop.server.addr(), "/visits"))??;
     assert_eq!(during.0, 503);
-    // The cache is empty after its restart, but the worker goes on.
+    // The cache is empty after its restart, but the worker keeps running.
     let is_counting = Check::new("the worker had visited again", {
         let server = shop.server.addr();
         move |_| Ok(shop::get(server, "/visits")?.0 == 200)
@@ -75,7 +75,7 @@ fn nats() -> impl Recipe<Handle = Cluster<TcpExecutor>> {
     }))
 }
 
-/// The name of the node that this node considers the leader.
+/// Returns the name of the node that this node considers the leader.
 fn leader(monitor: u16) -> std::io::Result<Option<String>> {
     let (_, body) = shop::get(SocketAddr::from(([127, 0, 0, 1], monitor)), "/jsz")?;
     let leader = body
@@ -104,12 +104,12 @@ fn another_leader_is_elected(mut nodes: Cluster<TcpExecutor>) -> Result<(), Erro
     });
     nodes[other].wait_until(another, Duration::from_secs(30))?;
 
-    // The node keeps its ports, which the other nodes know.
+    // The node keeps its ports, which the other nodes connect to.
     nodes[old].start()
 }
 
-/// An upgrade changes the program or its settings, and keeps the port and the directory. Redis
-/// accepts connections before it has read its data, so the fixture also waits for a line of its
+/// An upgrade changes the program or its settings, but keeps the port and the directory. Redis
+/// accepts connections before it has loaded its data, so the fixture also waits for a line of its
 /// log.
 #[mirakuru::fixture(
     cmd = "redis-server --port {port} --dir {dir} --appendonly yes",
@@ -138,5 +138,5 @@ fn a_system_in_plain_code() -> Result<(), Error> {
         .start()?;
     assert!(server.is_running());
     Ok(())
-    // Rust drops variables in the reverse order of their declaration, so the server ends first.
+    // Rust drops variables in the reverse order of their declaration, so the server stops first.
 }

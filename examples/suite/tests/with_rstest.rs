@@ -1,5 +1,4 @@
-//! Fixtures that are functions. rstest passes their values to tests with parameters of the same
-//! names.
+//! Fixtures as functions. rstest passes their values to the parameters with the same names.
 
 use mirakuru::rstest::{self, rstest}; // Or use your own dependency on rstest.
 use mirakuru::{TcpExecutor, presets};
@@ -17,7 +16,7 @@ fn busy_shop(server: presets::Redis) -> (presets::Redis, u64) {
     (server, visits.unwrap())
 }
 
-/// All tests share a service that is returned as `&'static`.
+/// All tests share the service, because it is returned as `&'static`.
 #[mirakuru::fixture(bin = "shop", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}")]
 fn open_shop() -> &'static TcpExecutor;
 

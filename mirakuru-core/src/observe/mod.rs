@@ -1,4 +1,4 @@
-//! Shows a run while it is in progress.
+//! Shows what a run is doing while it is in progress.
 
 pub(crate) mod progress;
 pub(crate) mod trace;

@@ -1,12 +1,13 @@
-//! Reports a slow start: the awaited condition, the time so far, and the service's last line.
+//! Reports a slow start: the condition it waits for, the time so far, and the last line of the
+//! service's output.
 //!
-//! The first report comes after two seconds. A terminal shows one line, which is overwritten each
-//! second and removed at the end. Elsewhere, as in CI, each report is a plain line, and the pauses
-//! between them grow to 30 seconds. The lines bypass the capture of the test harness, which would
+//! The first report comes after two seconds. On a terminal, a single line is rewritten every second
+//! and removed at the end. Elsewhere, as in CI, each report is a new line, and the pauses between
+//! reports grow to 30 seconds. Reports bypass the output capture of the test harness, which would
 //! show them only at the end. `MIRAKURU_QUIET=1` turns them off.
 //!
-//! No thread is needed, because each wait calls this code between its polls. Several waits share
-//! the one line of the terminal, which shows the longest wait.
+//! No thread is needed, because each wait calls this code between its polls. All waits share one
+//! line of the terminal, which shows the longest of them.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,24 +20,25 @@ use crate::sys;
 use crate::util::say::{is_quiet, say};
 use crate::util::text::printable;
 
-/// Time from the start of a wait to its first report.
+/// The time from the start of a wait to its first report.
 const FIRST: Duration = Duration::from_secs(2);
-/// Times of the first plain lines. The last of these is also the interval of all later lines.
+/// The times of the first reports if standard error is not a terminal. Later reports come at
+/// intervals of the last of these.
 const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_secs(30)];
-/// Pause between two writes of the line on a terminal.
+/// The pause between two updates of the line on a terminal.
 const REWRITTEN: Duration = Duration::from_secs(1);
-/// Number of characters at which a text is cut.
+/// The maximum length of another program's text, in characters.
 const TEXT: usize = 120;
-/// Width to use if the terminal does not report its width.
+/// The width in columns to use if the terminal does not report its own.
 const WIDTH: usize = 80;
 
-/// A wait that may become long. Dropping it removes its line.
+/// A wait that may take long. Dropping it removes its line from the terminal.
 #[derive(Debug)]
 pub(crate) struct Progress {
     began: Instant,
-    /// Number of reports printed so far.
+    /// The number of reports that have been printed or skipped.
     told: u32,
-    /// Key of the wait's text on the [`Board`], after the first report on a terminal.
+    /// The key of the wait's text on the [`Board`]. `None` until the first report on a terminal.
     id: Option<u64>,
 }
 
@@ -57,8 +59,8 @@ impl Progress {
         next(self.told, terminal().is_some()).saturating_sub(self.began.elapsed())
     }
 
-    /// Prints the state of the wait, if a report is due. The text comes after "mirakuru: ", and
-    /// before the time that the wait has taken.
+    /// Prints the state of the wait, if a report is due. `text` gets the time that the wait has
+    /// taken, and returns the line without the prefix "mirakuru: ".
     pub(crate) fn tell(&mut self, text: &dyn Fn(&dyn std::fmt::Display) -> String) {
         if !self.patience().is_zero() {
             return;
@@ -88,7 +90,7 @@ impl Drop for Progress {
     }
 }
 
-/// Time of the next report after `told` reports.
+/// The time of the next report, counted from the start of the wait, after `told` reports.
 fn next(told: u32, rewritten: bool) -> Duration {
     if rewritten {
         return FIRST + REWRITTEN * told;
@@ -100,7 +102,7 @@ fn next(told: u32, rewritten: bool) -> Duration {
     }
 }
 
-/// The texts of the waits in progress, the longest wait first.
+/// The texts of the waits in progress, the longest wait first. The terminal shows the first one.
 #[derive(Default)]
 struct Board {
     texts: Vec<(u64, String)>,
@@ -125,7 +127,7 @@ impl Board {
         let width = terminal().flatten().map_or(WIDTH, usize::from);
         let text = match self.texts.as_slice() {
             [] if !self.shown => return,
-            // Goes back to the beginning of the line and erases it.
+            // Moves the cursor to the beginning of the line and erases the line.
             [] => "\r\u{1b}[2K".to_owned(),
             [(_, text), rest @ ..] => format!("\r\u{1b}[2K{}", line(text, rest.len(), width)),
         };
@@ -135,8 +137,8 @@ impl Board {
     }
 }
 
-/// Cuts the text to one line of a terminal. A longer text would leave its beginning behind when it
-/// is overwritten.
+/// Truncates the text to the width of the terminal. If a longer text wrapped, rewriting it would
+/// erase only its last line.
 fn line(text: &str, others: usize, width: usize) -> String {
     let others = match others {
         0 => String::new(),
@@ -151,7 +153,7 @@ fn line(text: &str, others: usize, width: usize) -> String {
     format!("mirakuru: {shown}{others}")
 }
 
-/// A text of another program, cut to fit a line.
+/// Makes the text of another program displayable, and truncates it.
 pub(crate) fn short(text: &str) -> String {
     printable(text, TEXT)
 }
@@ -170,7 +172,8 @@ fn new_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Whether standard error is a terminal, and its width if it reports one.
+/// The width of the terminal at standard error, if it reports one. The outer `None` means that
+/// standard error is not a terminal.
 fn terminal() -> Option<Option<u16>> {
     static TERMINAL: Lazy<bool> = Lazy::new(|| {
         io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")

@@ -7,13 +7,13 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A span, which ends when this value is dropped.
+/// A span that is closed when this value is dropped.
 pub(crate) struct Entered {
     #[cfg(feature = "tracing")]
     _span: tracing::span::EnteredSpan,
 }
 
-/// `tracing::event!`, or nothing without the feature.
+/// Calls `tracing::event!`. Does nothing without the feature.
 macro_rules! event {
     ($level:ident, $($rest:tt)+) => {
         #[cfg(feature = "tracing")]
@@ -48,7 +48,7 @@ mod names {
         event!(DEBUG, waited_ms = milliseconds(waited), "lock taken");
     }
 
-    /// If the supervisor got a copy of all memory, `whole` is the reason.
+    /// If the supervisor needed a copy of this process's whole memory, `whole` is the reason.
     pub(crate) fn spawned(pid: u32, whole: Option<&'static str>) {
         let whole = whole.unwrap_or("no");
         event!(DEBUG, pid, whole, "spawned");
@@ -100,7 +100,7 @@ mod tests {
     use crate::readiness::banner::Banner;
     use crate::readiness::exec::Exec;
 
-    /// Records the spans and events of our target.
+    /// Records the spans and events with the target `mirakuru`.
     #[derive(Clone, Default)]
     struct Notes(Arc<Mutex<Vec<String>>>);
 
@@ -174,7 +174,7 @@ mod tests {
         tracing::subscriber::with_default(notes.clone(), || {
             let recipe = Executor::builder("sleep 60").env("MK_PASSWORD", "swordfish");
             let probe = Exec::succeeds(["sh", "-c", "echo swordfish; exit 1"]);
-            // Each try gives the probe more time to answer.
+            // Each try allows the probe more time to answer.
             for time in [300, 3_000, 20_000].map(Duration::from_millis) {
                 let waits = recipe.clone().wait_for(probe.clone()).timeout(time);
                 let error = waits.start().unwrap_err().to_string();

@@ -1,6 +1,6 @@
-//! Records how a run of tests spends its time. `MIRAKURU_TIMELINE=path.html` makes a page from the
-//! records. `path.json` makes a trace in Chrome's format, which [Perfetto](https://ui.perfetto.dev)
-//! opens.
+//! Records how a test run spends its time. With `MIRAKURU_TIMELINE=path.html`, the records become a
+//! web page. With `path.json`, they become a trace in Chrome's format, which
+//! [Perfetto](https://ui.perfetto.dev) opens.
 //!
 //! ```text
 //!   test A ──┐  one write(2) an event                        read, understood, written beside it
@@ -10,12 +10,13 @@
 //!
 //! All processes of a run append to one file, which is in the run's private directory and is
 //! removed with it. A process that belongs to no run counts as a run of its own. If a process finds
-//! that the page is older than a second, it writes the page anew. The last live process also writes
-//! the page at its end, because no other process may follow. If a process is killed, its events of
-//! the last second may be missing, unless another process of the run writes the page later.
+//! that the page is more than a second old, it writes the page again. The last live process also
+//! writes the page when it exits, because no other process may follow. If a process is killed, its
+//! events of the last second may be missing, unless another process of the run writes the page
+//! later.
 //!
-//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable, each call
-//! only reads a static.
+//! Times are in ns of CLOCK_MONOTONIC, which is the same for all processes. If the variable is not
+//! set, each call only reads a static.
 //!
 //! [`model`](crate::timeline::model) interprets the events, and finds the critical path.
 
@@ -42,13 +43,13 @@ use crate::util::say::say;
 
 const VARIABLE: &str = "MIRAKURU_TIMELINE";
 
-/// If the page is older than this, the next event makes it anew.
+/// The age at which the page is written again.
 const FRESH: Duration = Duration::from_secs(1);
-/// Time that the last process waits for another one that is writing the page.
+/// How long the last process waits for another one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The shortest wait for a lock that is recorded, in ns.
+/// Waits for a lock that are shorter than this, in ns, are not recorded.
 const NO_WAIT: u64 = 500_000;
-/// Maximum number of bytes in a field, so that a whole line is shorter than PIPE_BUF.
+/// The maximum number of bytes in a field, so that a whole line is shorter than PIPE_BUF.
 const TEXT: usize = 600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,18 +63,18 @@ struct Timeline {
     format: Format,
     events: PathBuf,
     file: File,
-    /// The file on which this process has a shared lock until its end: see
+    /// The file on which this process holds a shared lock until it exits: see
     /// [`make_last`](Timeline::make_last).
     alive: Mutex<Option<File>>,
     /// The private directory of a process that belongs to no run.
     own: Option<PathBuf>,
-    /// Id of the process that has called `introduce`. After a fork, the id differs.
+    /// The id of the process that called `introduce`. In a fork, the process id differs.
     introduced: AtomicU32,
 }
 
 static TIMELINE: OnceCell<Option<Timeline>> = OnceCell::new();
 
-/// The timeline, if the user wants one and it can be made.
+/// The timeline, if the user wants one and it could be opened.
 fn wanted() -> Option<&'static Timeline> {
     static IS_SET: Lazy<bool> = Lazy::new(|| std::env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()));
     if !*IS_SET {
@@ -82,7 +83,7 @@ fn wanted() -> Option<&'static Timeline> {
     TIMELINE.get_or_init(Timeline::open).as_ref()
 }
 
-/// The present time, if the user wants a timeline.
+/// The current time in ns, if the user wants a timeline.
 #[doc(hidden)]
 pub fn timeline_now() -> Option<u64> {
     wanted().map(|_| sys::clock_ns())
@@ -100,7 +101,7 @@ impl Timeline {
     fn open() -> Option<Timeline> {
         let given = PathBuf::from(std::env::var_os(VARIABLE)?);
         let run = Run::current();
-        // After the end of the runner, the remaining processes record nothing.
+        // After the runner has ended, the remaining processes record nothing.
         if run::is_over() {
             return None;
         }
@@ -144,8 +145,8 @@ impl Timeline {
             .custom_flags(sys::files::NO_FOLLOW)
             .open(&events)?;
         let alive = open_alive(&events)?;
-        // `is_locked` takes the shared lock, unless another process has the exclusive one at its
-        // end. It never waits.
+        // `is_locked` takes the shared lock without waiting. It fails if a process that is exiting
+        // holds the exclusive lock.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
         let timeline = Timeline {
@@ -161,18 +162,17 @@ impl Timeline {
         Ok(timeline)
     }
 
-    /// Appends an event as one line with one write.
+    /// Appends an event as one line, with a single write.
     fn put(&self, kind: char, at: u64, thread: u32, fields: &[&str]) {
         let pid = std::process::id();
         if self.introduced.load(Ordering::Relaxed) != pid {
-            // This process is a fork of the one that was introduced.
+            // This process is a fork of the one that called `introduce`.
             self.introduce();
         }
         self.write(&line(kind, pid, at, thread, fields));
     }
 
-    /// Writes the event that describes this process. It comes before all other events of the
-    /// process.
+    /// Writes the event that describes this process, before any other event of the process.
     fn introduce(&self) {
         let (pid, started) = service_dir::this_process();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -188,11 +188,11 @@ impl Timeline {
     }
 
     fn write(&self, line: &str) {
-        // If the disk is full, the timeline may be incomplete.
+        // A failed write is ignored: if the disk is full, the timeline is incomplete.
         let _ = (&self.file).write_all(line.as_bytes());
     }
 
-    /// Makes the page again if it is too old.
+    /// Writes the page again if it is too old.
     fn refresh(&self) {
         let written = fs::metadata(&self.target).and_then(|metadata| metadata.modified());
         let age = written
@@ -203,8 +203,8 @@ impl Timeline {
         }
     }
 
-    /// Makes the page. Gives up if another process is writing it for longer than `patience`.
-    /// Returns how many bytes of events the page covers.
+    /// Writes the page. Gives up if another process is still writing it after `patience`. Returns
+    /// how many bytes of events the page covers.
     fn make(&self, patience: Duration) -> Option<u64> {
         let began = Instant::now();
         let lock = File::open(&self.events).ok()?;
@@ -244,18 +244,18 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless other processes still live. Each live process has a shared lock, so a
-    /// process that gets the exclusive lock is the last.
+    /// Writes the page, unless other processes are still alive. Each live process holds a shared
+    /// lock, so a process that gets the exclusive lock is the last.
     ///
-    /// No event is lost, because a process has appended all of its events before it tries to get
-    /// the lock:
+    /// No event is lost, because each process appends all of its events before it tries to get the
+    /// lock:
     ///
-    /// - If another process has a shared lock, that process calls this function later. (If two
-    ///   processes try at the same time, each gives up its shared lock, so one succeeds.)
-    /// - If another process has the exclusive lock, that process frees the lock, and then checks
-    ///   once more for new events.
+    /// - If another process holds a shared lock, that process will call this function later. (If
+    ///   two processes try at the same time, each gives up its shared lock, so one succeeds.)
+    /// - If another process holds the exclusive lock, it releases the lock, and then checks once
+    ///   more for new events.
     fn make_last(&self) {
-        // `try_lock` never waits. If another thread has the mutex, that thread does the work.
+        // `try_lock` never waits. If another thread holds the mutex, that thread does the work.
         let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
             return;
         };
@@ -264,7 +264,7 @@ impl Timeline {
         let mut made = None;
         while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
             if is_news(made) {
-                // The lock is shared again during this write, so that processes that begin now can
+                // The lock is shared again during this write, so that processes that start now can
                 // take it as well.
                 let _ = sys::files::is_locked(alive.as_fd());
                 made = self.make(PATIENCE);
@@ -283,15 +283,15 @@ impl Timeline {
     }
 }
 
-/// The file on which all live processes of a run have a shared lock.
+/// Opens the file on which all live processes of a run hold a shared lock.
 fn open_alive(events: &Path) -> io::Result<File> {
     sys::files::open_lock(&events.with_extension("alive"), true)
 }
 
-/// Runs at the normal end of the process, after its services have ended.
+/// Runs when the process exits normally, after its services have been stopped.
 extern "C" fn at_exit() {
     // `get` does not wait, because another thread may be opening the timeline at this moment. A
-    // panic must not leave this function.
+    // panic must not cross the C boundary.
     let _ = std::panic::catch_unwind(|| {
         let ours = |timeline: &&Timeline| timeline.introduced.load(Ordering::Relaxed) == std::process::id();
         if let Some(timeline) = TIMELINE.get().and_then(Option::as_ref).filter(ours) {
@@ -300,7 +300,7 @@ extern "C" fn at_exit() {
     });
 }
 
-/// Resolves a relative path from the directory in which the runner was started. Tests themselves
+/// Resolves a relative path against the directory in which the runner was started. Tests themselves
 /// run in the directory of their package.
 fn absolute(path: &Path, runner: u32) -> PathBuf {
     let dir = match path.is_absolute() {
@@ -311,7 +311,7 @@ fn absolute(path: &Path, runner: u32) -> PathBuf {
     dir.unwrap_or_default().join(path)
 }
 
-/// An event as a line: its kind, the process, the time, the thread, and further fields.
+/// Formats an event as a line: its kind, the process, the time, the thread, and further fields.
 fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
     let mut line = format!("{kind}\t{pid}\t{at}\t{thread}");
     for field in fields {
@@ -320,7 +320,8 @@ fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
             true => field.get(..char_boundary(field)).unwrap_or_default(),
             false => field,
         };
-        // Control characters are replaced, because tabs and line ends separate fields and events.
+        // Control characters are replaced, because tabs separate fields, and newlines separate
+        // events.
         line.extend(short.chars().map(|c| if c.is_control() { ' ' } else { c }));
         if short.len() < field.len() {
             line.push('…');
@@ -340,7 +341,7 @@ fn char_boundary(text: &str) -> usize {
 
 // ---- threads ------------------------------------------------------------------------------------
 
-/// A thread that has used a service: usually a test. Its end is the end of the test.
+/// A thread that has used a service: usually a test. When the thread ends, the test has ended.
 struct Thread {
     number: Cell<u32>,
 }
@@ -374,7 +375,7 @@ thread_local! {
 }
 
 fn put(timeline: &Timeline, kind: char, at: u64, fields: &[&str]) {
-    // At the end of a thread, its `THREAD` may be gone already.
+    // While a thread is ending, its `THREAD` may already be destroyed.
     let number = THREAD.try_with(|thread| thread.number(timeline)).unwrap_or(0);
     timeline.put(kind, at, number, fields);
 }
@@ -388,7 +389,7 @@ pub(crate) fn test_begins() {
     }
 }
 
-/// Records that services with these ids waited for fixed ports and paths.
+/// Records that the services with these ids waited for fixed ports and paths.
 pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     let (Some(timeline), Some(began)) = (wanted(), began) else {
         return;
@@ -399,7 +400,7 @@ pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     }
 }
 
-/// Records that a service with these endpoints begins to start.
+/// Records that the start of a service with these endpoints begins.
 pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce() -> Vec<String>) {
     if let Some(timeline) = wanted() {
         let endpoints = endpoints().join(" ");
@@ -407,7 +408,7 @@ pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce
     }
 }
 
-/// Records that the service was executed.
+/// Records that the service's program was executed.
 pub(crate) fn spawned(id: &str, pid: u32) {
     if let Some(timeline) = wanted() {
         put(timeline, 'S', sys::clock_ns(), &[id, &pid.to_string()]);
@@ -422,7 +423,7 @@ pub(crate) fn ready(id: &str) {
     }
 }
 
-/// Records a failed start, with the first line of the error, which has the whole message.
+/// Records a failed start, with the first line of the error's report.
 pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
     if let Some(timeline) = wanted() {
         let error = error();
@@ -436,14 +437,14 @@ pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
     }
 }
 
-/// Records that the service belongs to the run now.
+/// Records that the service now belongs to the run.
 pub(crate) fn published(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'L', sys::clock_ns(), &[id]);
     }
 }
 
-/// Records that this process has attached to a service of the run, after a wait for it.
+/// Records that this process has waited for a service of the run and attached to it.
 pub(crate) fn attached(began: Option<u64>, id: &str, name: &str, command: &str) {
     if let (Some(timeline), Some(began)) = (wanted(), began) {
         put(
@@ -463,7 +464,7 @@ pub(crate) fn waited(began: u64, id: &str) {
     }
 }
 
-/// Records that the test on this thread uses the service from this time on.
+/// Records that the test on this thread has been using the service since this time.
 pub(crate) fn used(since: u64, id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'U', since, &[id]);

@@ -1,4 +1,4 @@
-//! Records how a run spends its time, and draws a page from that.
+//! Records how a run spends its time, and shows it on a page.
 
 pub(crate) mod events;
 pub(crate) mod model;

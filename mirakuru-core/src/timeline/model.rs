@@ -1,30 +1,30 @@
 //! Turns the events of a run into lanes, services and the critical path.
 //!
 //! A *lane* is a thread that has used a service, usually a test. It lasts from the first event of
-//! the thread to its end. Its time is divided into *pieces*: waiting for a port, starting a
-//! service, waiting for a service that another test starts, and stopping. The rest is the test's
-//! own work. Two starts may overlap. In that case the overlapping time counts for the one that ends
-//! last. The end of a process, which stops the services of its statics, is a lane as well.
+//! the thread until the thread ends. Its time is divided into *pieces*: waiting for a port,
+//! starting a service, waiting for a service that another test starts, and stopping a service. The
+//! rest is the test's own work. If two starts overlap, the overlapping time counts for the one that
+//! ends last. The exit of a process, which stops the services of its statics, is a lane as well.
 //!
 //! # The critical path
 //!
 //! The critical path explains the length of the run. Its pieces do not overlap, and together they
-//! cover the whole run. The search begins at the last end and goes back. It finds the cause of each
-//! wait:
+//! cover the whole run. The search begins with the lane that ended last and goes back in time. It
+//! finds the cause of each wait:
 //!
 //! - a piece of any kind waits for the piece before it in its lane;
-//! - a wait for a port waits for the stop of the service that had the port, from the moment at
-//!   which that service was gone;
+//! - a wait for a port waits for the stop of the service that used the port before, until that
+//!   service was gone;
 //! - a wait for a service that another test starts waits for that start;
-//! - the beginning of a test waits for the test that ended last before it, in the same process if
-//!   possible. The time between belongs to the runner, and to tests that use no service.
+//! - the beginning of a test waits for the last test that ended before it, in the same process if
+//!   possible. The time between them belongs to the runner, and to tests that use no service.
 
 use std::collections::HashMap;
 
-/// A process may record an end up to this many ns after another process has noticed it.
+/// Another process may notice an event up to this many ns before the event is recorded.
 const LAG: u64 = 20_000_000;
 
-/// The activity of a lane in one piece of its time.
+/// How a lane spends one piece of its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     EndpointLock,
@@ -54,7 +54,8 @@ pub(crate) struct Piece {
     pub(crate) kind: Kind,
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    /// Services that the piece starts, stops or waits for. A wait for ports may have several.
+    /// The services that the piece starts, stops or waits for. A wait for ports may involve
+    /// several.
     pub(crate) services: Vec<usize>,
 }
 
@@ -71,17 +72,17 @@ pub(crate) struct Process {
     pub(crate) name: String,
     started: u64,
     last: u64,
-    /// Times of the normal end: when it began, and when all services were gone.
+    /// The times at which a normal exit began, and at which all services were gone.
     exit: Option<(u64, u64)>,
     is_alive: bool,
 }
 
-/// Certainty of the end of a lane or a service.
+/// How the end of a lane or a service is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The end was recorded.
     Seen,
-    /// The lane or service still lives.
+    /// The lane or service is still alive.
     Open,
     /// The process was killed.
     Killed,
@@ -105,7 +106,7 @@ pub(crate) struct Lane {
     pub(crate) begin: u64,
     pub(crate) end: u64,
     pub(crate) ended: End,
-    /// Whether the lane is the end of a process, and not a test.
+    /// Whether the lane is the exit of a process, not a test.
     pub(crate) is_exit: bool,
     /// Pieces that cover all of the lane's time, in order and without overlap.
     pub(crate) pieces: Vec<Piece>,
@@ -124,12 +125,12 @@ pub(crate) struct Start {
     pub(crate) ready: Option<u64>,
     pub(crate) error: Option<String>,
     pub(crate) stop: Option<u64>,
-    /// Time of the end. If no end was recorded, the last time at which the service is known to have
-    /// run.
+    /// The time at which it ended. If no end was recorded, the last time at which the service is
+    /// known to have run.
     pub(crate) end: u64,
     pub(crate) ended: Option<End>,
     stopper: Option<usize>,
-    /// Time at which the main process ended, if that was before its stop.
+    /// The time at which the main process ended, if it ended before it was stopped.
     pub(crate) died: Option<u64>,
     pub(crate) status: String,
 }
@@ -144,14 +145,14 @@ pub(crate) struct Service {
     pub(crate) is_run: bool,
     endpoints: Vec<String>,
     pub(crate) starts: Vec<Start>,
-    /// Lane, begin and end of each use.
+    /// The lane, the beginning and the end of each use.
     pub(crate) uses: Vec<(usize, u64, u64)>,
 }
 
-/// A run. All times count from its beginning.
+/// A run. All times are relative to its beginning.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
-    /// The beginning in milliseconds since 1970.
+    /// The time at which the run began, in milliseconds since 1970.
     pub(crate) wall_clock: u64,
     pub(crate) length: u64,
     pub(crate) processes: Vec<Process>,
@@ -161,10 +162,10 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Reads the events. `is_alive` tells whether a process lives, by its id and start time.
+    /// Reads the events. `is_alive` tells whether the process with this id and start time is alive.
     pub(crate) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
         let mut reader = Reader::default();
-        // The last line may be incomplete, because its process was killed. It is then ignored.
+        // The last line may be incomplete if its process was killed, and is then ignored.
         let whole = events.rfind('\n').map_or("", |at| &events[..at]);
         for line in whole.split('\n') {
             reader.read(line);
@@ -177,11 +178,12 @@ impl Run {
 struct Reader {
     run: Run,
     first: Option<u64>,
-    /// Time of the first process's first event: CLOCK_MONOTONIC in ns, and milliseconds since 1970.
+    /// The time of the first process's first event, by CLOCK_MONOTONIC in ns, and in milliseconds
+    /// since 1970.
     clocks: Option<(u64, u64)>,
     lanes: HashMap<(usize, u32), usize>,
     services: HashMap<String, usize>,
-    /// Service, lane and begin of each use.
+    /// The service, the lane and the beginning of each use.
     uses: Vec<(usize, usize, u64)>,
 }
 
@@ -205,14 +207,14 @@ impl Reader {
             });
             return Some(());
         }
-        // A process id may be used again: the last process that had it counts.
+        // The system may reuse a process id: the last process with this id counts.
         let process = self
             .run
             .processes
             .iter()
             .rposition(|process| process.pid == pid)?;
         let mut ends = at;
-        // The next field of these events is the end of their piece.
+        // The next field of these events is the time at which their piece ended.
         if matches!(kind, "W" | "A" | "V" | "X") {
             ends = fields.next()?.parse().ok()?;
         }
@@ -234,7 +236,7 @@ impl Reader {
                 let mut services = Vec::new();
                 for id in fields.next()?.split(' ') {
                     let service = self.service(id);
-                    // The wait for ports is not a part of the start, so the start begins after it.
+                    // The wait for ports is not part of the start, so the start begins after it.
                     if let Some(start) = self.run.services[service].starts.last_mut() {
                         if start.spawned.is_none() && start.ended.is_none() && start.begin <= ends {
                             start.begin = ends;
@@ -308,7 +310,7 @@ impl Reader {
                 start.ended = Some(End::Seen);
                 self.slice(lane, Kind::Start, begin, at, vec![service]);
             }
-            // The clean-up of a failed start is a part of the start.
+            // The clean-up after a failed start is part of the start.
             "K" if start.ready.is_some() => start.stop = Some(at),
             "G" if start.stop.is_some() && start.ended.is_none() => {
                 let stop = start.stop.unwrap_or(at);
@@ -399,13 +401,14 @@ impl Reader {
                 (None, None) if process.is_alive => (last, End::Open),
                 (None, None) => (process.last, End::Killed),
             };
-            // A destructor at the very end of a thread may report after the thread's end.
+            // A destructor of a thread-local may record an event after the end of the thread was
+            // recorded.
             let told = lane.slices.iter().map(|slice| slice.end).max();
             lane.end = lane.end.max(told.unwrap_or(0)).max(lane.begin);
         }
     }
 
-    /// Sets the end of each start that has no recorded end.
+    /// Sets the end of each start for which no end was recorded.
     fn end_services(&mut self, last: u64) {
         for (index, service) in self.run.services.iter_mut().enumerate() {
             let again: Vec<u64> = service.starts.iter().skip(1).map(|start| start.begin).collect();
@@ -426,8 +429,8 @@ impl Reader {
                 start.end = again.get(number).copied().unwrap_or(end).max(start.begin);
                 start.ended = Some(ended);
                 if start.ready.is_none() {
-                    // The service never became ready, so the lane was busy with the start until the
-                    // end.
+                    // The service never became ready, so the lane was busy with the start until it
+                    // ended.
                     let lane = &mut self.run.lanes[start.lane];
                     lane.slices.push(Piece {
                         kind: Kind::Start,
@@ -554,8 +557,8 @@ impl Run {
             path.push(gap(self.lanes[lane].end, at));
             at = self.lanes[lane].end;
         }
-        // Lanes that the search has visited at this time. A second visit could make an endless
-        // loop.
+        // The lanes that the search has visited at this time. A second visit could lead to an
+        // endless loop.
         let mut here: Vec<usize> = Vec::new();
         while at > 0 {
             let Some(piece) = self.lanes[lane].piece_before(at) else {
@@ -601,7 +604,7 @@ impl Run {
         path
     }
 
-    /// The lane that a piece has waited for, and the end of that wait.
+    /// The lane that a piece waited for, and the time until which it waited.
     fn awaited(&self, piece: &Piece, at: u64) -> Option<(usize, u64)> {
         let own = *piece.services.first()?;
         let is_in = |end: u64| end > piece.begin && end <= at.saturating_add(LAG);
@@ -639,7 +642,7 @@ impl Run {
         }
     }
 
-    /// The lane that ended last before this one began: of the same process if possible, otherwise
+    /// The last lane that ended before this one began: of the same process if possible, otherwise
     /// of any process.
     fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
         let process = self.lanes[lane].process;
@@ -671,7 +674,7 @@ const WORKERS: [&str; 6] = [
 
 impl Lane {
     /// Whether the lane is a test. Other lanes are the exit of a process, a worker of a runtime, or
-    /// a thread without a name that a test has started.
+    /// an unnamed thread that a test has started.
     pub(crate) fn is_test(&self) -> bool {
         let is_worker = WORKERS.iter().any(|worker| self.name.starts_with(worker));
         !self.is_exit && !is_worker && !self.name.is_empty()
@@ -682,7 +685,7 @@ impl Lane {
         let mut at = self.end;
         let slices = std::mem::take(&mut self.slices);
         while at > self.begin {
-            // If several slices cover the time before `at`, the one that began first counts.
+            // If several slices cover the time just before `at`, the one that began first counts.
             let mut covering: Option<&Piece> = None;
             let mut last_end = self.begin;
             for slice in &slices {
@@ -711,7 +714,7 @@ impl Lane {
         self.pieces.reverse();
     }
 
-    /// The piece just before this moment; `None` at the beginning of the lane.
+    /// The piece just before this time. `None` at the beginning of the lane.
     fn piece_before(&self, at: u64) -> Option<&Piece> {
         let after = self.pieces.partition_point(|piece| piece.begin < at);
         self.pieces[..after].last().filter(|piece| piece.end >= at)

@@ -4,17 +4,17 @@ use std::fmt::{self, Write};
 
 use super::model::{End, Kind, Lane, Piece, Run, Service, Start};
 
-/// The page, with a placeholder for the data. It loads no other resource.
+/// The page, with a placeholder for the data. It loads no other resources.
 const PAGE: &str = include_str!("page.html");
 const PLACE: &str = "\"THE DATA\"";
 
-/// Process ids in a trace for the services and for the critical path. Ids of real processes are
+/// The process ids that the services and the critical path have in a trace. Real process ids are
 /// smaller.
 const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 
-/// A text as JSON. Characters with a meaning in HTML are escaped as well, because the text becomes
-/// part of a page.
+/// Displays a text as a JSON string. Characters with a special meaning in HTML are escaped as well,
+/// because the string becomes part of a page.
 pub(crate) struct Text<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Text<'_> {
@@ -48,9 +48,9 @@ impl fmt::Display for Maybe {
 
 /// Displays nanoseconds as microseconds.
 ///
-/// Perfetto converts microseconds to nanoseconds in floating point, and older versions cut the
-/// fraction off: 1.001 µs become 1000 ns. Then one of two adjacent slices would overlap the other,
-/// and would be dropped. An additional tenth of a nanosecond prevents that.
+/// Perfetto converts microseconds to nanoseconds in floating point, and older versions truncate the
+/// fraction: 1.001 µs becomes 1000 ns. One of two adjacent slices would then overlap the other and
+/// be dropped. Adding a tenth of a nanosecond prevents that.
 struct Micros(u64);
 
 impl fmt::Display for Micros {
@@ -80,7 +80,7 @@ pub(crate) fn page(run: &Run) -> String {
     PAGE.replacen(PLACE, &data(run), 1)
 }
 
-/// The data for the page's script.
+/// Formats the data for the page's script as JSON.
 fn data(run: &Run) -> String {
     let piece = |piece: &Piece| {
         format!(
@@ -153,7 +153,7 @@ fn data(run: &Run) -> String {
     )
 }
 
-/// Returns the name of a lane. If its thread has no name, a test has started the thread.
+/// Returns the name of a lane. A lane without a name is a thread that a test has started.
 fn lane_name(run: &Run, lane: &Lane) -> String {
     match lane.name.as_str() {
         "" => format!("a thread of {}", run.processes[lane.process].name),
@@ -186,9 +186,9 @@ fn what(run: &Run, piece: &Piece) -> String {
     }
 }
 
-/// Writes the trace. Tests are threads of their processes. The services are threads of an invented
-/// process, and the critical path is another one. Slices of one thread are nested or side by side,
-/// as Perfetto requires.
+/// Formats the trace. Tests are threads of their processes. The services are threads of an invented
+/// process, and the critical path is a thread of another one. Slices of one thread are nested or
+/// side by side, as Perfetto requires.
 pub(crate) fn trace(run: &Run) -> String {
     let mut trace = Trace::default();
     trace.name(PATH, None, "critical path");
@@ -243,7 +243,7 @@ struct Trace {
 }
 
 impl Trace {
-    /// Names a process or its thread.
+    /// Sets the name of a process, or of one of its threads.
     fn name(&mut self, pid: u32, thread: Option<u32>, name: &str) {
         let kind = if thread.is_some() {
             "thread_name"
@@ -307,7 +307,7 @@ impl Trace {
                 self.slice(track, "stop", &format!("stop {name}"), (down, start.end), "");
             }
         }
-        // Uses may overlap, so each is an asynchronous event with a track of its own.
+        // Uses may overlap, so each one is an asynchronous event with a track of its own.
         for (lane, begin, end) in &service.uses {
             self.uses += 1;
             let test = lane_name(run, &run.lanes[*lane]);
@@ -336,7 +336,7 @@ mod tests {
                           S\t7\t1500\t1\tid\t812\nR\t7\t2100\t1\tid\nK\t7\t5000\t1\tid\n\
                           G\t7\t6000\t1\tid\t5900\texited\nE\t7\t7100\t1\n";
 
-    /// Parses a JSON text strictly by RFC 8259.
+    /// Parses a JSON text strictly according to RFC 8259.
     fn read(json: &str) -> Option<String> {
         let inner = json.strip_prefix('"')?.strip_suffix('"')?;
         let mut text = String::new();

@@ -1,36 +1,37 @@
-//! Pauses between polls, for readiness conditions and for waits on another process.
+//! Pauses between polls, both for readiness conditions and for waits for another process.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// The shortest pause between two polls of a condition. Later pauses grow in proportion to the time
-/// waited.
+/// already waited.
 pub(crate) const FIRST_POLL: Duration = Duration::from_micros(100);
-/// The longest pause. Without it, a service that takes minutes would be noticed seconds late.
+/// The longest pause. Without this limit, the readiness of a service that takes minutes would be
+/// noticed seconds late.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
-/// A pause is one fiftieth of the time waited, so readiness is noticed 1 % late on average, and 2 %
-/// late at worst. For a service that starts fast, pauses are shorter by half, but by at most 0.5
-/// ms.
+/// A pause is one fiftieth of the time already waited, so readiness is noticed 1 % late on average,
+/// and 2 % late at worst. Each pause is then shortened by half, but by at most 0.5 ms. That matters
+/// for a service that starts fast.
 const POLL_DIVISOR: u32 = 50;
 const LESS: Duration = Duration::from_micros(500);
-/// Divisor for fallback polls. An event usually ends such a wait, and the poll covers a missed
-/// event.
+/// The divisor for fallback polls. Usually an event ends such a wait; the polls are for an event
+/// that was missed.
 const FALLBACK_DIVISOR: u32 = 10;
 const FIRST_FALLBACK: Duration = Duration::from_millis(1);
 
-/// The pause after an unsuccessful poll, when this much time has passed.
+/// The pause after an unsuccessful poll, when this much time has been waited.
 pub(crate) fn poll_pause(waited: Duration) -> Duration {
     unbounded_poll_pause(waited).min(LONGEST_POLL)
 }
 
-/// The pause between expensive polls, without an upper limit.
+/// The pause after an expensive poll, without an upper limit.
 pub(crate) fn unbounded_poll_pause(waited: Duration) -> Duration {
     let pause = waited / POLL_DIVISOR;
     (pause - LESS.min(pause / 2)).max(FIRST_POLL)
 }
 
-/// The pause after a poll that the service notices, and perhaps logs. These polls are rarer, and
-/// notice readiness 2.5 % late on average.
+/// The pause after a poll that the service notices, and perhaps logs. These polls are less
+/// frequent, and notice readiness 2.5 % late on average.
 #[cfg(feature = "http")]
 pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     const DIVISOR: u32 = 20;
@@ -39,13 +40,13 @@ pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     (waited / DIVISOR).clamp(FIRST, LONGEST)
 }
 
-/// The pause of a fallback poll, which matters only if an event was missed.
+/// The pause after a fallback poll, whose result matters only if an event was missed.
 pub(crate) fn fallback_poll_pause(waited: Duration) -> Duration {
     (waited / FALLBACK_DIVISOR).clamp(FIRST_FALLBACK, LONGEST_POLL)
 }
 
 /// The pauses of a wait for another process: short at first, later in proportion to the time
-/// already waited. Even forty waiters must leave enough processor time to that process.
+/// already waited. Even forty waiting processes must leave enough processor time to that process.
 pub(crate) struct Pauses {
     began: Instant,
     next: Duration,
@@ -53,8 +54,8 @@ pub(crate) struct Pauses {
 
 impl Pauses {
     const FIRST: Duration = Duration::from_micros(200);
-    /// Each pause is twice the one before, up to this limit. After a longer wait, the limit is a
-    /// fraction of the time waited.
+    /// Each pause is twice as long as the previous one, up to this limit. After a longer wait, the
+    /// limit is a fraction of the time already waited.
     const LONG: Duration = Duration::from_millis(5);
     const DIVISOR: u32 = 50;
     const LONGEST: Duration = Duration::from_millis(50);
@@ -70,7 +71,7 @@ impl Pauses {
         self.began.elapsed()
     }
 
-    /// Whether the pauses have grown to [`LONG`](Pauses::LONG).
+    /// Whether the pauses have reached [`LONG`](Pauses::LONG).
     pub(crate) fn are_long(&self) -> bool {
         self.next >= Pauses::LONG
     }

@@ -1,4 +1,4 @@
-//! One deadline for a whole start: made once, passed on, and shared by all waits.
+//! The deadline of a whole start. It is created once, passed on, and shared by all waits.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// A deadline after `timeout`, scaled by `MIRAKURU_TIMEOUT_SCALE`.
+    /// Returns a deadline that is `timeout` from now, scaled by `MIRAKURU_TIMEOUT_SCALE`.
     pub(crate) fn after(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -22,7 +22,7 @@ impl Deadline {
         }
     }
 
-    /// A deadline after `timeout`, which is already scaled.
+    /// Like [`after`](Deadline::after), for a `timeout` that is already scaled.
     pub(crate) fn after_scaled(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -30,7 +30,7 @@ impl Deadline {
         }
     }
 
-    /// Extends the deadline to at least `timeout`, for a service that has asked for more time.
+    /// Extends the total time to at least `timeout`, for a service that has asked for more time.
     pub(crate) fn at_least(self, timeout: Option<Duration>) -> Deadline {
         let timeout = timeout.map_or(self.timeout, |timeout| self.timeout.max(timeout));
         Deadline { timeout, ..self }
@@ -51,8 +51,8 @@ impl Deadline {
 
 const VARIABLE: &str = "MIRAKURU_TIMEOUT_SCALE";
 
-/// A timeout, multiplied by the environment variable `MIRAKURU_TIMEOUT_SCALE` (a positive number,
-/// default 1) for slow machines.
+/// Multiplies a timeout by the environment variable `MIRAKURU_TIMEOUT_SCALE`, a positive number for
+/// slow machines. The default is 1.
 pub fn scaled(timeout: Duration) -> Duration {
     static SCALE: Lazy<f64> = Lazy::new(|| {
         let text = std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned());
@@ -67,7 +67,8 @@ pub fn scaled(timeout: Duration) -> Duration {
     Duration::try_from_secs_f64(timeout.as_secs_f64() * *SCALE).unwrap_or(Duration::MAX)
 }
 
-/// The number in the text, or 1 without a text. `None` if it is not a positive number.
+/// Parses the scale. Returns 1 if the text is absent or empty, and `None` if it is not a positive
+/// number.
 fn scale(text: Option<&str>) -> Option<f64> {
     let text = match text.map(str::trim) {
         None | Some("") => return Some(1.0),

@@ -1,13 +1,13 @@
-//! The hash for all names that several processes must agree on, and the encoding of the
-//! hashed data.
+//! The hash for all names that several processes must agree on, and the encoding of the data to
+//! hash.
 
 use std::ffi::OsStr;
 use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, absolute};
 
-/// A hash that is the same in every build. The standard library's hashes may differ between Rust
-/// releases, and test binaries of two releases must agree.
+/// A hash function that is the same in every build. The standard library's may differ between Rust
+/// releases, and test binaries built with two releases must agree.
 pub(crate) struct Fnv1a(pub(crate) u64);
 
 impl Hasher for Fnv1a {
@@ -21,7 +21,7 @@ impl Hasher for Fnv1a {
     }
 }
 
-/// Hashes a number, with the same byte order on every machine.
+/// Hashes a number in the same byte order on every machine.
 pub(crate) fn number(hasher: &mut dyn Hasher, number: u64) {
     hasher.write(&number.to_le_bytes());
 }
@@ -32,8 +32,8 @@ pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
     hasher.write(bytes);
 }
 
-/// Hashes a text with placeholders, and the values of the environment variables in it. Other
-/// placeholders have no value yet, and are hashed as they stand.
+/// Hashes a text with placeholders, and the values of the environment variables that it names.
+/// Other placeholders have no value yet, so only their text is hashed.
 pub(crate) fn text(hasher: &mut dyn Hasher, text: &OsStr) {
     const BEGIN: &[u8] = b"{env:";
     let mut rest = text.as_bytes();

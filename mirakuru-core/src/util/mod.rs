@@ -1,4 +1,4 @@
-//! Small things that many folders need.
+//! Small helpers that several folders need.
 
 pub(crate) mod backoff;
 pub(crate) mod deadline;
@@ -11,8 +11,8 @@ pub(crate) mod text;
 pub(crate) mod thread;
 pub(crate) mod wakeup;
 
-/// Inserts an item into a sorted list, unless the list already contains it. For short lists only.
-/// Sorting would cost each user of the crate much more code to compile.
+/// Inserts an item into a sorted list, unless the list already contains it. Meant for short lists
+/// only: calling `sort` would make each user of the crate compile much more code.
 pub(crate) fn insert_sorted<T: Ord>(list: &mut Vec<T>, item: T) {
     if let Err(at) = list.binary_search(&item) {
         list.insert(at, item);

@@ -6,8 +6,8 @@ use once_cell::sync::Lazy;
 
 use crate::util::settings::{QUIET, is_on};
 
-/// Prints a line to standard error, past the capture of the test harness. Does nothing if
-/// `MIRAKURU_QUIET` is on.
+/// Prints a line to standard error, bypassing the output capture of the test harness. Does nothing
+/// if `MIRAKURU_QUIET` is on.
 pub(crate) fn say(text: &str) {
     if !is_quiet() {
         let _ = writeln!(io::stderr(), "mirakuru: {text}");

@@ -1,4 +1,4 @@
-//! Environment variables whose values are known words.
+//! Environment variables that accept only certain words.
 
 use once_cell::sync::Lazy;
 
@@ -12,7 +12,8 @@ pub const MISSING: &str = "MIRAKURU_MISSING";
 pub(crate) const QUIET: &str = "MIRAKURU_QUIET";
 pub(crate) const SCOPE: &str = "MIRAKURU_SCOPE";
 
-/// The variables and their known values, in the order for messages. An empty value counts as unset.
+/// The variables and the values that messages propose, in this order. An empty value counts as
+/// unset.
 const CHOICES: [(&str, &[&str]); 5] = [
     (KEEP, &["1", "0"]),
     (LIVE, &["1", "0"]),
@@ -21,7 +22,7 @@ const CHOICES: [(&str, &[&str]); 5] = [
     (SCOPE, &["process", "users", "run"]),
 ];
 
-/// Whether this variable is a switch that is on.
+/// Whether this variable is set and not switched off.
 pub(crate) fn is_on(name: &str) -> bool {
     let value = std::env::var_os(name).unwrap_or_default();
     !value.is_empty() && !is_word_of(&OFF, &value.to_string_lossy())
@@ -31,7 +32,7 @@ fn is_word_of(words: &[&str], value: &str) -> bool {
     words.iter().any(|word| word.eq_ignore_ascii_case(value))
 }
 
-/// The first variable with an unknown value, and the reason for refusing that value.
+/// The first variable with an unknown value, and the reason why the value is refused.
 pub(crate) fn unknown() -> Option<&'static (&'static str, String)> {
     static UNKNOWN: Lazy<Option<(&str, String)>> = Lazy::new(|| {
         CHOICES.iter().find_map(|(name, known)| {
@@ -43,7 +44,7 @@ pub(crate) fn unknown() -> Option<&'static (&'static str, String)> {
     UNKNOWN.as_ref()
 }
 
-/// The reason for refusing a value. `None` if it is empty or known.
+/// The reason why a value is refused. `None` if it is empty or known.
 fn refusal(known: &[&str], value: &str) -> Option<String> {
     let is_switch = known == ["1", "0"] && [ON, OFF].iter().any(|words| is_word_of(words, value));
     let is_known = value.is_empty() || is_switch || known.contains(&value);

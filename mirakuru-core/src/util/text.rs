@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 /// Makes a line of another program displayable. Removes escape sequences, replaces control
-/// characters and characters that change the writing direction, and cuts at `limit` characters with
-/// an ellipsis. If carriage returns overwrite the line, the result is the text that a terminal
-/// shows at the end.
+/// characters and characters that change the writing direction, and truncates the line to `limit`
+/// characters, followed by an ellipsis. If carriage returns overwrite the line, the result is the
+/// text that a terminal would finally show.
 pub(crate) fn printable(line: &str, limit: usize) -> String {
     let plain = plain(line.as_bytes());
     let mut shown = String::new();
@@ -31,8 +31,8 @@ const BELL: u8 = 7;
 const SHIFT_OUT: u8 = 0x0e;
 const SHIFT_IN: u8 = 0x0f;
 
-/// A line as a terminal shows it: without escape sequences, and without the parts that a carriage
-/// return overwrites.
+/// Returns a line as a terminal shows it: without escape sequences, and without the text that was
+/// overwritten after a carriage return.
 pub(crate) fn plain(line: &[u8]) -> Cow<'_, [u8]> {
     let line = match line.contains(&b'\r') {
         true => line
@@ -56,9 +56,9 @@ pub(crate) fn plain(line: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(plain)
 }
 
-/// Returns the text after an escape sequence, whose first byte is already removed.
+/// Skips an escape sequence, whose first byte has already been removed, and returns the rest.
 fn after_escape(text: &[u8]) -> &[u8] {
-    /// The text from the first byte that is not in the range.
+    /// Skips the bytes in the range at the beginning of the text.
     fn skip(text: &[u8], range: RangeInclusive<u8>) -> &[u8] {
         let skipped = text.iter().take_while(|byte| range.contains(byte)).count();
         &text[skipped..]
@@ -68,14 +68,14 @@ fn after_escape(text: &[u8]) -> &[u8] {
         [b'[', text @ ..] => match skip(text, 0x20..=0x3f) {
             [0x40..=0x7e, text @ ..] | text => text,
         },
-        // A string for the terminal, such as a title or a link. Ends with BEL or ESC \.
+        // A string for the terminal, such as a title or a link. It is terminated by BEL or `ESC \`.
         [b']' | b'P' | b'X' | b'^' | b'_', text @ ..] => {
             let end = text.iter().position(|byte| matches!(*byte, BELL | ESCAPE));
             match end.map_or(&text[text.len()..], |end| &text[end..]) {
                 [ESCAPE, b'\\', text @ ..] | [_, text @ ..] | text => text,
             }
         }
-        // Any other sequence: intermediate bytes, then one final byte, which may be the first one.
+        // Any other sequence: intermediate bytes, if any, and one final byte.
         text => match skip(text, 0x20..=0x2f) {
             [0..0x80, text @ ..] | text => text,
         },
@@ -101,7 +101,7 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
 /// The smallest [`distance`] between `text` and any part of `other`.
 pub(crate) fn distance_within(text: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
-    // Like `distance`, but a match may begin and end anywhere in `other`.
+    // Like `distance`, except that a match may begin and end anywhere in `other`.
     let mut row = vec![0; other.len() + 1];
     for (i, letter) in text.chars().enumerate() {
         let mut diagonal = row[0];

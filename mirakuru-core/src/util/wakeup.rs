@@ -1,7 +1,7 @@
-//! [`Wakeup`]: a future that waits for descriptors or a time, on any async runtime.
+//! [`Wakeup`]: a future that waits for descriptors or for a time, in any async runtime.
 //!
-//! One thread serves all waits. It begins with the first wait, and ends after a while without
-//! waits.
+//! One thread serves all waits. The first wait starts the thread, which exits if there are no waits
+//! for a while.
 
 use std::fs::File;
 use std::future::Future;
@@ -15,20 +15,20 @@ use std::time::{Duration, Instant};
 use crate::sys;
 use crate::util::thread;
 
-/// Time after which the thread ends if nothing waits.
+/// The thread exits after this time without waits.
 const LINGERS: Duration = Duration::from_millis(200);
-/// The longest wait, so that its end is a valid `Instant`. The caller then waits again.
+/// The longest wait, so that its end is always a valid `Instant`. The caller then waits again.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A future that completes when a descriptor is readable, or when the time is over. The descriptors
-/// must stay open while it exists. It may complete too early, so the caller must check and wait
-/// again.
+/// A future that completes when one of the descriptors is readable, or when the time has passed.
+/// The descriptors must stay open while the future exists. It may complete too early, so the caller
+/// must check, and wait again if necessary.
 #[derive(Debug)]
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Wakeup {
     until: Instant,
     fds: Vec<RawFd>,
-    /// Id of this wait in [`Waits`]. `None` before the first poll.
+    /// The id of this wait in [`Waits`]. `None` before the first poll.
     id: Option<u64>,
 }
 
@@ -55,7 +55,7 @@ impl Future for Wakeup {
             return Poll::Pending;
         }
         if !waits.has_thread() {
-            // Without a thread or a pipe, the caller polls every millisecond.
+            // If there is no thread or no pipe, the caller checks again every millisecond.
             drop(waits);
             std::thread::sleep(Duration::from_millis(1));
             return Poll::Ready(());
@@ -94,11 +94,11 @@ struct Entry {
 struct Waits {
     entries: Vec<Entry>,
     next: u64,
-    /// Id of the process in which the thread runs: a fork has no such thread.
+    /// The id of the process in which the thread runs. A fork of that process has no such thread.
     runs_in: u32,
-    /// The pipe that interrupts the thread.
+    /// A byte in this pipe interrupts the thread's wait.
     pipe: Option<(File, File)>,
-    /// Whether there is a byte in the pipe.
+    /// Whether the pipe contains a byte.
     is_interrupted: bool,
 }
 
@@ -119,7 +119,7 @@ impl Locked {
 }
 
 impl Waits {
-    /// Whether the thread runs. Starts it if necessary.
+    /// Starts the thread if it does not run. Returns whether it runs.
     fn has_thread(&mut self) -> bool {
         let me = std::process::id();
         if self.runs_in == me {
@@ -150,7 +150,7 @@ impl Waits {
     }
 }
 
-/// The thread's code, which ends after a while without waits.
+/// Runs on the thread. Returns if there are no waits for a while.
 fn run() {
     let mut idle_since = Instant::now();
     loop {

@@ -1,15 +1,15 @@
-//! Builds a program of the workspace with cargo, once in a run.
+//! Builds a program of the workspace with cargo, once per run.
 //!
-//! The build must give the same result as a build by hand, and must not disturb the user's own
-//! builds:
+//! The result must be the same as that of a build by hand, and the user's own builds must not be
+//! disturbed:
 //!
 //! - The build uses the profile, the target and the flags of this crate. A build script has
 //!   recorded them, because cargo does not pass them to a test process.
-//! - The build gets the environment of the cargo or nextest that runs the tests. Cargo sets more
-//!   variables for tests, and many build scripts run again if one of these changes. Then each of
-//!   the two builds would undo the other's work.
-//! - The build shares the *build directory* of the tests, which has the compiled crates.
-//! - The build has its own *target directory*, which gets the finished programs. So
+//! - The build gets the environment of the cargo or nextest process that runs the tests. Cargo sets
+//!   more variables for tests, and many build scripts run again if one of these changes. Each of
+//!   the two builds would then undo the other's work.
+//! - The build shares the *build directory* of the tests, which contains the compiled crates.
+//! - The build has its own *target directory*, which receives the finished programs. So
 //!   `target/debug/NAME` and cargo's records about it stay unchanged.
 //! - The finished file is linked into a directory of the run, because a later build may replace the
 //!   file while tests still use it.
@@ -50,9 +50,10 @@ use crate::util::text::distance;
 use crate::workspace::Bin;
 use crate::workspace::json::Json;
 
-/// Cargo's message if another cargo works in the same directory.
+/// Cargo prints this message if another cargo process uses the same directory.
 const BLOCKED: &str = "Blocking waiting for file lock";
-/// Age at which a link is removed if its run is not visible in this pid namespace.
+/// The age at which a directory of links is removed if its run belongs to another pid namespace,
+/// where this process cannot tell whether the run has ended.
 const FOREIGN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The settings with which this crate, and so the test, was built.
@@ -74,15 +75,15 @@ impl Built {
         })
     }
 
-    /// Reads the settings from the directory of a build script:
+    /// Derives the settings from the path of a build script's output directory:
     /// `BUILD_DIR/[TARGET/]PROFILE/build/..`.
     fn of(out_dir: &Path, target: &str) -> Option<Built> {
         let build = out_dir.ancestors().find(|dir| dir.ends_with("build"))?;
         let profile_dir = build.parent()?;
         let profile = profile_dir.file_name()?.to_str()?;
         let parent = profile_dir.parent()?;
-        // A build directory may have the same name as a target. Cargo puts this file only into a
-        // build directory.
+        // A build directory may have the same name as a target. Only a build directory contains
+        // this file of cargo.
         let given = parent.ends_with(target) && !parent.join(".rustc_info.json").exists();
         Some(Built {
             build_dir: if given { parent.parent()? } else { parent }.to_owned(),
@@ -93,8 +94,8 @@ impl Built {
     }
 }
 
-/// Process id and start time of the test runner: the nearest ancestor that is cargo or a similar
-/// program.
+/// The process id and the start time of the test runner: the nearest ancestor that is cargo or a
+/// similar program.
 fn runner() -> Option<(u32, u64)> {
     static RUNNER: Lazy<Option<(u32, u64)>> = Lazy::new(|| {
         let mut ancestors = procfs::ancestors(std::process::id()).skip(1);
@@ -104,14 +105,14 @@ fn runner() -> Option<(u32, u64)> {
     *RUNNER
 }
 
-/// The directory in which the runner was started, from which cargo has read its configuration.
-/// `None` if this test was started by hand.
+/// The working directory of the runner, in which cargo has looked for its configuration. `None` if
+/// this test was started by hand.
 pub(crate) fn runner_dir() -> Option<PathBuf> {
     runner().and_then(|(pid, _)| procfs::current_dir(pid))
 }
 
-/// The file for the list of skipped tests, and the first line of this run's list. `None` if the
-/// build directory does not exist.
+/// The path of the list of skipped tests, and the first line that this run writes to it. `None` if
+/// the build directory does not exist.
 #[must_use]
 pub fn skipped_list() -> Option<(PathBuf, String)> {
     let dir = Built::baked()?.build_dir;
@@ -127,14 +128,14 @@ pub fn skipped_list() -> Option<(PathBuf, String)> {
     ))
 }
 
-/// Builds the program and returns its path. Cargo is called only once in a run, by one process.
+/// Builds the program and returns its path. Only one process of a run calls cargo, and only once.
 ///
 /// # Errors
 ///
 /// [`Error::System`]: see [`Bin::path`].
 pub(crate) fn built(bin: &Bin) -> Result<PathBuf, Error> {
     static KNOWN: Mutex<Vec<(Bin, Result<PathBuf, String>)>> = Mutex::new(Vec::new());
-    // The lock makes other threads wait for the build, as other processes do.
+    // The lock makes other threads wait for the build. (A file lock does so for other processes.)
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let outcome = match known.iter().find(|(other, _)| other == bin) {
         Some((_, outcome)) => outcome.clone(),
@@ -183,7 +184,8 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
         });
         pauses.sleep(Duration::MAX);
     }
-    // Another test may have written the outcome between the check and the lock.
+    // Another test may have written the outcome after the first check and before this test got the
+    // lock.
     if let Some(outcome) = record.read() {
         return outcome;
     }
@@ -193,12 +195,12 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
     outcome
 }
 
-/// Adds a remedy to the reason: the variable that the user can set.
+/// Adds a remedy to the reason: the variable that the user can set to the program's path.
 fn by_variable(bin: &Bin, reason: &str) -> String {
     format!("{reason}; set {} to the program's path", bin.variable())
 }
 
-/// Checks that this test runs from its build directory. If it runs from an archive, cargo cannot
+/// Checks that this test runs from its build directory. For a test from an archive, cargo could not
 /// build the same program.
 fn check_is_beside(built: &Built) -> Result<(), String> {
     let exe = own_file(std::env::current_exe().ok(), std::env::args_os().next());
@@ -219,18 +221,19 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
     ))
 }
 
-/// The executable of this process. If the system cannot tell it (Linux without `/proc`), the path
-/// in the first argument. Cargo and nextest pass the same path there.
+/// The executable of this process. If the system cannot tell (Linux without `/proc`), the path is
+/// taken from the first argument, where cargo and nextest pass it.
 fn own_file(told: Option<PathBuf>, first_arg: Option<OsString>) -> PathBuf {
     let path = told.or_else(|| first_arg.map(PathBuf::from));
     path.and_then(|path| fs::canonicalize(path).ok())
         .unwrap_or_default()
 }
 
-/// The file that tells other processes of the run the outcome of the build.
+/// The file that tells the other processes of the run whether the build succeeded.
 struct Record {
     file: PathBuf,
-    /// The runner of this build. After another runner has started, the sources may have changed.
+    /// The runner of the tests that this build was for. If another runner has started since, the
+    /// sources may have changed.
     runner: (u32, u64),
 }
 
@@ -254,8 +257,8 @@ impl Record {
             Ok(path) => ("built", path.to_string_lossy().into_owned()),
             Err(reason) => ("failed", reason.clone()),
         };
-        // The file is complete before it gets its name, because other processes read it without
-        // the lock.
+        // The file is written completely before it is renamed, because other processes read it
+        // without the lock.
         let new = self.file.with_extension(format!("new-{}", std::process::id()));
         fs::write(&new, format!("{}\n{word}\n{text}", self.head()))?;
         fs::rename(&new, &self.file)
@@ -267,7 +270,7 @@ impl Record {
     }
 }
 
-/// Builds the program and returns its path.
+/// Calls `cargo build`, and returns the path of the program that cargo reports.
 fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
     let manifest = manifest(bin)?;
     let package = package(bin, built, &manifest)?;
@@ -310,7 +313,7 @@ fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
     })
 }
 
-/// The manifest of the test's package, or any other one of the workspace.
+/// Returns the manifest of the test's package, or another one of the same workspace.
 fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     let exe = std::env::current_exe().ok();
     let given = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -323,8 +326,8 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     ] {
         dirs.extend(dir);
     }
-    // For a test that is started by hand: its executable is usually below the workspace's
-    // directory.
+    // Helps if the test was started by hand, because its executable is usually below the
+    // workspace's directory.
     dirs.extend(exe.as_deref().unwrap_or(Path::new("")).ancestors());
     for dir in dirs {
         let manifest = dir.join("Cargo.toml");
@@ -337,7 +340,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     Err(by_variable(bin, reason))
 }
 
-/// The id that cargo gives to the package with the program.
+/// Returns cargo's id of the package that contains the program.
 fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> {
     let mut metadata = cargo(built, manifest);
     metadata.args([
@@ -369,7 +372,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     match found.as_slice() {
         [(id, _, _)] => Ok((*id).to_owned()),
         [] => {
-            // The most similar names come first; equally similar ones stay in cargo's order.
+            // The most similar names come first. Equally similar ones keep cargo's order.
             let mut near = Vec::new();
             for (at, (_, package, name)) in all.iter().enumerate() {
                 insert_sorted(&mut near, (distance(name, &bin.name), !is_wanted(package), at));
@@ -392,7 +395,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     }
 }
 
-/// Lists at most ten of these names.
+/// Lists at most ten of the names for a message.
 fn listed(names: &[String], kind: &str) -> String {
     let kind = if kind == "bin" { "programs" } else { "examples" };
     match names.len() {
@@ -407,11 +410,11 @@ fn listed(names: &[String], kind: &str) -> String {
     }
 }
 
-/// The build directory as a string of TOML, for a cargo that is started in `dir`.
+/// Returns the build directory as a TOML string, for a cargo process that is started in `dir`.
 ///
-/// In this setting, cargo replaces names in braces, and allows no other braces. So a path with
-/// braces is written relative to `dir`. If it still has braces, the result is `None`, and cargo
-/// compiles all crates once more.
+/// In this setting, cargo replaces certain names in braces, and rejects any other braces. So a path
+/// with braces is written relative to `dir`. If it still contains braces, the result is `None`, and
+/// cargo compiles all crates again.
 fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> {
     let text = path
         .to_str()
@@ -433,9 +436,9 @@ fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> 
     )))
 }
 
-/// Makes a cargo command with the runner's environment and directory. Without a runner, the command
-/// starts beside the manifest, because cargo and rustup search for their configuration from there
-/// upwards.
+/// Creates a cargo command with the runner's environment and working directory. If there is no
+/// runner, cargo starts in the directory of the manifest, because cargo and rustup search for their
+/// configuration from there upwards.
 fn cargo(built: &Built, manifest: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let of_runner = runner().and_then(|(pid, _)| procfs::environment(pid));
@@ -458,15 +461,15 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
         let flags = given("RUSTFLAGS")?;
         Some(flags.split_ascii_whitespace().collect::<Vec<_>>().join("\u{1f}"))
     });
-    // Cargo reads flags from the environment or a file by itself. Build scripts may depend on the
-    // variable, so it is set only if the flags differ.
+    // Cargo itself reads the flags from the environment or from a file. Build scripts may depend on
+    // the variable, so it is set only if the flags differ.
     if given.unwrap_or_default() != built.flags {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", built.flags);
     }
     cargo
 }
 
-/// Parses the environment of a process.
+/// Parses an environment as the kernel shows it.
 fn variables(environment: &[u8]) -> Vec<(OsString, OsString)> {
     let text = |bytes| OsStr::from_bytes(bytes).to_owned();
     let mut variables = Vec::new();
@@ -484,8 +487,8 @@ struct Said {
     err: String,
 }
 
-/// Runs cargo to its end. Cargo inherits no stream of this process, because a runner that reads the
-/// stream would wait for cargo.
+/// Runs cargo until it exits. Cargo inherits none of this process's streams: a runner that reads
+/// such a stream would also wait for cargo.
 fn run_cargo(mut cargo: Command, bin: &Bin) -> Result<Said, String> {
     cargo
         .stdin(Stdio::null())
@@ -506,7 +509,7 @@ fn run_cargo(mut cargo: Command, bin: &Bin) -> Result<Said, String> {
     }
 }
 
-/// Reads all output of cargo. Reports a slow step.
+/// Reads all output of cargo, and reports its progress if it takes long.
 fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
     let (Some(mut stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err("cargo has no output".to_owned());
@@ -548,7 +551,7 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
     Ok(Said { out, err })
 }
 
-/// Links the file under a name that no later build replaces during this run.
+/// Links the file to a path that no later build replaces during this run.
 fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> {
     let base = built.build_dir.join("mirakuru");
     sweep(&base);
@@ -563,7 +566,7 @@ fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> 
         if link.exists() {
             return Ok(link);
         }
-        // Some file systems have no hard links. There, the file is copied.
+        // If the file system does not support hard links, the file is copied.
         fs::hard_link(file, &link).or_else(|_| {
             let new = dir.join("new");
             fs::copy(file, &new)?;
@@ -580,7 +583,7 @@ fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> 
     })
 }
 
-/// Removes the links of runs that are over.
+/// Removes the links of runs that have ended.
 fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();

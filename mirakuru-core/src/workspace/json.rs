@@ -1,6 +1,6 @@
 //! A JSON parser for cargo's messages.
 
-/// A JSON value. Numbers stay as text, because this crate does not calculate with them.
+/// A JSON value. Numbers are kept as text, because this crate does not calculate with them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Json {
     /// `null`, `true`, `false`, or a number.
@@ -10,11 +10,11 @@ pub(crate) enum Json {
     Object(Vec<(String, Json)>),
 }
 
-/// Maximum depth of nested values. Cargo's messages have six levels.
+/// The maximum nesting depth of values. Cargo's messages have six levels.
 const DEPTH: usize = 64;
 
 impl Json {
-    /// Parses a text; `None` if it is not JSON.
+    /// Parses a text. Returns `None` if it is not JSON.
     pub(crate) fn parse(text: &str) -> Option<Json> {
         let mut reader = Reader { rest: text };
         let value = reader.value(DEPTH)?;
@@ -22,7 +22,7 @@ impl Json {
         reader.rest.is_empty().then_some(value)
     }
 
-    /// Returns the member of an object by its name.
+    /// Returns the member of an object that has this name.
     pub(crate) fn get(&self, name: &str) -> Option<&Json> {
         match self {
             Json::Object(members) => members
@@ -33,7 +33,7 @@ impl Json {
         }
     }
 
-    /// Returns the text of a member of an object.
+    /// Returns the member of an object that has this name, if it is a text.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             Json::Text(text) => Some(text),
@@ -41,7 +41,7 @@ impl Json {
         }
     }
 
-    /// Returns the entries of a list in an object. Empty if there is no such list.
+    /// Returns the list in an object that has this name. Empty if there is no such list.
     pub(crate) fn list(&self, name: &str) -> &[Json] {
         match self.get(name) {
             Some(Json::List(list)) => list,
@@ -59,7 +59,7 @@ impl Reader<'_> {
         self.rest = self.rest.trim_start_matches([' ', '\t', '\r', '\n']);
     }
 
-    /// Consumes this text, if it comes next after white space.
+    /// Skips white space and consumes this text, if it comes next.
     fn take(&mut self, text: &str) -> Option<()> {
         self.space();
         self.rest = self.rest.strip_prefix(text)?;
@@ -129,7 +129,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads the character of an escape, whose backslash is already consumed.
+    /// Reads the character after a backslash, which is already consumed, and returns the character
+    /// that the escape stands for.
     fn escaped(&mut self) -> Option<char> {
         let kind = self.rest.chars().next()?;
         self.rest = &self.rest[kind.len_utf8()..];

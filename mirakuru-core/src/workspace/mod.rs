@@ -12,9 +12,9 @@ use crate::recipe::command::{Command, IntoCommand, Program};
 
 pub use self::cargo::skipped_list;
 
-/// A program of the test's workspace. It may belong to the test's own package or to any other one.
+/// A program of the test's workspace, in the test's own package or in another one.
 ///
-/// Use a `Bin` as a command, as here, or write the attribute's key `bin`:
+/// Use a `Bin` as a command, as in this example, or use the attribute's key `bin`:
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -27,16 +27,16 @@ pub use self::cargo::skipped_list;
 /// # Ok::<(), mirakuru::Error>(())
 /// ```
 ///
-/// The program is found or built when the executor is made, before the start's time-out begins.
-/// These places are tried, in this order:
+/// The program is found or built when the executor is created, before the timeout of the start
+/// begins. These places are tried in this order:
 ///
-/// 1. the environment variable `MIRAKURU_BIN_SHOP_SERVER`: a path, relative to where the runner was
-///    started;
+/// 1. the environment variable `MIRAKURU_BIN_SHOP_SERVER`: a path, which may be relative to the
+///    directory in which the runner was started;
 /// 2. for a program of the test's own package: `NEXTEST_BIN_EXE_shop-server`, which nextest sets,
 ///    and `CARGO_BIN_EXE_shop-server`, which cargo sets;
-/// 3. a `cargo build` of that program, with the profile, the target and the flags of the test.
-///    Each run calls cargo once for all its tests and processes, so the program is never stale. The
-///    file in the target directory of the tests is not replaced.
+/// 3. a `cargo build` of that program, with the profile, the target and the flags of the test. Each
+///    run calls cargo once for all its tests and processes, so the program is never stale. The file
+///    in the target directory of the tests is not replaced.
 ///
 /// The guide's page on programs describes each runner.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,15 +47,15 @@ pub struct Bin {
     is_example: bool,
     features: Vec<String>,
     profile: Option<String>,
-    /// The path that cargo gave when the test was compiled.
+    /// The path that cargo provided when the test was compiled.
     known: Option<&'static str>,
-    /// The directory of the test's package, when the test was compiled.
+    /// The directory of the test's package at the time when the test was compiled.
     compiled_in: Option<&'static str>,
 }
 
 impl Bin {
-    /// A binary by its name. If several packages of the workspace have a binary of this name, give
-    /// both: `"package:name"`.
+    /// Selects a binary by its name. If several packages of the workspace have a binary with this
+    /// name, add the package: `"package:name"`.
     pub fn new(name: impl Into<String>) -> Bin {
         let name = name.into();
         let (package, name) = match name.split_once(':') {
@@ -73,8 +73,8 @@ impl Bin {
         }
     }
 
-    /// An example by its name, or by `"package:name"`. It is always built, because cargo does not
-    /// tell a test where an example is.
+    /// Selects an example by its name, or by `"package:name"`. Cargo does not tell a test where an
+    /// example is, so a `cargo build` is always called.
     pub fn example(name: impl Into<String>) -> Bin {
         Bin {
             is_example: true,
@@ -82,7 +82,7 @@ impl Bin {
         }
     }
 
-    /// Builds with these features of its package, in addition to the default ones.
+    /// Builds with these features of the program's package, in addition to the default features.
     pub fn features<S: Into<String>>(mut self, features: impl IntoIterator<Item = S>) -> Bin {
         self.features.extend(features.into_iter().map(Into::into));
         self
@@ -94,12 +94,12 @@ impl Bin {
         self
     }
 
-    /// The path of the program, which is built if necessary.
+    /// Returns the path of the program, which is built if necessary.
     ///
     /// # Errors
     ///
     /// [`Error::System`] if the workspace has no such program, if it does not compile, or if cargo
-    /// cannot be used. In the last case the error names the variable to set.
+    /// cannot be used. If cargo cannot be used, the error names the variable to set.
     pub fn path(&self) -> Result<PathBuf, Error> {
         if let Some(path) = self.overridden()? {
             return Ok(path);
@@ -147,8 +147,8 @@ impl Bin {
         }
     }
 
-    /// The path from cargo or nextest. They build the program only with default settings, and only
-    /// for tests of the same package.
+    /// The path that cargo or nextest provides. They build the program only with default settings,
+    /// and only for tests of the same package.
     fn told_by_cargo(&self) -> Option<PathBuf> {
         if self.is_example || !self.features.is_empty() || self.profile.is_some() {
             return None;
@@ -186,7 +186,8 @@ impl Bin {
 }
 
 impl fmt::Debug for Bin {
-    /// Prints the same in every test binary, even if cargo told only one of them the path.
+    /// Prints the same text in every test binary, even if cargo provided the path to only one of
+    /// them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bin")
             .field(self.kind(), &self.shown())

@@ -1,1 +1,1 @@
-//! The second package of the workspace, which has only tests.
+//! The second package of the workspace, which contains only tests.

@@ -1,12 +1,12 @@
-//! Another package, the same fixture. Nextest runs each of these tests in its own process, but
-//! starts Redis only once.
+//! This package uses the same fixture as the other one. Nextest runs each of these tests in its own
+//! process, but Redis is started only once.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use fixtures::REDIS;
 
-/// The next number from Redis's counter.
+/// Increments Redis's counter, and returns the next number.
 fn next_invoice(database: u32) -> String {
     let mut stream = TcpStream::connect(REDIS.addr()).unwrap();
     write!(stream, "SELECT {database}\r\nINCR invoice\r\n").unwrap();

@@ -1,4 +1,4 @@
-//! The program under test belongs to another package: `bin` lets cargo build it, once for all
+//! The program under test belongs to another package. With `bin`, cargo builds it once for all
 //! tests.
 
 use std::io::{Read, Write};
