@@ -171,7 +171,7 @@ fn a_member_of_a_cluster_starts_at_any_port() {
         .query::<String>(&mut client);
     assert_eq!(slots.unwrap(), "OK");
     let error = server.try_database().unwrap_err().to_string();
-    assert!(error.contains("only the database 0"), "{error}");
+    assert!(error.contains("only database 0"), "{error}");
 }
 
 #[test]

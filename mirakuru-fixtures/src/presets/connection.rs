@@ -43,7 +43,7 @@ impl Connection {
     }
 }
 
-/// Reads up to `most` bytes. The buffer takes only as much memory as the data that really comes.
+/// Reads up to `most` bytes. The buffer grows with the data that actually arrives.
 pub(super) fn read(from: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 8192]);
     while bytes.len() < most {
@@ -58,7 +58,7 @@ pub(super) fn read(from: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads this number of bytes.
+/// Reads exactly `count` bytes.
 pub(super) fn read_exactly(from: &mut impl Read, count: usize) -> io::Result<Vec<u8>> {
     let bytes = read(from, count)?;
     match bytes.len() == count {

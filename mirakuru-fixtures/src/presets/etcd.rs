@@ -29,7 +29,7 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// An etcd with one member: see [`Etcd`].
+/// An etcd server with one member: see [`Etcd`].
 pub fn etcd() -> EtcdRecipe {
     EtcdRecipe {
         options: Options::default(),
@@ -38,7 +38,7 @@ pub fn etcd() -> EtcdRecipe {
     }
 }
 
-/// A recipe for an etcd: made by [`etcd()`].
+/// A recipe for an etcd server, created by [`etcd()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct EtcdRecipe {
@@ -52,8 +52,7 @@ pub struct EtcdRecipe {
 options!(EtcdRecipe, durable);
 
 impl EtcdRecipe {
-    /// Sets a flag, which overrides the preset's value: `config("quota-backend-bytes",
-    /// "16777216")`.
+    /// Sets a flag, overriding the preset's value: `config("quota-backend-bytes", "16777216")`.
     pub fn config(mut self, flag: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((flag.into(), value.into()));
         self
@@ -84,8 +83,8 @@ impl EtcdRecipe {
             recipe.peers = node.peers().map(|peer| peer.port_named("peer")).collect();
             recipe
         })
-        // Launches a member only once the previous member listens. A member that reaches no other
-        // member would try again only after a second.
+        // Launches a member only once the previous member listens. A member that cannot reach any
+        // other member would retry only after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
             let port = member.port_named("peer").unwrap_or_default();
             let mut connection =
@@ -120,7 +119,7 @@ impl Recipe for EtcdRecipe {
             ("listen-peer-urls", peer),
             ("initial-advertise-peer-urls", peer),
             ("initial-cluster", members),
-            // The unit is ms. A member elects a leader before it serves clients. With etcd's
+            // In milliseconds. A member elects a leader before it serves clients. With etcd's
             // defaults, the election takes a third of a second.
             ("heartbeat-interval", "10"),
             ("election-timeout", election),
@@ -141,8 +140,8 @@ impl Recipe for EtcdRecipe {
         Ok(recipe.wait_for(
             self.options
                 .answers("said that it is healthy", move |mut connection| {
-                    // Without a majority of its members, etcd does not answer `/health`. So count
-                    // the members first.
+                    // Without a majority of its members, etcd does not answer `/health`. So first
+                    // count the members that accept connections.
                     let is_there = |port: &&u16| TcpStream::connect((Ipv4Addr::LOCALHOST, **port)).is_ok();
                     if peers.iter().filter(is_there).count() < peers.len().div_ceil(2) {
                         return Ok(false);
@@ -159,7 +158,7 @@ impl Recipe for EtcdRecipe {
     }
 }
 
-/// A running etcd. It serves gRPC and, below `/v3/`, JSON on the same port.
+/// A running etcd server. It serves gRPC and, below `/v3/`, JSON on the same port.
 ///
 /// [`key_prefix`](Etcd::key_prefix) gives each test its own keys. Tests share everything else:
 /// revisions, compaction, leases, alarms, the quota, users and roles. If one test enables

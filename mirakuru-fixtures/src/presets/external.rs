@@ -52,7 +52,7 @@ const SERVERS: [&Server; 8] = [
     &mosquitto::SERVER,
 ];
 
-/// Time that a server may refuse connections while it starts.
+/// How long a server may refuse connections while it starts.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
 /// If the check takes longer, mirakuru tests whether the server is of another kind.
 const USUALLY_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
@@ -77,10 +77,10 @@ pub(super) struct Protocol {
     pub(crate) schemes: &'static [&'static str],
     /// The default port.
     pub(crate) port: u16,
-    /// Checks the server. Fails if it is too old, or refuses rights that the preset needs.
+    /// Checks the server. Fails if it is too old, or denies rights that the preset needs.
     pub(crate) check: fn(&External) -> io::Result<()>,
     /// Finds the owners of all objects on the server by the objects' names. The result may contain
-    /// other texts.
+    /// texts that are not owners.
     pub(crate) owners: fn(&External) -> io::Result<Vec<String>>,
     /// Registers the owner again. Only servers whose objects cannot carry the owner's name need
     /// this.
@@ -138,8 +138,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// Fails if the URL does not fit the preset, or if the recipe has a setting that an external
-    /// server cannot take.
+    /// Fails if the URL does not fit the preset, or if the recipe has a setting that cannot apply
+    /// to an external server.
     pub(crate) fn external(&self, server: &Server) -> Result<Option<External>, Error> {
         let variable = server.variable("URL");
         let (Some(url), Some(protocol)) = (env::var_os(&variable), server.external) else {
@@ -227,7 +227,7 @@ impl External {
         })
     }
 
-    /// Makes a URL with the given path, and with the parameters of the user's URL.
+    /// Builds a URL with the given path, and with the parameters of the user's URL.
     pub(crate) fn url(&self, path: &str) -> String {
         let user = self.user.as_deref().map_or_else(String::new, percent_encoded);
         let password = self.password.as_ref();
@@ -304,7 +304,7 @@ impl External {
         (&*self.host, port).to_socket_addrs()
     }
 
-    /// Connects to the first address of the host that accepts.
+    /// Connects to the first of the host's addresses that accepts a connection.
     pub(crate) fn connect(&self, within: Duration) -> io::Result<Connection> {
         self.connect_to(self.port, within)
     }
@@ -381,7 +381,7 @@ impl External {
         let owners = checked.and_then(|()| (self.protocol.owners)(self));
         for owner in owners.map_err(|source| self.failed(source))? {
             if is_forgotten(&owner) {
-                // Another run may remove the same objects at this moment, so ignore errors.
+                // Another run may be removing the same objects, so ignore errors.
                 let _ = (self.protocol.remove)(self, &owner);
             }
         }
@@ -421,7 +421,7 @@ impl External {
         checked.unwrap_or_else(|| Err(io::Error::other("the check of the server panicked")))
     }
 
-    /// The owner of everything that tests make through this executor.
+    /// The owner of everything that tests create through this executor.
     ///
     /// # Errors
     ///
@@ -444,8 +444,8 @@ impl External {
     }
 }
 
-/// The text before the first `_` of each name, without duplicates. If mirakuru made the name, the
-/// text is its owner.
+/// The text before the first `_` of each name, without duplicates. If mirakuru generated the name,
+/// the text is its owner.
 pub(super) fn owners_of(names: &[String]) -> Vec<String> {
     let mut owners = Vec::new();
     for name in names {
@@ -455,7 +455,8 @@ pub(super) fn owners_of(names: &[String]) -> Vec<String> {
     owners
 }
 
-/// Whether the owner has ended, or is old and on another machine. `false` if the text is no owner.
+/// Whether the owner has ended, or is old and on another machine. `false` if the text is not an
+/// owner.
 fn is_forgotten(owner: &str) -> bool {
     let Some(owner) = Owner::parse(owner) else {
         return false;
@@ -488,11 +489,11 @@ fn run(external: &External) -> Result<(), Error> {
     let protocol = external.protocol;
     let dir = env::current_dir().map_err(|source| external.failed(source))?;
     if second_argument() == CLEAN_UP.as_bytes() {
-        // If the mark stayed, a restarted stand-in would count as ready at once.
+        // If the mark stayed, a restarted stand-in would count as ready immediately.
         let _ = fs::remove_file(dir.join(READY));
         return match external.owner(&dir) {
             Ok(owner) => (protocol.remove)(external, &owner).map_err(|source| external.failed(source)),
-            // Without an owner, the tests have made nothing on the server.
+            // Without an owner, the tests have created nothing on the server.
             Err(_) => Ok(()),
         };
     }

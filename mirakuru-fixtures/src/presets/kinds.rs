@@ -10,9 +10,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Length of the excerpt from an unknown answer, in bytes.
 const SHOWN: usize = 40;
 
-/// Most servers reply to an HTTP request in a way of their own, or send a greeting first.
+/// Most servers answer an HTTP request in a recognisable way, or send a greeting first.
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// memcached answers this command, but closes the connection at an HTTP request.
+/// memcached answers this command, but closes the connection when it gets an HTTP request.
 const MEMCACHED: &[u8] = b"version\r\n";
 /// PostgreSQL's `SSLRequest`, which asks whether the server supports TLS.
 const TLS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];

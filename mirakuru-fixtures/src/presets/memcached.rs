@@ -23,17 +23,17 @@ pub(super) const SERVER: Server = Server {
 /// memcached's default limit on connections.
 const CONNECTIONS: u64 = 1024;
 
-/// A memcached: see [`Memcached`].
+/// A memcached server: see [`Memcached`].
 pub fn memcached() -> MemcachedRecipe {
     MemcachedRecipe {
         options: Options::default(),
     }
 }
 
-/// A recipe for a memcached: made by [`memcached()`].
+/// A recipe for a memcached server, created by [`memcached()`].
 ///
 /// memcached has no configuration file. All settings are arguments: `arg("--memory-limit=16")` sets
-/// the size to 16 MB instead of 64 MB.
+/// the cache size to 16 MB instead of 64 MB.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MemcachedRecipe {
@@ -74,7 +74,7 @@ impl Recipe for MemcachedRecipe {
     }
 }
 
-/// A running memcached.
+/// A running memcached server.
 ///
 /// [`key_prefix`](Memcached::key_prefix) gives each test its own keys. Tests share everything else:
 /// `flush_all` empties the cache for all tests, and `stats` counts all tests together. If one test

@@ -44,7 +44,7 @@
 //!   possible. Clean-up takes at most a second. If something cannot be removed by then, mirakuru
 //!   reports it, and it stays until the server ends.
 //! - The handle dereferences to its [`Executor`](mirakuru_core::Executor), which has the logs, the
-//!   pid, and the methods.
+//!   pid, and methods such as `stop`.
 //!
 //! These recipes start several servers as a [`Cluster`](crate::Cluster):
 //!
@@ -126,7 +126,7 @@ fn expect<T>(result: Result<T, Error>) -> T {
     }
 }
 
-/// Makes the error of an `attempt` that failed because of `source`.
+/// Creates the error for an `attempt` that failed because of `source`.
 fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)
 }
@@ -137,7 +137,7 @@ fn insert(list: &mut Vec<String>, text: String) {
     list.insert(at, text);
 }
 
-/// Encodes a text for a URL: everything except for letters, digits and `-._~` becomes `%XX`.
+/// Encodes a text for a URL: everything except letters, digits and `-._~` becomes `%XX`.
 fn percent_encoded(text: &str) -> String {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')

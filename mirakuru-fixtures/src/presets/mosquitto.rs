@@ -22,14 +22,14 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// A Mosquitto: see [`Mosquitto`].
+/// A Mosquitto broker: see [`Mosquitto`].
 pub fn mosquitto() -> MosquittoRecipe {
     MosquittoRecipe {
         options: Options::default(),
     }
 }
 
-/// A recipe for a Mosquitto: made by [`mosquitto()`].
+/// A recipe for a Mosquitto broker, created by [`mosquitto()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MosquittoRecipe {
@@ -58,7 +58,7 @@ impl MosquittoRecipe {
             ("persistence_location", "{dir}/"),
         ];
         if SERVER.stays_root().is_some() {
-            // Without this line, a broker that root starts becomes another user.
+            // Without this line, a broker started by root switches to another user.
             lines.push(("user", "root"));
         }
         lines.retain(|(key, _)| *key == "listener" || self.options.setting(key).is_none());
@@ -100,15 +100,15 @@ fn answers(mut connection: Connection) -> io::Result<bool> {
     Ok(answer.starts_with(&CONNACK) && answer[3] != UNAVAILABLE)
 }
 
-/// A running Mosquitto.
+/// A running Mosquitto broker.
 ///
 /// [`topic_prefix`](Mosquitto::topic_prefix) gives each test its own topics, including retained
 /// messages. Tests share `$SYS` and the client ids, and a subscription to `#` gets the messages of
 /// all tests. A second client with the same id disconnects the first one. Begin ids with the
 /// prefix, or leave them empty.
 ///
-/// Every user of this machine may connect, without a name or a password. To require passwords, make
-/// a file with `mosquitto_passwd`, and set `config("allow_anonymous", "false")` and
+/// Every user of this machine may connect, without a name or a password. To require passwords,
+/// create a file with `mosquitto_passwd`, and set `config("allow_anonymous", "false")` and
 /// `config("password_file", ..)`.
 ///
 /// A restart loses sessions and retained messages, unless the recipe sets `durable(true)`.

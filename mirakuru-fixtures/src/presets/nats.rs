@@ -46,7 +46,7 @@ pub fn nats() -> NatsRecipe {
     }
 }
 
-/// A recipe for a NATS server: made by [`nats()`].
+/// A recipe for a NATS server, created by [`nats()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NatsRecipe {
@@ -60,7 +60,7 @@ pub struct NatsRecipe {
 options!(NatsRecipe);
 
 impl NatsRecipe {
-    /// Enables JetStream in all accounts. The default is `false`, and `true` in a
+    /// Enables JetStream in all accounts. The default is `false`, but `true` in a
     /// [cluster](NatsRecipe::cluster). Streams survive a restart.
     pub fn jetstream(mut self, jetstream: bool) -> Self {
         self.jetstream = Some(jetstream);
@@ -87,8 +87,8 @@ impl NatsRecipe {
     /// node knows all nodes, and JetStream answers on every node.
     ///
     /// All nodes have the same accounts and the same password. Their handles lease accounts from
-    /// one list, so no two nodes lease the same [`account`](Nats::account) at a time. A node that
-    /// starts again is ready when it answers.
+    /// one list, so no two nodes lease the same [`account`](Nats::account) at a time. A restarted
+    /// node is ready as soon as it answers.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -121,7 +121,7 @@ impl NatsRecipe {
         .ready_when(formed)
     }
 
-    /// The first node of the cluster. Its directory has the leases of all nodes.
+    /// The first node of the cluster. Its directory holds the leases of all nodes.
     fn first(&self) -> Option<Node> {
         self.node.as_ref().and_then(|(node, _)| node.nodes().next())
     }
@@ -160,7 +160,7 @@ impl NatsRecipe {
     }
 
     /// The `accounts` block: the accounts that tests lease, and the shared account. All have the
-    /// same password, which is random.
+    /// same random password.
     fn accounts_text(&self, accounts: u32, password: &str) -> String {
         let jetstream = if self.has_jetstream() {
             ", jetstream: enabled"
@@ -205,7 +205,8 @@ impl Recipe for NatsRecipe {
         }
         let mut args = vec!["--config", "{dir}/nats.conf"];
         if self.has_jetstream() {
-            // In the configuration file, special characters of the path would need escapes.
+            // The path is an argument, because special characters in the configuration file would
+            // need escapes.
             args.extend(["--store_dir", "{dir}/jetstream"]);
         }
         Ok(self
@@ -213,7 +214,7 @@ impl Recipe for NatsRecipe {
             .recipe(&SERVER, &args)?
             .file("nats.conf", self.text())
             // SIGINT and SIGTERM both shut the server down cleanly, but after SIGTERM it exits with
-            // 1.
+            // status 1.
             .stop_signal(Signal::Int)
             .wait_for(self.options.answers_in(
                 "answered PING",
@@ -233,7 +234,7 @@ impl Recipe for NatsRecipe {
         }
         let first = self.first();
         let (password, accounts) = match first.filter(|first| first.dir() != executor.dir()) {
-            // The first node has already made the credentials.
+            // The first node has already created the credentials.
             Some(first) => credentials(&first.dir()).map_err(no_password)?,
             None => (new_password()?, self.accounts.unwrap_or_else(default_accounts)),
         };
@@ -282,13 +283,13 @@ fn no_password(source: io::Error) -> Error {
 
 /// Whether a node has routes to all nodes, and its JetStream has a leader.
 fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<bool> {
-    // Shortest time limit for an answer. Without a leader, JetStream does not answer.
+    // The shortest time to wait for an answer. Without a leader, JetStream does not answer at all.
     const POLL: Duration = Duration::from_millis(20);
     let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
     let (password, _) = credentials(probe.dir())?;
     let mut connection = Connection::open(([127, 0, 0, 1], port).into(), POLL.max(probe.remaining()))?;
     let greeting = log_in(&mut connection, EVERYBODY, &password)?;
-    // A single node lists no addresses.
+    // The greeting of a single node lists no addresses.
     if nodes > 1 && addresses(&greeting) < nodes {
         return Ok(false);
     }
@@ -318,13 +319,13 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 ///
 /// [`account`](Nats::account) gives each test its own account. An account has its own subjects and,
 /// with JetStream, its own streams, key-value buckets and consumers, which no other account can
-/// reach. The accounts are in the configuration from the start, so a lease costs a file lock and,
-/// with JetStream, one request. Tests share the server's connections, memory and disk.
+/// reach. The accounts are in the configuration from the start, so a lease costs only a file lock
+/// and, with JetStream, one request. Tests share the server's connections, memory and disk.
 ///
 /// Each server has a new password, and every client must log in. The crate `async-nats` ignores the
 /// user and the password of a URL: use
 /// `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`. The
-/// server refuses a client without a login, so no client gets into a wrong account. The system
+/// server refuses a client without a login, so no client ends up in the wrong account. The system
 /// account, `$SYS`, has no user.
 ///
 /// ```no_run
@@ -387,12 +388,12 @@ impl Nats {
         expect(self.try_account())
     }
 
-    /// Like [`account`](Nats::account), but returns an error instead of a panic.
+    /// Like [`account`](Nats::account), but returns an error instead of panicking.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::System`] if all accounts are leased, or if the server does not answer. For
-    /// a server at `MIRAKURU_NATS_URL`, always returns the error.
+    /// Returns [`Error::System`] if all accounts are leased, or if the server does not answer.
+    /// Always returns this error for a server at `MIRAKURU_NATS_URL`.
     pub fn try_account(&self) -> Result<NatsAccount, Error> {
         lease::taken();
         let attempt = "lease an account of NATS";
@@ -538,7 +539,7 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
     until(connection, "PONG").map(|_| greeting)
 }
 
-/// Reads up to the next line that begins with `word`. Skips other lines, such as `PING`, which a
+/// Returns the next line that begins with `word`. Skips other lines, such as `PING`, which a
 /// short-lived client may ignore.
 fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     loop {
@@ -568,7 +569,7 @@ fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
 /// The stream names in an answer such as `{"type":"..","streams":["A","B"]}`. If there are no
 /// streams, the answer has `"streams":null`.
 fn stream_names(answer: &str) -> io::Result<Vec<String>> {
-    let unclear = || io::Error::other(format!("the names of streams are not clear: {answer}"));
+    let unclear = || io::Error::other(format!("the stream names in its answer cannot be read: {answer}"));
     let (_, list) = answer.split_once("\"streams\":").ok_or_else(unclear)?;
     if list.starts_with("null") {
         return Ok(Vec::new());
@@ -585,7 +586,7 @@ fn stream_names(answer: &str) -> io::Result<Vec<String>> {
     }
 }
 
-/// Decodes a JSON string whose opening quote is already read.
+/// Decodes a JSON string whose opening quote has already been read.
 fn json_string(rest: &mut std::str::Chars<'_>) -> Option<String> {
     let mut text = String::new();
     loop {

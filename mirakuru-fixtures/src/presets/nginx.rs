@@ -13,15 +13,15 @@ use crate::Recipe;
 const SERVER: Server = Server {
     name: "nginx",
     programs: &["nginx"],
-    // If the tests run as root, nginx does as well, so that it can read their files.
+    // If the tests run as root, so does nginx, so that it can read their files.
     users: &[],
     as_root: AsRoot::With(&[]),
     needs: &[],
     external: None,
 };
 
-/// An nginx with this text in its `http` block, usually one or more `server` blocks: see [`Nginx`].
-/// The text may contain the [placeholders](ExecutorBuilder) `{port}` and `{dir}`.
+/// An nginx server with this text in its `http` block, usually one or more `server` blocks: see
+/// [`Nginx`]. The text may contain the [placeholders](ExecutorBuilder) `{port}` and `{dir}`.
 ///
 /// ```
 /// # use mirakuru_fixtures::presets;
@@ -41,7 +41,7 @@ pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     }
 }
 
-/// A recipe for an nginx: made by [`nginx()`].
+/// A recipe for an nginx server, created by [`nginx()`].
 ///
 /// The preset adds these settings around the text:
 ///
@@ -51,7 +51,7 @@ pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
 /// - MIME types by file name, if the machine has `/etc/nginx/mime.types`;
 /// - the pid file, the lock file and temporary files in `{dir}`.
 ///
-/// The configuration can name a [`file`](NginxRecipe::file) by the same relative path.
+/// The configuration can refer to a [`file`](NginxRecipe::file) by the same relative path.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NginxRecipe {
@@ -65,9 +65,9 @@ pub struct NginxRecipe {
 options!(NginxRecipe);
 
 impl NginxRecipe {
-    /// Adds text before the `events` and `http` blocks, in nginx's main context:
-    /// `main("load_module modules/ngx_stream_module.so;")`. If the text has an `events` block, the
-    /// preset adds none.
+    /// Adds text before the `events` and `http` blocks, in nginx's main context: `main("load_module
+    /// modules/ngx_stream_module.so;")`. If the text contains an `events` block, the preset adds
+    /// none.
     pub fn main(mut self, text: impl AsRef<str>) -> Self {
         self.main.push_str(text.as_ref());
         self.main.push('\n');
@@ -85,8 +85,9 @@ impl NginxRecipe {
     /// Sets the directory whose files are served. A `root` in a `server` or `location` block
     /// overrides it; the `http` block must not set another `root`.
     ///
-    /// A relative path starts at the working directory, which `cargo test` sets to the package's
-    /// directory. The path may not contain a `$`, because nginx would read a variable.
+    /// A relative path is relative to the working directory, which `cargo test` sets to the
+    /// package's directory. The path must not contain a `$`, because nginx would take it for the
+    /// start of a variable.
     pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
         self.document_root = Some(dir.as_ref().to_owned());
         self
@@ -126,7 +127,7 @@ impl NginxRecipe {
             let root = root
                 .as_deref()
                 .and_then(Path::to_str)
-                .ok_or_else(|| Error::other("configure nginx", "`document_root` is not a path in UTF-8"))?;
+                .ok_or_else(|| Error::other("configure nginx", "the path of `document_root` is not UTF-8"))?;
             text.push_str(&format!(
                 "    root {};\n",
                 literal(quoted(root)).to_string_lossy()
@@ -178,7 +179,7 @@ impl Recipe for NginxRecipe {
         if self.options.port.is_none() && !configuration.contains("{port}") && !self.main.contains("{port}") {
             return Err(Error::other(
                 "configure nginx",
-                "its configuration listens on no `{port}`: write `listen 127.0.0.1:{port};`, \
+                "its configuration does not listen on `{port}`: write `listen 127.0.0.1:{port};`, \
                  or name the port that it does listen on with `port(..)`",
             ));
         }

@@ -11,8 +11,8 @@ use super::server::unique_name;
 /// separator. It has 14 bytes: letters, digits and the separator. On an external server
 /// (`MIRAKURU_*_URL`) it has up to 70 bytes, and may contain `_` and `/`.
 ///
-/// Use it as a text: `format!("{prefix}visits")` or `&*prefix`. There is nothing to release: the
-/// names are removed with the server, and no other test gets the same prefix.
+/// Use it as a string: `format!("{prefix}visits")` or `&*prefix`. It needs no clean-up: the names
+/// are removed with the server, and no other test gets the same prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 
@@ -25,20 +25,20 @@ impl Prefix {
         Prefix(text)
     }
 
-    /// The prefix as a text.
+    /// The prefix as a string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Makes a whole key or topic: the prefix followed by `name`.
+    /// Returns a full key or topic: the prefix followed by `name`.
     #[must_use]
     pub fn join(&self, name: &str) -> String {
         format!("{}{name}", self.0)
     }
 }
 
-/// Makes the two methods of a handle that return a [`Prefix`]. The prefix ends with `$separator`,
+/// Defines the two methods of a handle that return a [`Prefix`]. The prefix ends with `$separator`,
 /// and on an external server it begins with `$begin`.
 macro_rules! prefix {
     ($handle:ident, $begin:expr, $separator:literal, $(#[$doc:meta])+ $get:ident, $try_get:ident) => {
@@ -47,19 +47,19 @@ macro_rules! prefix {
             ///
             /// # Panics
             ///
-            /// Panics if the prefix cannot be made.
+            /// Panics if the prefix cannot be created.
             #[must_use]
             #[track_caller]
             pub fn $get(&self) -> $crate::presets::Prefix {
                 $crate::presets::expect(self.$try_get())
             }
 
-            /// Like the method without `try_`, but returns an error instead of a panic.
+            /// Like the method without `try_`, but returns an error instead of panicking.
             ///
             /// # Errors
             ///
-            /// Returns [`Error::System`] if the system gives no random bytes, or if an external
-            /// server is gone.
+            /// Returns [`Error::System`] if the system cannot provide random bytes, or, for an
+            /// external server, if the handle's private directory is gone.
             pub fn $try_get(&self) -> Result<$crate::presets::Prefix, Error> {
                 match &self.external {
                     Some(external) => external.prefix(&self.executor.dir(), $begin, $separator),

@@ -41,12 +41,13 @@ const USER: &str = "guest";
 /// can use.
 const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 
-/// An Erlang program that makes and deletes virtual hosts for the handles. It runs in the server,
+/// An Erlang program that creates and deletes virtual hosts for the handles. It runs in the server,
 /// and reads requests from a socket in the private directory. `rabbitmqctl` takes seconds for each
 /// call, and the management plugin would add seconds to each start and stop.
 ///
 /// The program starts at the end of the boot, and calls the same functions as `rabbitmqctl`. It
-/// also stops RabbitMQ's monitor of `epmd`, which would check it each minute and start it.
+/// also stops RabbitMQ's `epmd` monitor, which would check every minute that `epmd` runs, and start
+/// it.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -101,11 +102,11 @@ const PRELUDE: &str = r#"
  end || App <- [asn1, compiler, crypto, inets, mnesia, os_mon, public_key, runtime_tools, ssl, syntax_tools, tools, xmerl]].
 "#;
 
-/// Default time limit of a start. On two idle processors, the server is ready after about 4 s. If
-/// ten other servers start at the same time, it is ready after 30 s.
+/// Default time limit for the start. On two idle processors, the server is ready after about 4 s.
+/// If ten other servers start at the same time, it is ready after 30 s.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
-/// A RabbitMQ: see [`Rabbitmq`]. Its default [`timeout`](RabbitmqRecipe::timeout) is 180 s.
+/// A RabbitMQ server: see [`Rabbitmq`]. Its default [`timeout`](RabbitmqRecipe::timeout) is 180 s.
 pub fn rabbitmq() -> RabbitmqRecipe {
     RabbitmqRecipe {
         options: Options::default(),
@@ -113,7 +114,7 @@ pub fn rabbitmq() -> RabbitmqRecipe {
     }
 }
 
-/// A recipe for a RabbitMQ: made by [`rabbitmq()`].
+/// A recipe for a RabbitMQ server, created by [`rabbitmq()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RabbitmqRecipe {
@@ -124,7 +125,7 @@ pub struct RabbitmqRecipe {
 options!(RabbitmqRecipe);
 
 impl RabbitmqRecipe {
-    /// Sets a key of `rabbitmq.conf`, which overrides the preset's value: `config("channel_max",
+    /// Sets a key of `rabbitmq.conf`, overriding the preset's value: `config("channel_max",
     /// "128")`.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
@@ -137,7 +138,7 @@ impl RabbitmqRecipe {
     /// A plugin that listens takes its standard port unless its configuration sets one. For
     /// `plugin("rabbitmq_management")` add `config("management.tcp.ip",
     /// "127.0.0.1").config("management.tcp.port", "{port:management}")`. The handle's
-    /// [`port_named("management")`](Executor::port_named) then returns the number.
+    /// [`port_named("management")`](Executor::port_named) then returns the port.
     pub fn plugin(mut self, name: impl Into<String>) -> Self {
         self.plugins.push(name.into());
         self
@@ -209,7 +210,7 @@ impl Plugins {
                 }
                 return Err(Error::other(
                     format!("enable the plugin {name} of RabbitMQ"),
-                    format!("it is not installed; installed are {}", known.join(", ")),
+                    format!("it is not installed; the installed ones are {}", known.join(", ")),
                 ));
             }
             open.push(name.clone());
@@ -311,13 +312,13 @@ impl Recipe for RabbitmqRecipe {
             .env("RABBITMQ_LOGS", "-")
             .env("RABBITMQ_PID_FILE", "{dir}/pid")
             .env("RABBITMQ_NODENAME", NODE)
-            // With this variable, the script becomes the server, so that signals reach the server
-            // directly.
+            // This variable makes the script replace itself with the server, so that signals reach
+            // the server directly.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             // Erlang runs this program before the arguments of the command line, and removes the
             // backslashes.
             .env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#)
-            // If `epmd` starts after all, it has its own port, and ends with the server.
+            // If `epmd` starts after all, these keep it on loopback, on a port of its own.
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_EPMD_PORT", "{port:epmd}");
         if !self.needed()?.is_empty() {
@@ -343,7 +344,7 @@ impl Recipe for RabbitmqRecipe {
         }
         let dir = executor.dir();
         let secret = new_password()?;
-        // The server reads these settings only while it has no data yet.
+        // The server reads these settings only if it has no data yet.
         let config = format!(
             "[{{rabbit, [{{default_user, <<\"{USER}\">>}}, {{default_pass, <<\"{secret}\">>}}]}}].\n"
         );
@@ -373,7 +374,7 @@ impl Recipe for RabbitmqRecipe {
 }
 
 /// Path of the data directory. RabbitMQ quotes the path in a shell command, and hangs if the path
-/// itself has a quote. On Linux, `/proc/self/cwd` avoids the name of the private directory.
+/// itself contains a quote. On Linux, `/proc/self/cwd` avoids the name of the private directory.
 const DATA: &str = if cfg!(target_os = "linux") {
     "/proc/self/cwd/data"
 } else {
@@ -410,17 +411,17 @@ fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
     }
 }
 
-/// A running RabbitMQ.
+/// A running RabbitMQ server.
 ///
 /// [`vhost`](Rabbitmq::vhost) gives each test its own virtual host, whose exchanges, queues,
 /// bindings and policies no other test sees. Tests share everything else: users, plugins, and the
 /// limits and alarms of the whole server.
 ///
-/// The start takes seconds of processor time. So share one server in a `static`, and give each test
-/// a virtual host.
+/// A start takes seconds of processor time, so share one server in a `static`, and give each test a
+/// virtual host.
 ///
 /// The server belongs to no cluster, and `rabbitmqctl` does not find it. There is no `durable(..)`,
-/// because RabbitMQ always writes persistent messages to the disk.
+/// because RabbitMQ always writes persistent messages to disk.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -463,26 +464,26 @@ impl Rabbitmq {
         &self.password
     }
 
-    /// Makes a virtual host for one test, in which the [user](Rabbitmq::user) has all rights.
+    /// Creates a virtual host for one test, in which the [user](Rabbitmq::user) has all rights.
     /// Dropping the value deletes the virtual host. If the test process is killed, the virtual host
     /// is removed with the server.
     ///
     /// # Panics
     ///
-    /// Panics if the virtual host cannot be made: see [`try_vhost`](Rabbitmq::try_vhost).
+    /// Panics if the virtual host cannot be created: see [`try_vhost`](Rabbitmq::try_vhost).
     #[must_use]
     #[track_caller]
     pub fn vhost(&self) -> RabbitmqVhost {
         expect(self.try_vhost())
     }
 
-    /// Like [`vhost`](Rabbitmq::vhost), but returns an error instead of a panic.
+    /// Like [`vhost`](Rabbitmq::vhost), but returns an error instead of panicking.
     ///
     /// # Errors
     ///
     /// Returns [`Error::System`] if the server does not answer.
     pub fn try_vhost(&self) -> Result<RabbitmqVhost, Error> {
-        let attempt = "make a virtual host of RabbitMQ";
+        let attempt = "create a virtual host of RabbitMQ";
         let dir = self.executor.dir();
         let (name, made) = match &self.external {
             Some(external) => {

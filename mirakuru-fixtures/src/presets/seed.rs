@@ -57,8 +57,8 @@ impl Seed {
     }
 }
 
-/// The variable in which a recipe keeps a digest of its seeds, so that recipes with other seeds are
-/// not shared.
+/// The variable in which a recipe keeps a digest of its seeds, so that recipes with different seeds
+/// are not shared.
 pub(super) const VARIABLE: &str = "MIRAKURU_SEED";
 
 /// A text that identifies the seeds and their order.
@@ -70,8 +70,8 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
     format!("{:016x}", hash(0, &keys))
 }
 
-/// Makes a key from the files in a directory and its subdirectories. The key changes if a file is
-/// added, removed, renamed or changed. Use it for [`seed`](super::PostgresRecipe::seed) with a
+/// Computes a key from the files in a directory and its subdirectories. The key changes if a file
+/// is added, removed, renamed or changed. Use it for [`seed`](super::PostgresRecipe::seed) with a
 /// directory of migrations.
 ///
 /// ```

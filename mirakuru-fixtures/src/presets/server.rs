@@ -28,7 +28,7 @@ pub(super) struct Server {
     /// list is empty, the server runs as root.
     pub(crate) users: &'static [&'static str],
     pub(crate) as_root: AsRoot,
-    /// Limits that the server needs. With a lower limit, it does not run, and may give no reason.
+    /// Limits that the server needs. With a lower limit, it does not run, and may not say why.
     pub(crate) needs: &'static [Limit],
     /// The protocol for an external server.
     pub(crate) external: Option<&'static Protocol>,
@@ -45,8 +45,8 @@ pub(super) enum AsRoot {
     With(&'static [&'static str]),
 }
 
-/// Variables that presets remove for servers and clients. A `*` stands for any end of a name. The
-/// first group changes any program; the second group belongs to servers.
+/// Environment variables that presets remove for servers and clients. A trailing `*` matches any
+/// suffix. The first group affects any program; the second group configures the servers.
 const NOT_INHERITED: [&str; 38] = [
     "LC_*",
     "LANG",
@@ -122,8 +122,8 @@ impl Server {
         is_chosen.then(|| self.variable("PROGRAM"))
     }
 
-    /// Adjusts an error from before the start. If a variable names the program, the error names the
-    /// variable, and does not report a missing program.
+    /// Adjusts an error that occurred before the start. If a variable names the program, the error
+    /// names the variable, and does not report a missing program.
     pub(crate) fn blamed(&self, program: &Path, mut error: Error) -> Error {
         let Some(variable) = self.variable_of(program) else {
             return error;
@@ -147,8 +147,8 @@ impl Server {
     }
 
     /// Finds the program that a variable names: a path, a name on `PATH`, or the directory of an
-    /// installation. If there is no program, returns its likely path, whose start reports a better
-    /// error.
+    /// installation. If there is no program, returns its likely path, because the attempt to start
+    /// it reports a better error.
     fn program_at(&self, path: &Path) -> PathBuf {
         if !path.is_dir() {
             let name = path.to_str().filter(|name| !name.contains('/'));
@@ -179,7 +179,7 @@ impl Server {
             (None, _) => Ok(recipe.unprivileged(self.users)),
             (Some(_), AsRoot::With(args)) => Ok(recipe.args(*args)),
             (Some(reason), AsRoot::Never) => Err(Error::other(
-                format!("run {} as another user than root", self.name),
+                format!("run {} as a user other than root", self.name),
                 format!(
                     "it refuses to run as root, and {reason}; run the tests as an ordinary user, or let root \
                         become another \
@@ -212,12 +212,13 @@ pub(super) fn find_one(programs: &[&str]) -> Option<PathBuf> {
     None
 }
 
-/// Whether two paths lead to the same file, also through symbolic links.
+/// Whether two paths lead to the same file, even through symbolic links.
 fn is_same(a: &Path, b: &Path) -> bool {
     a == b || fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b))
 }
 
-/// A program in a clean environment: UTC, UTF-8, and temporary files in the private directory.
+/// A recipe for a program in a clean environment: UTC, UTF-8, and temporary files in the private
+/// directory.
 pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
     let mut recipe = Executor::builder([literal(program)]);
     for name in NOT_INHERITED {
@@ -330,7 +331,7 @@ impl Options {
         let recipe = recipe.args(&self.args);
         match is_there {
             true => server.unprivileged(recipe),
-            // If the program is missing, its start reports a better error.
+            // If the program is missing, the attempt to start it reports a better error.
             false => Ok(recipe),
         }
     }
@@ -406,7 +407,7 @@ impl Question<'_> {
     }
 }
 
-/// Formats settings as options for a command line.
+/// Formats settings as command line options.
 pub(super) fn flags(settings: &[(&str, &str)]) -> Vec<String> {
     let mut flags = Vec::new();
     for (name, value) in settings {
@@ -479,7 +480,7 @@ pub(super) fn read_secret(dir: &Path, name: &str) -> Result<String, Error> {
     fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
 }
 
-/// Writes a file into the private directory that only its owner can read. Use it in `prepare`,
+/// Writes a file, which only its owner can read, into the private directory. Use it in `prepare`,
 /// because a recipe must not contain a secret.
 pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = dir.join(name);
@@ -531,7 +532,8 @@ macro_rules! options {
                 self
             }
 
-            /// Sets the time limit of the start, until the server answers. The default is 60 s.
+            /// Sets the time limit for the start, which ends when the server answers. The default
+            /// is 60 s.
             pub fn timeout(mut self, timeout: ::std::time::Duration) -> Self {
                 self.options.timeout = Some(timeout);
                 self

@@ -1,4 +1,4 @@
-//! Finds and sorts the SQL that recipes load, and checks that all of it gets into the right
+//! Finds and sorts the SQL that recipes load, and checks that all of it goes into the right
 //! database.
 
 use std::fs;
@@ -65,7 +65,7 @@ pub(super) fn find(given: &str, scripts: &mut Vec<Script>) -> Result<(), Error> 
         let before = scripts.len();
         find_in(&std::path::absolute(path).map_err(failed)?, scripts)?;
         if scripts.len() == before {
-            let reason = "no file in it has a name that ends with `.sql`";
+            let reason = "it contains no `.sql` file";
             return Err(Error::other(format!("load the SQL in {given}"), reason));
         }
         return Ok(());
@@ -107,7 +107,7 @@ fn find_in(dir: &Path, scripts: &mut Vec<Script>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A key that sorts numbers in names by their value: each number has its length in front.
+/// A sort key that orders the numbers in names by value: each number is prefixed with its length.
 fn in_order(name: &str) -> String {
     let mut key = String::new();
     let mut rest = name;
@@ -125,8 +125,8 @@ fn in_order(name: &str) -> String {
     key
 }
 
-/// Identifies the SQL that a server loads. For a file, uses the path, size, inode and time, because
-/// reading a large file would be slow.
+/// Identifies the SQL that a server loads. For a file, uses the path, size, inode and modification
+/// time, because reading a large file would be slow.
 pub(super) fn digest(scripts: &[Script]) -> String {
     let mut text = String::new();
     for script in scripts {
@@ -157,7 +157,7 @@ pub(super) enum Dialect {
 #[derive(Default)]
 struct Statement {
     line: usize,
-    /// Position in the text at which the statement begins.
+    /// The offset at which the statement begins in the text.
     at: usize,
     /// The first three words, in upper case.
     words: Vec<String>,

@@ -1,4 +1,4 @@
-//! An etcd at `MIRAKURU_ETCD_URL`. Keys that tests make begin with the run's `Owner`.
+//! An etcd at `MIRAKURU_ETCD_URL`. Keys that tests create begin with the run's `Owner`.
 
 use std::io;
 
@@ -45,7 +45,7 @@ fn call(external: &External, method: &str, question: &str) -> io::Result<String>
     ask(token.first().copied(), method, question)
 }
 
-/// The JSON fields that select the keys from `from` up to `to`, without `to` itself.
+/// The JSON fields that select the keys from `from` (inclusive) to `to` (exclusive).
 fn range(from: &str, to: &str) -> String {
     format!(
         "\"key\":\"{}\",\"range_end\":\"{}\"",

@@ -49,7 +49,7 @@ const SEED: &str = "seed.sql";
 const CLIENT: &str = "client.cnf";
 const CHARACTERS: &str = "default-character-set=utf8mb4\n";
 
-/// A MariaDB, or a MySQL if MariaDB is not installed: see [`Mariadb`].
+/// A MariaDB server, or a MySQL server if MariaDB is not installed: see [`Mariadb`].
 pub fn mariadb() -> MariadbRecipe {
     MariadbRecipe {
         options: Options::default(),
@@ -59,7 +59,7 @@ pub fn mariadb() -> MariadbRecipe {
     }
 }
 
-/// A MySQL, or a MariaDB if MySQL is not installed: see [`Mariadb`].
+/// A MySQL server, or a MariaDB server if MySQL is not installed: see [`Mariadb`].
 ///
 /// On Debian, `mysqld` is a link to MariaDB's server, and counts as MariaDB. On Ubuntu, use
 /// MariaDB: AppArmor allows the packaged `mysqld` only its own data directory.
@@ -70,7 +70,7 @@ pub fn mysql() -> MariadbRecipe {
     }
 }
 
-/// A recipe for a MariaDB or a MySQL: made by [`mariadb()`] and [`mysql()`].
+/// A recipe for a MariaDB or MySQL server, created by [`mariadb()`] and [`mysql()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MariadbRecipe {
@@ -83,8 +83,7 @@ pub struct MariadbRecipe {
 options!(MariadbRecipe, durable);
 
 impl MariadbRecipe {
-    /// Sets a variable of the server, which overrides the preset's value:
-    /// `config("max-connections", "20")`.
+    /// Sets a server variable, overriding the preset's value: `config("max-connections", "20")`.
     pub fn config(mut self, variable: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((variable.into(), value.into()));
         self
@@ -98,9 +97,9 @@ impl MariadbRecipe {
     /// `CREATE USER IF NOT EXISTS`.
     ///
     /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
-    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path
-    /// starts at the working directory, which `cargo test` sets to the package's directory. If the
-    /// path is a directory, all of its `.sql` files are loaded, as
+    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path is
+    /// relative to the working directory, which `cargo test` sets to the package's directory. If
+    /// the path is a directory, all of its `.sql` files are loaded, as
     /// [PostgreSQL's](super::PostgresRecipe::load_sql) are.
     ///
     /// The server's command line client runs the SQL, so `DELIMITER` and `source` work. The start
@@ -160,7 +159,7 @@ impl MariadbRecipe {
             let maker = MariadbRecipe {
                 seeds: Vec::new(),
                 options: Options {
-                    // The server that needs the seed may have locked its port, so use another one
+                    // The server that needs the seed may have locked its port, so use a free port
                     // here.
                     port: None,
                     ..self.options.clone()
@@ -229,7 +228,7 @@ impl MariadbRecipe {
         })
     }
 
-    /// Makes the common database on an external server. Runs the seeds on the database, and keeps
+    /// Creates the common database on an external server. Runs the seeds on the database, and keeps
     /// the result as SQL.
     fn set_up_external(&self, external: &External, dir: &Path) -> Result<(), Error> {
         let access = self.access(dir)?;
@@ -346,7 +345,7 @@ impl Recipe for MariadbRecipe {
                 install(&program, &dir).map_err(|error| SERVER.blamed(&program, error))?;
                 self.install_seed(&program, &dir)
             }
-            // If the program is missing, its start reports a better error.
+            // If the program is missing, the attempt to start it reports a better error.
             None => Ok(()),
         }
     }
@@ -376,16 +375,16 @@ impl Recipe for MariadbRecipe {
     }
 }
 
-/// Settings of the data directory, which must be equal at the installation and at each start.
+/// Settings of the data directory, which must be the same for its installation and for each start.
 const INSTALLED: [(&str, &str); 2] = [
     // MariaDB's default is 96 MB, and each copied data directory would take as much.
     ("innodb-log-file-size", "16M"),
     ("skip-log-bin", "1"),
 ];
 
-/// Settings that skip flushes to the disk. A crash of the server loses nothing, because each commit
-/// is written to the log. A crash of the machine may lose everything. The doublewrite buffer stays
-/// on, because SIGKILL may interrupt the write of a page.
+/// Settings that skip flushes to disk. A crash of the server loses nothing, because each commit is
+/// written to the log. A crash of the machine may lose everything. The doublewrite buffer stays on,
+/// because SIGKILL may interrupt the write of a page.
 const FAST: [(&str, &str); 4] = [
     ("innodb-flush-log-at-trx-commit", "2"),
     ("innodb-flush-method", "nosync"),
@@ -397,7 +396,7 @@ const FAST: [(&str, &str); 4] = [
 
 /// Fills an empty data directory from the cache. The first use fills the cache.
 fn install(program: &Path, dir: &Path) -> Result<(), Error> {
-    // If the program does not exist, its start reports a better error.
+    // If the program is missing, the attempt to start it reports a better error.
     let Some(version) = version_of(program) else {
         return Ok(());
     };
@@ -441,7 +440,7 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
             return Ok(());
         }
         Err(Error::other(
-            format!("make a data directory with `{}`", install.command()),
+            format!("create a data directory with `{}`", install.command()),
             last_lines(&install),
         ))
     })
@@ -490,15 +489,15 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 
 // ---- the handle ---------------------------------------------------------------------------------
 
-/// A running MariaDB or MySQL.
+/// A running MariaDB or MySQL server.
 ///
-/// [`url`](Mariadb::url) is a database for an application under test.
+/// [`url`](Mariadb::url) leads to a database for the application under test.
 /// [`database`](Mariadb::database) gives each test its own database. Tests share everything else:
 /// accounts and rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of `GET_LOCK`, and the
 /// names of databases.
 ///
 /// The time zone is UTC and the character set is `utf8mb4`, whatever the environment of the tests
-/// sets. Committed data survives [`kill`](Executor::kill) and a later start. To keep data over a
+/// sets. Committed data survives [`kill`](Executor::kill) and a later start. To keep it through a
 /// crash of the machine, set [`durable(true)`](MariadbRecipe::durable).
 ///
 /// ```no_run
@@ -526,11 +525,11 @@ handle!(Mariadb, external);
 impl Mariadb {
     /// The URL of the common database: `mysql://root:PASSWORD@127.0.0.1:PORT/test`. The database
     /// exists from the start, with all data that the recipe [loads](MariadbRecipe::load_sql), and
-    /// all users of this server share it. Data that an application adds survives a restart, and
+    /// all tests on this server share it. Data that an application adds survives a restart, and
     /// stays until the server ends.
     ///
-    /// For a server at `MIRAKURU_MARIADB_URL`, mirakuru makes a new database, and does not use the
-    /// database in the variable.
+    /// For a server at `MIRAKURU_MARIADB_URL`, mirakuru creates a new database, and does not use
+    /// the one that the variable names.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(&self.common)
@@ -565,20 +564,20 @@ impl Mariadb {
         self.executor.dir().join("socket")
     }
 
-    /// Makes a database for one test, with the SQL that the recipe
+    /// Creates a database for one test, with the SQL that the recipe
     /// [loads](MariadbRecipe::load_sql). Dropping the value drops the database. If the test process
     /// is killed, the database is removed with the server.
     ///
     /// # Panics
     ///
-    /// Panics if the database cannot be made: see [`try_database`](Mariadb::try_database).
+    /// Panics if the database cannot be created: see [`try_database`](Mariadb::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> MariadbDatabase {
         expect(self.try_database())
     }
 
-    /// Like [`database`](Mariadb::database), but returns an error instead of a panic.
+    /// Like [`database`](Mariadb::database), but returns an error instead of panicking.
     ///
     /// # Errors
     ///
@@ -589,7 +588,7 @@ impl Mariadb {
             Some(external) => external.unique_name(&self.executor.dir())?,
             None => unique_name()?,
         };
-        // If a later step fails, the drop of this value removes the database.
+        // If a later step fails, dropping this value removes the database.
         let database = MariadbDatabase {
             url: self.url_of(&name),
             name,
@@ -632,13 +631,13 @@ impl Access {
         Client::connect(&self.address, ANSWER_WITHIN)
     }
 
-    /// Makes a database, and runs these scripts in it.
+    /// Creates a database, and runs these scripts in it.
     fn create(&self, name: &str, scripts: &[Script]) -> Result<(), Error> {
         // An external server may have another default character set.
         let statement = format!("CREATE DATABASE {name} CHARACTER SET utf8mb4");
         self.connect()
             .and_then(|mut client| client.query(&statement))
-            .map_err(|source| failed("make a database", source))?;
+            .map_err(|source| failed("create a database", source))?;
         self.load(scripts, name)
     }
 
@@ -704,7 +703,7 @@ impl Access {
     }
 }
 
-/// A database of a [`Mariadb`] for one test. Dropping the value ends the connections to the
+/// A database of a [`Mariadb`] for one test. Dropping the value closes the connections to the
 /// database and drops the database. If the server does not finish within a second, the database
 /// stays until the server ends.
 #[derive(Debug)]
@@ -728,7 +727,7 @@ impl MariadbDatabase {
     }
 }
 
-/// Ends the connections to a database, and drops it.
+/// Closes the connections to a database, and drops it.
 fn drop_database(address: &Address, name: &str, within: Duration) -> io::Result<()> {
     let mut client = Client::connect(address, within)?;
     // A connection with another default database may hold a lock in this one. Wait 1 s at most for
@@ -749,7 +748,7 @@ impl Drop for MariadbDatabase {
     }
 }
 
-/// Runs a client program to its end. If it fails, the error quotes its output.
+/// Runs a client program and waits for it to end. If it fails, the error quotes its output.
 fn run(command: &mut Command, program: &str) -> io::Result<()> {
     let output = match command.output() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

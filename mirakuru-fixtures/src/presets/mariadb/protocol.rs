@@ -91,8 +91,8 @@ impl Client {
                     let salt = salt.strip_suffix(&[0]).unwrap_or(salt);
                     let problem = || {
                         io::Error::other(format!(
-                            "its user logs in by `{plugin}`, which the preset does not know; give it a \
-                             password by `mysql_native_password`"
+                            "its user logs in with `{plugin}`, which the preset does not support; give it a \
+                             password for `mysql_native_password`"
                         ))
                     };
                     let proof = proof(&plugin, password, salt).ok_or_else(problem)?;
@@ -102,8 +102,8 @@ impl Client {
                 [MORE, 3, ..] => {}
                 [MORE, ..] => {
                     return Err(io::Error::other(
-                        "its user logs in by `caching_sha2_password`, which needs TLS; give it a password by \
-                         `mysql_native_password`",
+                        "its user logs in with `caching_sha2_password`, which needs TLS; give it a password \
+                         for `mysql_native_password`",
                     ));
                 }
                 _ => return Err(report(&answer)),

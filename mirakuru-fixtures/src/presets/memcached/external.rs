@@ -1,4 +1,4 @@
-//! A memcached at `MIRAKURU_MEMCACHED_URL`. Keys that tests make begin with the run's `Owner`.
+//! A memcached at `MIRAKURU_MEMCACHED_URL`. Keys that tests create begin with the run's `Owner`.
 
 use std::io;
 use std::thread;
@@ -19,7 +19,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 };
 
 const ALL_KEYS: &[u8] = b"lru_crawler metadump all\r\n";
-/// Time limit while the server lists its keys for another client.
+/// How long to wait while the server lists its keys for another client.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
 
 fn connect(external: &External) -> io::Result<Connection> {

@@ -1,5 +1,5 @@
-//! A NATS at `MIRAKURU_NATS_URL`. Names of streams and buckets that tests make begin with the run's
-//! `Owner`.
+//! A NATS at `MIRAKURU_NATS_URL`. Names of streams and buckets that tests create begin with the
+//! run's `Owner`.
 
 use std::io::{self, Read};
 
@@ -50,7 +50,7 @@ fn connect(external: &External) -> io::Result<Client> {
     }
     if greeting.contains("\"tls_required\":true") {
         return Err(io::Error::other(
-            "it wants TLS, which this connection does not have",
+            "it requires TLS, which mirakuru's own connections do not support",
         ));
     }
     let login = match (&external.user, &external.password) {
@@ -140,7 +140,7 @@ pub(super) fn check_jetstream(external: &External) -> io::Result<()> {
     match connect(external)?.has_jetstream {
         true => Ok(()),
         false => Err(io::Error::other(
-            "the recipe says `jetstream(true)`, and it has none",
+            "the recipe says `jetstream(true)`, but the server has no JetStream",
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! Finds PostgreSQL's programs, and makes its data directory. `initdb` runs once for each machine
+//! Finds PostgreSQL's programs, and creates its data directory. `initdb` runs once for each machine
 //! and version; later starts copy its result.
 
 use std::fs;
@@ -36,11 +36,11 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
             return Ok(path);
         }
     }
-    // Checks only `postgres`, because the other programs beside it have the same version.
+    // Checking `postgres` is enough, because the programs beside it have the same version.
     let on_path = find_program("postgres").filter(|path| {
         let output = std::process::Command::new(path).arg("--version").output();
-        // For example "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)" or "postgres
-        // (PostgreSQL) 18beta1".
+        // The output is for example "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)" or
+        // "postgres (PostgreSQL) 18beta1".
         let text = output.map_or_else(|_| Vec::new(), |output| output.stdout);
         let text = String::from_utf8_lossy(&text);
         let number = text.trim_start_matches(|c: char| !c.is_ascii_digit());
@@ -58,7 +58,10 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
         }
         let reason = match installed.is_empty() {
             true => "it is not installed".to_owned(),
-            false => format!("it is not installed; installed are {}", installed.join(", ")),
+            false => format!(
+                "it is not installed; the installed ones are {}",
+                installed.join(", ")
+            ),
         };
         let install = match system() {
             System::Debian => Some(format!("postgresql-{major}")),
@@ -103,13 +106,13 @@ pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), 
     })
 }
 
-/// The cache key of an empty cluster that this server makes.
+/// The cache key of the empty cluster that this server's `initdb` creates.
 pub(super) fn key_of(server: &Path, args: &[String]) -> Result<String, Error> {
     key(server, &server.with_file_name("initdb"), args)
 }
 
-/// Hashes everything that the result of `initdb` depends on. Size and time of the programs stand
-/// for their version, because `--version` takes longer than the copy.
+/// Hashes everything that the result of `initdb` depends on. The size and modification time of the
+/// programs stand for their version, because `--version` takes longer than the copy.
 fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     const FORMAT: u32 = 3;
     let mut text = format!("{args:?}\n");
@@ -131,11 +134,11 @@ fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     Ok(format!("postgres-{FORMAT}-{:016x}", hash(0, &text)))
 }
 
-/// Runs `initdb` with its stop signal, SIGUSR1, ignored. If a signal ended `initdb` early, System V
-/// shared memory would stay for ever. `initdb` takes about a second.
+/// Runs `initdb` with its stop signal, SIGUSR1, ignored. If a signal ended `initdb` early, it would
+/// leave its System V shared memory behind for ever. `initdb` takes about a second.
 const LET_IT_FINISH: &str = r#"trap '' USR1; exec "$@""#;
 
-/// Makes a new cluster in the private directory of the returned executor.
+/// Creates a new cluster in the private directory of the returned executor.
 fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error> {
     let run = |locale: &str| -> Result<(Executor<NoWait>, bool), Error> {
         let mut recipe = clean_program(Path::new("sh"))
@@ -170,13 +173,13 @@ fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error>
         );
     }
     Err(Error::other(
-        format!("make a database cluster with `{}`", initdb.display()),
+        format!("create a database cluster with `{}`", initdb.display()),
         reason,
     ))
 }
 
 /// Removes the free space maps and visibility maps, a quarter of a new cluster's files. The server
-/// makes them again when it needs them.
+/// recreates them when it needs them.
 fn slim(data: &Path) -> io::Result<()> {
     let mut dirs = vec![data.join("global")];
     for entry in fs::read_dir(data.join("base"))? {
@@ -196,8 +199,8 @@ fn slim(data: &Path) -> io::Result<()> {
 }
 
 /// Marks the server's segment of System V shared memory for removal. The kernel then removes the
-/// segment after the server's last process, even if the server is killed. At its end, the server
-/// logs that the segment does not exist.
+/// segment after the server's last process, even if the server is killed. When the server ends, it
+/// then logs that the segment does not exist.
 pub(super) fn release_memory(dir: &Path) {
     // The seventh line of `postmaster.pid` has the segment's key and id.
     let line = postmaster_line(dir, 6);
@@ -206,7 +209,7 @@ pub(super) fn release_memory(dir: &Path) {
         .nth(1)
         .and_then(|number| number.parse().ok());
     if let Some(number) = number {
-        // Without the right to mark the segment, leave it as it is.
+        // If this process may not mark the segment, leave it as it is.
         let _ = release_segment(number);
     }
 }

@@ -1,4 +1,4 @@
-//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`. Each run makes a template there, and each test gets a
+//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`. Each run creates a template there, and each test gets a
 //! copy of the template.
 
 use std::io;

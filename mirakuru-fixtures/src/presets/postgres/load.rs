@@ -97,9 +97,9 @@ pub(super) fn create_database(
     owner: Option<&str>,
     version: u32,
 ) -> String {
-    // `file_copy` takes a quarter of the time of a copy through the log. It writes all files to the
-    // disk, and users of an external server would wait for that. Versions before 15 always copy
-    // files.
+    // `file_copy` takes a quarter of the time of a copy through the log. But it flushes all files
+    // to disk, and users of an external server would have to wait for that. Versions before 15
+    // always copy files.
     let strategy = match (address, version) {
         (Address::Socket { .. }, 150_000..) => " STRATEGY file_copy",
         _ => "",

@@ -1,6 +1,6 @@
 //! PostgreSQL, a relational database.
 //!
-//! Three layers make the databases fast enough for a test. Each layer is a copy of the layer
+//! Three layers make it fast to give each test its own database. Each layer is a copy of the one
 //! before:
 //!
 //! ```text
@@ -59,11 +59,11 @@ const COMMON: &str = "mirakuru";
 /// The database with the recipe's SQL. No client can connect to it, because a connection would
 /// prevent copies.
 const TEMPLATE: &str = "mirakuru_template";
-/// File in the private directory about the template: the owner's name, and whether the template has
+/// File in the private directory that records the template's owner, and whether the template has
 /// settings.
 const EXTRAS: &str = "extras";
 
-/// A PostgreSQL: see [`Postgres`].
+/// A PostgreSQL server: see [`Postgres`].
 pub fn postgres() -> PostgresRecipe {
     PostgresRecipe {
         options: Options::default(),
@@ -76,7 +76,7 @@ pub fn postgres() -> PostgresRecipe {
     }
 }
 
-/// A recipe for a PostgreSQL: made by [`postgres()`].
+/// A recipe for a PostgreSQL server, created by [`postgres()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct PostgresRecipe {
@@ -85,8 +85,7 @@ pub struct PostgresRecipe {
     initdb: Vec<String>,
     load: Vec<Load>,
     seeds: Vec<Seed>,
-    /// Whether this server runs the seeds to make the result that is kept. Other servers copy that
-    /// result.
+    /// Whether this server runs the seeds to produce the result that other servers copy.
     fills_seeds: bool,
     /// Directory and port of the primary, for a replica.
     primary: Option<(PathBuf, u16)>,
@@ -109,14 +108,14 @@ impl PostgresRecipe {
         self
     }
 
-    /// Sets a parameter of the configuration, which overrides the preset's value:
-    /// `config("log_statement", "all")`.
+    /// Sets a configuration parameter, overriding the preset's value: `config("log_statement",
+    /// "all")`.
     pub fn config(mut self, parameter: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((parameter.into(), value.into()));
         self
     }
 
-    /// Adds an argument for `initdb`, which makes the data directory:
+    /// Adds an argument for `initdb`, which creates the data directory:
     /// `initdb_arg("--locale=pl_PL.UTF-8")`, `initdb_arg("--data-checksums")`. The defaults are the
     /// locale `C.UTF-8` and the encoding UTF-8.
     pub fn initdb_arg(mut self, arg: impl Into<String>) -> Self {
@@ -132,8 +131,8 @@ impl PostgresRecipe {
     /// and comment.
     ///
     /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
-    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path
-    /// starts at the working directory, which `cargo test` sets to the package's directory.
+    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path is
+    /// relative to the working directory, which `cargo test` sets to the package's directory.
     ///
     /// If the path is a directory, all `.sql` files in it and in its subdirectories are loaded in
     /// the order of their names. Numbers in names count as numbers (`9_x` is before `10_x`).
@@ -163,7 +162,7 @@ impl PostgresRecipe {
     ///
     /// The code runs once for each key, and later runs copy the result. mirakuru cannot compare
     /// code, so change the key when the code changes. For a directory of migrations,
-    /// [`hash_of_dir`](super::hash_of_dir) makes such a key. The code also runs again if the
+    /// [`hash_of_dir`](super::hash_of_dir) computes such a key. The code also runs again if the
     /// server's version, another setting of the recipe or the loaded SQL changes.
     ///
     /// The code runs on its own thread, so `block_on` works there. If the code returns an error,
@@ -210,7 +209,7 @@ impl PostgresRecipe {
             let maker = PostgresRecipe {
                 fills_seeds: true,
                 options: Options {
-                    // The server that needs the seed may have locked its port, so use another one
+                    // The server that needs the seed may have locked its port, so use a free port
                     // here.
                     port: None,
                     ..self.options.clone()
@@ -241,7 +240,7 @@ impl PostgresRecipe {
 
     /// A primary and `replicas` replicas. The first node is the primary. The cluster is ready when
     /// each replica streams from the primary, and has the database of [`url`](Postgres::url).
-    /// Databases are made on the primary and appear on the replicas, which are read-only.
+    /// Databases are created on the primary and appear on the replicas, which are read-only.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -262,7 +261,7 @@ impl PostgresRecipe {
             ("wal_level", "replica"),
             ("max_wal_senders", "10"),
             ("wal_keep_size", "64MB"),
-            // A replica that starts before the primary tries again soon.
+            // With this setting, a replica that starts before the primary soon tries again.
             ("wal_retrieve_retry_interval", "50ms"),
         ]);
         let loads = recipe.loads();
@@ -334,7 +333,7 @@ impl PostgresRecipe {
         }
     }
 
-    /// Makes the template with all SQL of the recipe, and the common database.
+    /// Creates the template with all SQL of the recipe, and the common database.
     fn make_databases(
         &self,
         client: &mut Client,
@@ -457,8 +456,8 @@ const FIXED: [(&str, &str); 11] = [
     ("min_wal_size", "32MB"),
 ];
 
-/// Settings that skip flushes to the disk. A crash of the server loses nothing, because each commit
-/// is in the log, which the kernel holds. A crash of the machine may lose everything.
+/// Settings that skip flushes to disk. A crash of the server loses nothing, because each commit is
+/// in the log, which the kernel holds. A crash of the machine may lose everything.
 /// `full_page_writes` stays on, because SIGKILL may interrupt the write of a page.
 const FAST: [(&str, &str); 3] = [
     ("fsync", "off"),
@@ -532,7 +531,7 @@ impl Recipe for PostgresRecipe {
         }
         let dir = executor.dir();
         write_password(&dir, &new_password()?)?;
-        // If the program is missing, its start reports a better error.
+        // If the program is missing, the attempt to start it reports a better error.
         let Some(program) = self.server()?.filter(|program| program.is_file()) else {
             return Ok(());
         };
@@ -613,7 +612,7 @@ impl Template {
     }
 }
 
-/// Makes a database: a copy of the template, or an empty one if there is no template.
+/// Creates a database: a copy of the template, or an empty one if there is no template.
 fn copy(client: &mut Client, address: &Address, template: Option<&Template>, name: &str) -> io::Result<()> {
     let version = client.version;
     let Some(template) = template else {
@@ -629,9 +628,9 @@ fn copy(client: &mut Client, address: &Address, template: Option<&Template>, nam
     Ok(())
 }
 
-/// A running PostgreSQL, 13 or later.
+/// A running PostgreSQL server, version 13 or later.
 ///
-/// [`url`](Postgres::url) is a database for an application under test.
+/// [`url`](Postgres::url) leads to a database for the application under test.
 /// [`database`](Postgres::database) gives each test its own database. Both have the SQL that the
 /// recipe [loads](PostgresRecipe::load_sql). Tests share everything else: roles, tablespaces, the
 /// configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of databases.
@@ -651,8 +650,8 @@ fn copy(client: &mut Client, address: &Address, template: Option<&Template>, nam
 /// clusters have the same system identifier. The locale is `C.UTF-8`, the encoding UTF-8, the time
 /// zone UTC and the date style ISO, whatever the environment of the tests sets.
 ///
-/// Committed data survives [`kill`](Executor::kill) and a later start. To keep data over a crash of
-/// the machine, set [`durable(true)`](PostgresRecipe::durable). Without `durable(true)`,
+/// Committed data survives [`kill`](Executor::kill) and a later start. To keep it through a crash
+/// of the machine, set [`durable(true)`](PostgresRecipe::durable). Without `durable(true)`,
 /// `wal_level` is `minimal`. For replication, set `wal_level` and `max_wal_senders` with
 /// [`config`](PostgresRecipe::config).
 pub struct Postgres {
@@ -666,14 +665,14 @@ pub struct Postgres {
 handle!(Postgres, external);
 
 impl Postgres {
-    /// The URL of the common database, which all users of this server share:
+    /// The URL of the common database, which all tests on this server share:
     /// `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. This database is empty. If the
     /// recipe [loads](PostgresRecipe::load_sql) SQL, the database is `mirakuru` instead, a copy of
     /// the template. Data that an application adds survives a restart, and stays until the server
     /// ends.
     ///
-    /// For a server at `MIRAKURU_POSTGRES_URL`, mirakuru makes a new database, and does not use the
-    /// database in the variable.
+    /// For a server at `MIRAKURU_POSTGRES_URL`, mirakuru creates a new database, and does not use
+    /// the one that the variable names.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(
@@ -713,20 +712,20 @@ impl Postgres {
         self.executor.dir()
     }
 
-    /// Makes a database for one test, a copy of the template that the recipe
+    /// Creates a database for one test, a copy of the template that the recipe
     /// [loads](PostgresRecipe::load_sql). Dropping the value drops the database. If the test
     /// process is killed, the database is removed with the server.
     ///
     /// # Panics
     ///
-    /// Panics if the database cannot be made: see [`try_database`](Postgres::try_database).
+    /// Panics if the database cannot be created: see [`try_database`](Postgres::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> PostgresDatabase {
         expect(self.try_database())
     }
 
-    /// Like [`database`](Postgres::database), but returns an error instead of a panic. If one of
+    /// Like [`database`](Postgres::database), but returns an error instead of panicking. If one of
     /// the server's processes has crashed, waits up to 10 s for the server to recover.
     ///
     /// # Errors
@@ -750,7 +749,7 @@ impl Postgres {
         };
         let name = address
             .retry(create)
-            .map_err(|source| failed("make a database", writable(source)))?;
+            .map_err(|source| failed("create a database", writable(source)))?;
         Ok(PostgresDatabase {
             url: self.url_of(&name),
             name,
@@ -778,7 +777,7 @@ fn writable(source: io::Error) -> io::Error {
     }
 }
 
-/// A database of a [`Postgres`] for one test. Dropping the value ends the connections to the
+/// A database of a [`Postgres`] for one test. Dropping the value closes the connections to the
 /// database and drops the database. If the server does not answer within a second, the database
 /// stays until the server ends.
 #[derive(Debug)]
@@ -805,7 +804,7 @@ impl PostgresDatabase {
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
-        // The server finishes the statement even if we no longer wait for it.
+        // Even if this wait runs out, the server finishes the statement.
         let dropped = self
             .address
             .connect_within(self.address.shared(), TIDY_WITHIN)

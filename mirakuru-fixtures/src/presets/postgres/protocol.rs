@@ -51,8 +51,8 @@ impl Address {
         }
     }
 
-    /// Name of the database that mirakuru makes for [`Postgres::url`](super::Postgres::url), if it
-    /// makes one.
+    /// Name of the database that mirakuru creates for [`Postgres::url`](super::Postgres::url), if
+    /// it creates one.
     pub(crate) fn common(&self, loads: bool) -> Option<String> {
         match self {
             Address::Socket { .. } => loads.then(|| COMMON.to_owned()),
@@ -161,7 +161,7 @@ impl Client {
                 }
                 _ => {
                     return Err(io::Error::other(
-                        "it asks for a kind of login that the preset does not know",
+                        "it asks for a kind of login that the preset does not support",
                     ));
                 }
             }
@@ -191,7 +191,7 @@ impl Client {
         let all = format!("{first},{challenge},{last}");
         let proof = xor(key, sha256.hmac(&sha256.of(&key), all.as_bytes()));
         self.send_bytes(b'p', format!("{last},p={}", to_base64(proof)).as_bytes())?;
-        // The server proves that it knows the password as well.
+        // The server must prove that it knows the password as well.
         let signature = sha256.hmac(&sha256.hmac(&salted, b"Server Key"), all.as_bytes());
         match self.scram_answer()? == format!("v={}", to_base64(signature)) {
             true => Ok(()),
@@ -251,9 +251,10 @@ impl Client {
                         self.version = version_number(&version);
                     }
                 }
-                // The server waits for the data of a `COPY .. FROM stdin`.
+                // The server waits for the data of a `COPY .. FROM stdin`, which needs `psql`: make
+                // the statement fail.
                 b'G' => self.send(b'f', b"that takes `psql`, which is not installed")?,
-                // Zero means authenticated. Any other number asks for a login, which the socket
+                // Zero means authenticated. Any other number requests a login, which the socket
                 // does not need.
                 b'R' if body.as_slice() != [0; 4] => {
                     return Err(io::Error::other(
@@ -314,8 +315,8 @@ fn read_message(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     Ok((head[0], read_exactly(stream, size.saturating_sub(4) as usize)?))
 }
 
-/// Whether the server accepts a login. During its start, the server accepts connections but refuses
-/// logins.
+/// Whether the server accepts a login. While the server starts up, it accepts connections but
+/// refuses logins.
 pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     connection.send(&startup(USER, SHARED, "mirakuru"))?;
     match read_message(&mut connection.0)? {
@@ -325,7 +326,7 @@ pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     }
 }
 
-/// The fields of an error, each with a letter, a text and a zero byte.
+/// The fields of an error. Each consists of a letter, a text and a zero byte.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

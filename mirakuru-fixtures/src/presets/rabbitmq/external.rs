@@ -1,5 +1,5 @@
-//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`. Names of virtual hosts that tests make begin with the
-//! run's `Owner`. The HTTP API of the management plugin makes the virtual hosts.
+//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`. Names of virtual hosts that tests create begin with the
+//! run's `Owner`. The virtual hosts are created through the HTTP API of the management plugin.
 
 use std::io;
 
@@ -84,7 +84,7 @@ fn virtual_hosts(external: &External) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Makes a virtual host in which the URL's user has all rights.
+/// Creates a virtual host in which the URL's user has all rights.
 pub(super) fn add(external: &External, name: &str) -> io::Result<()> {
     call(external, "PUT", &format!("vhosts/{name}"), "{}")?;
     let path = format!("permissions/{name}/{}", percent_encoded(user(external)));

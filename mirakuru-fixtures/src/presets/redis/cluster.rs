@@ -2,9 +2,9 @@
 //!
 //! A master that joins a cluster refuses commands for two seconds. A replica that takes over from
 //! its master does not. So every node begins as a replica of a *phantom*: a master with slots, at
-//! an address where nothing listens. When all nodes run, the masters take over from the phantoms,
-//! and every node forgets the phantoms. [`ready`] has the steps in their order. If a step is late,
-//! the cluster is ready two seconds later.
+//! an address where nothing listens. Once all nodes are running, the masters take over from the
+//! phantoms, and every node forgets the phantoms. [`ready`] lists the steps in order. If a step is
+//! late, the cluster takes two seconds longer.
 
 use std::io;
 use std::path::Path;
@@ -19,17 +19,17 @@ use crate::presets::connection::Connection;
 
 const SLOTS: usize = 16384;
 
-/// The first digit of a node's id is its role at the start.
+/// The first digit of a node's id, which encodes its initial role.
 const MASTER: char = 'a';
 const REPLICA: char = 'b';
 const PHANTOM: char = 'f';
 
-/// The place of a node in the cluster.
+/// A node, and its position in the cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     node: Node,
     pub(super) masters: usize,
-    /// The ports of all nodes, for clients and for the bus.
+    /// The client port and the cluster bus port of each node.
     ports: Vec<(u16, u16)>,
 }
 
@@ -46,7 +46,7 @@ impl Place {
         }
     }
 
-    /// The content of `nodes.conf`, in which a node keeps its view of the cluster. Ids are hashes
+    /// The contents of `nodes.conf`, in which a node keeps its view of the cluster. Ids are hashes
     /// of the private directories, so no other cluster has the same ids.
     pub(super) fn nodes_conf(&self) -> String {
         let masters = self.masters;
@@ -84,12 +84,13 @@ fn id(kind: char, index: usize, dir: &Path) -> String {
     format!("{kind}{index:07x}{:016x}{:016x}", hash(0, &dir), hash(1, &dir))
 }
 
-/// Whether a node itself is ready: it serves its cluster, or waits for the cluster to form.
+/// Whether the node has done its part: its cluster is up, or it still knows phantoms and waits for
+/// the cluster to form.
 pub(super) fn is_up(connection: &mut Connection) -> io::Result<bool> {
     Ok(is_ok(connection)? || view(connection)?.lines().any(is_phantom))
 }
 
-/// The steps in which a cluster of `masters` masters and `nodes` nodes becomes ready.
+/// The steps that make a cluster of `nodes` nodes, `masters` of them masters, ready.
 pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Check; 3] {
     let check = |sentence: &str, step: fn(&mut Connection, usize, usize) -> io::Result<bool>| {
         let password = password.map(str::to_owned);
@@ -132,8 +133,8 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     ask(connection, &["CLUSTER", "FAILOVER", "TAKEOVER"]).map(|_| true)
 }
 
-/// Tells all other nodes that a replica follows its real master. Without this message, they learn
-/// it from the next ping, up to a second later.
+/// Tells all other nodes that a replica follows its real master. Without this message, they would
+/// learn it only from the next ping, up to a second later.
 fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<bool> {
     if own.split(' ').nth(3).is_none_or(is_phantom) {
         return Ok(false);
@@ -143,7 +144,7 @@ fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<b
         let Some(place) = place.filter(|_| line != own && !is_phantom(line)) else {
             continue;
         };
-        // The format is `IP:PORT@BUS`.
+        // `place` has the form `IP:PORT@BUS`.
         let mut words = vec!["CLUSTER", "MEET"];
         for word in place.split([':', '@']) {
             words.push(word);
@@ -153,7 +154,7 @@ fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<b
     Ok(true)
 }
 
-/// Whether `masters` masters have slots, and no phantom has slots or replicas.
+/// Whether exactly `masters` real masters have slots, and no phantom has slots or replicas.
 fn knows_masters(view: &str, masters: usize) -> bool {
     let mut real = 0;
     for line in view.lines() {
@@ -172,8 +173,8 @@ fn knows_masters(view: &str, masters: usize) -> bool {
     real == masters
 }
 
-/// Forgets the phantoms. Returns whether the node has all slots and knows all nodes. A replica must
-/// also have the data of its master.
+/// Makes the node forget the phantoms. Returns whether the node sees all slots served and knows
+/// exactly `nodes` nodes. A replica must also be connected to its master.
 fn is_whole(connection: &mut Connection, nodes: usize) -> io::Result<bool> {
     let known = view(connection)?;
     for phantom in known.lines().filter(|line| is_phantom(line)) {

@@ -1,5 +1,5 @@
-//! A Redis at `MIRAKURU_REDIS_URL`. The leases of its databases are on the server, so that all
-//! processes, users and machines share them.
+//! A Redis at `MIRAKURU_REDIS_URL`. The leases of its databases are stored on the server, so that
+//! all processes, users and machines see them.
 //!
 //! Two hashes in database 0 record the leases. They exist only while there is a lease:
 //!
@@ -29,10 +29,10 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 
 /// Oldest major version whose scripts may write after `TIME`.
 const OLDEST: u32 = 5;
-/// Time in seconds after which a stand-in without a renewal counts as ended. Renewals are a minute
+/// After this many seconds without a renewal, a stand-in counts as ended. Renewals are a minute
 /// apart.
 const SILENT_AFTER: u64 = 600;
-/// Time to wait until another test returns a database. Most servers have only 16.
+/// How long to wait for another test to return a database. Most servers have only 16 databases.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Leases an empty database, or a database whose owner has ended.
@@ -46,8 +46,7 @@ const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 /// 5. the databases that must not be leased;
 /// 6. the tokens whose processes have ended.
 ///
-/// The answer is the new token. `one` means that the server has only database 0, and `all` that no
-/// database is free.
+/// Returns the new token, `one` if the server has only database 0, or `all` if no database is free.
 const LEASE: &str = "
 local first, token, silent, kept = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_kept, has_ended = {}, {}
@@ -160,7 +159,7 @@ fn check(external: &External) -> io::Result<()> {
         return Err(io::Error::other(problem));
     }
     if value("redis_mode:") == "cluster" {
-        let problem = "it is part of a cluster, which has one database; its tests would share that";
+        let problem = "it is part of a cluster, which has one database; all tests would share it";
         return Err(io::Error::other(problem));
     }
     ask(&mut connection, &["SELECT", &own_number(external).to_string()])?;
@@ -193,7 +192,7 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
             owners.push(owner.clone());
         }
     }
-    // A lease whose owner has no registration is left over as well.
+    // A lease whose owner is not registered is a leftover as well.
     for token in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&token).filter(|token| !runs.iter().any(|run| run == token.owner)) {
             owners.push(token.owner.to_owned());
@@ -212,7 +211,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     let mut connection = connect(external, ANSWER_WITHIN)?;
     for text in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&text).filter(|token| token.owner == owner) {
-            // The last commands of a killed process may still arrive.
+            // Commands that a killed process sent last may still arrive.
             disconnect_clients(&mut connection, token.number)?;
             give_back(&mut connection, &text)?;
         }
@@ -226,8 +225,8 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
     let begun = Instant::now();
     loop {
         let random = random_id()?;
-        // The search begins at a random number, so that a client that outlives its lease seldom
-        // meets the next holder.
+        // The search begins at a random number. So if a client outlives its lease, the database
+        // that it still uses is seldom the next one leased.
         let mut first = 0;
         for byte in random.bytes() {
             first = first * 31 % 65_521 + u32::from(byte);
@@ -255,7 +254,7 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
             return Ok((token.number, answer.to_owned()));
         }
         if answer == "one" {
-            let problem = "the server has only the database 0; give each test keys with a prefix of its own";
+            let problem = "the server has only database 0; give each test keys with a prefix of its own";
             return Err(io::Error::other(problem));
         }
         if begun.elapsed() > GIVEN_BACK_WITHIN {

@@ -31,10 +31,10 @@ pub(super) const SERVER: Server = Server {
 };
 
 /// The number of databases, unless `config("databases", ..)` sets another one. An empty database
-/// costs the server some hundred bytes.
+/// costs the server a few hundred bytes.
 const DATABASES: u32 = 1024;
 
-/// A Redis, or a Valkey if Redis is not installed: see [`Redis`].
+/// A Redis server, or a Valkey server if Redis is not installed: see [`Redis`].
 pub fn redis() -> RedisRecipe {
     RedisRecipe {
         options: Options::default(),
@@ -43,7 +43,7 @@ pub fn redis() -> RedisRecipe {
     }
 }
 
-/// A recipe for a Redis: made by [`redis()`].
+/// A recipe for a Redis server, created by [`redis()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RedisRecipe {
@@ -57,8 +57,8 @@ pub struct RedisRecipe {
 options!(RedisRecipe, durable);
 
 impl RedisRecipe {
-    /// Sets a directive of the configuration, which overrides the preset's value:
-    /// `config("maxmemory", "16mb")`.
+    /// Sets a configuration directive, overriding the preset's value: `config("maxmemory",
+    /// "16mb")`.
     ///
     /// The value has the syntax of `redis.conf`. It may have several arguments, as in
     /// `config("save", "900 1")`, and quotes keep an argument with spaces together. Placeholders
@@ -88,7 +88,7 @@ impl RedisRecipe {
         self,
         replicas: usize,
     ) -> ClusterRecipe<RedisRecipe, impl Fn(&Node) -> RedisRecipe + Clone> {
-        // By default the master waits five seconds for further replicas.
+        // By default, the master waits five seconds for further replicas before it sends its data.
         let node = self.member().config("repl-diskless-sync-delay", "0");
         cluster(1 + replicas, move |place| {
             let Some(master) = place.nodes().next().filter(|_| place.index() > 0) else {
@@ -102,7 +102,8 @@ impl RedisRecipe {
     }
 
     /// A Redis cluster of `masters` masters, which needs Redis 7 or later. The cluster is ready
-    /// when every node says `cluster_state:ok`, has all 16384 slots, and knows all nodes.
+    /// when every node reports `cluster_state:ok`, sees all 16384 slots served, and knows all
+    /// nodes.
     ///
     /// A node counts another node as dead after two seconds. `config("cluster-node-timeout", ..)`
     /// sets this time in milliseconds. A node that starts again needs the other masters, and is
@@ -129,9 +130,9 @@ impl RedisRecipe {
     }
 
     /// Like [`cluster`](RedisRecipe::cluster), with `replicas` replicas of each master. The masters
-    /// are the first nodes. After them comes the first replica of each master, in the order of the
-    /// masters, then the second of each. The cluster is ready when, in addition, each replica has
-    /// its master's data.
+    /// are the first nodes. After them come the first replicas of all masters, in the order of the
+    /// masters, then the second replicas, and so on. To be ready, the cluster also needs each
+    /// replica to have its master's data.
     ///
     /// A replica takes over from a dead master after `cluster-node-timeout`.
     ///
@@ -194,8 +195,8 @@ impl RedisRecipe {
             ("port", &*port),
             ("bind", "127.0.0.1"),
             ("unixsocketperm", "700"),
-            // Redis checks for SIGTERM on a timer. With this setting it ends after 2 ms instead of
-            // 100 ms.
+            // Redis checks for SIGTERM on a timer. With this setting, it ends within 2 ms instead
+            // of 100 ms.
             ("hz", "500"),
         ];
         if self.is_cluster() {
@@ -213,7 +214,8 @@ impl RedisRecipe {
             text.push_str(&line(name, value));
         }
         if let Some(master) = self.master {
-            // With the master's port in this text, mirakuru ends the replica before the master.
+            // mirakuru finds the master's port in this text, and therefore stops the replica before
+            // the master.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
         if let Some(place) = &self.place {
@@ -224,7 +226,7 @@ impl RedisRecipe {
     }
 }
 
-/// Makes a line of `redis.conf`.
+/// Formats a line of `redis.conf`.
 fn line(directive: &str, value: &str) -> String {
     let value = match directive.to_ascii_lowercase().as_str() {
         _ if value.is_empty() => "\"\"".to_owned(),
@@ -249,7 +251,8 @@ impl Recipe for RedisRecipe {
             return external.executor(&self.options);
         }
         let mut args = vec!["{dir}/redis.conf"];
-        // In the configuration file, special characters of a path would need escapes.
+        // The paths are arguments, because special characters in the configuration file would need
+        // escapes.
         for (option, path) in [("--dir", "{dir}"), ("--unixsocket", "{dir}/socket")] {
             if self.options.setting(&option[2..]).is_none() {
                 args.push(option);
@@ -275,8 +278,8 @@ impl Recipe for RedisRecipe {
                 if follows || master.is_some() {
                     let state = bulk(&mut connection, &["INFO", "replication"])?;
                     if let Some(master) = master.filter(|_| state.contains("role:master")) {
-                        // A replica that does not reach its master tries again only a second later.
-                        // So give it the master's address once the master accepts connections.
+                        // A replica that cannot reach its master retries only after a second. So
+                        // tell it the master's address only once the master accepts connections.
                         TcpStream::connect(("127.0.0.1", master))?;
                         ask(&mut connection, &["REPLICAOF", "127.0.0.1", &master.to_string()])?;
                         return Ok(false);
@@ -324,7 +327,7 @@ impl Recipe for RedisRecipe {
     }
 }
 
-/// A running Redis.
+/// A running Redis server.
 ///
 /// [`database`](Redis::database) gives each test its own database. Tests share everything else: the
 /// configuration, scripts, functions, `FLUSHALL`, and the channels of `PUBLISH` and `SUBSCRIBE`.
@@ -397,7 +400,7 @@ impl Redis {
         expect(self.try_database())
     }
 
-    /// Like [`database`](Redis::database), but returns an error instead of a panic.
+    /// Like [`database`](Redis::database), but returns an error instead of panicking.
     ///
     /// # Errors
     ///
@@ -419,7 +422,7 @@ impl Redis {
         // Database 0 is not leased, because all tests share it.
         let limit = self.databases.saturating_sub(1);
         if limit == 0 {
-            let reason = "it has only the database 0: a cluster has no other, and `config(\"databases\", \
+            let reason = "it has only database 0: a cluster has no other, and `config(\"databases\", \
                 \"1\")` allows no other; give each test keys with a prefix of its own";
             return Err(Error::other(attempt, reason));
         }
@@ -445,10 +448,10 @@ impl Redis {
 }
 
 /// A database of a [`Redis`], leased to one test. Dropping the value disconnects the database's
-/// clients and removes its keys. The next lease does the same.
+/// clients and removes its keys, and so does the next lease of the database.
 ///
-/// A number is leased again only after all others. Until then, a client that reconnects after its
-/// test, such as a pool in a `static`, disturbs no other test.
+/// A database is leased again only after all others have been. Until then, a client that reconnects
+/// after its test, such as a pool in a `static`, disturbs no other test.
 #[derive(Debug)]
 pub struct RedisDatabase {
     access: Access,
@@ -465,7 +468,7 @@ enum Leased {
     OnServer(String),
 }
 
-/// The address of a server, and the login there.
+/// A server's address, and the login for it.
 #[derive(Debug)]
 struct Access {
     addr: SocketAddr,
@@ -505,7 +508,7 @@ impl RedisDatabase {
         self.access.url(self.number)
     }
 
-    /// The number, for `SELECT`.
+    /// The database's number, for `SELECT`.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number
@@ -533,12 +536,12 @@ fn disconnect_clients(connection: &mut Connection, number: u32) -> io::Result<()
     Ok(())
 }
 
-/// Ids of the clients that use a database. `CLIENT LIST` has lines like
-/// `id=7 addr=127.0.0.1:40000 .. db=3`.
+/// Ids of the clients that use a database. `CLIENT LIST` returns lines like `id=7
+/// addr=127.0.0.1:40000 .. db=3`.
 fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> {
     let text = match bulk(connection, &["CLIENT", "LIST"]) {
         Ok(text) => text,
-        // `rename-command` may have removed the command.
+        // A `rename-command` setting may have removed the command.
         Err(e) if e.kind() == io::ErrorKind::Other => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
@@ -571,7 +574,7 @@ fn authenticate(connection: &mut Connection, user: Option<&str>, password: Optio
     }
 }
 
-/// Sends a command in Redis' own protocol, and returns the first line of the answer. A line that
+/// Sends a command in Redis's protocol (RESP), and returns the first line of the reply. A line that
 /// begins with `-` is an error.
 fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     let mut request = format!("*{}\r\n", words.len());
@@ -586,13 +589,13 @@ fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     }
 }
 
-/// Sends a command whose answer is a text.
+/// Sends a command whose reply is a bulk string.
 fn bulk(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     let answer = ask(connection, words)?;
     text(connection, &answer)
 }
 
-/// Sends a command whose answer is a list of texts.
+/// Sends a command whose reply is an array of bulk strings.
 fn texts(connection: &mut Connection, words: &[&str]) -> io::Result<Vec<String>> {
     let answer = ask(connection, words)?;
     let count = answer
@@ -606,7 +609,7 @@ fn texts(connection: &mut Connection, words: &[&str]) -> io::Result<Vec<String>>
     Ok(texts)
 }
 
-/// Reads a text whose length is in the line before, such as `$5`.
+/// Reads the bulk string that follows its length line, such as `$5`.
 fn text(connection: &mut Connection, length: &str) -> io::Result<String> {
     let length = length
         .strip_prefix('$')
