@@ -60,7 +60,7 @@ impl Parts {
 
     /// Looks for new parts, and returns all known ones.
     pub(super) fn view(&self) -> io::Result<View> {
-        // A panic elsewhere leaves the list complete, because a part is added in one step.
+        // A panic elsewhere leaves the list consistent, because a part is added in one step.
         let mut view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         view.update()?;
         Ok(view.clone())

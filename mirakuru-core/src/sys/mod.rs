@@ -69,7 +69,7 @@ fn errno() -> i32 {
 
 /// The error number if this user may not execute a file.
 pub(crate) const EACCES: i32 = libc::EACCES;
-/// The error number if the kernel cannot execute a file of this format.
+/// The error number if the kernel cannot execute a file because of its format.
 pub(crate) const ENOEXEC: i32 = libc::ENOEXEC;
 
 /// Whether an error number means that this process, or the machine, has run out of descriptors.

@@ -8,8 +8,8 @@
 //! its own (5 to 20 ms were measured). So at the end of a wait only the watches are removed, which
 //! takes microseconds. The instance is kept for the next wait.
 //!
-//! A short wait uses no instance, because a test process may end right after it. The process closes
-//! its instances when it ends, which takes just as long.
+//! A short wait uses no instance, because the test process may end right after it. The kernel
+//! closes the instances when the process ends, which takes just as long.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -107,7 +107,7 @@ mod linux {
     pub(crate) struct FileWatch {
         /// The instance; `None` only during the drop.
         inotify: Option<OwnedFd>,
-        /// Numbers of all watches, for present and earlier directories and files.
+        /// Numbers of all watches, for current and earlier directories and files.
         watches: Vec<i32>,
     }
 
@@ -129,8 +129,8 @@ mod linux {
             })
         }
 
-        /// Renews the watches of the path and of its directory. Returns whether they report the
-        /// file from now on.
+        /// Renews the watches of the path and of its directory. Returns whether they will report
+        /// the file.
         pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
             self.drain(&mut |mask, name| {
                 if Some(name) == path.file_name().map(OsStr::as_bytes) {

@@ -1,4 +1,4 @@
-//! Facts about a terminal that the standard library does not offer.
+//! Reads properties of a terminal that the standard library does not offer.
 
 use std::os::fd::{AsFd, AsRawFd};
 

@@ -10,7 +10,7 @@ use super::raw_socket::{bind, family, set_reuse_addr, set_reuse_port, set_v6_onl
 /// A loopback address that neither services nor clients use; see [`hold_exactly`].
 const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
-/// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
+/// Binds a socket to all addresses, IPv6 and IPv4, and to a port that is free on all of them.
 ///
 /// SO_REUSEADDR and SO_REUSEPORT are set *after* the bind. So the bind is exclusive, even if
 /// `net.ipv4.ip_autobind_reuse` is set. It never gets a port that is in use on any address, even by

@@ -174,7 +174,7 @@ impl Diag {
         })
     }
 
-    /// Sends a question, and calls `each` with every socket of the answer.
+    /// Sends a question, and calls `each` with every socket in the answer.
     fn exchange(&mut self, question: Question, each: &mut dyn FnMut(Socket)) -> io::Result<()> {
         let Question {
             protocol,

@@ -255,7 +255,7 @@ pub(crate) mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let mut client = std::net::TcpStream::connect(addr).unwrap();
-        // The side that hangs up first, here the server, keeps the TIME_WAIT.
+        // The side that hangs up first, here the server, enters TIME_WAIT.
         drop(listener.accept().unwrap());
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         drop((client, listener));

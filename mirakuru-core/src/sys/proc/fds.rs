@@ -65,8 +65,8 @@ impl Search {
         let mut mine = Vec::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
-            // Only root may read the descriptors of a first thread that has ended, so this searches
-            // every thread.
+            // Only root may read the descriptors of a first thread that has ended, so an error does
+            // not stop the search of the other threads.
             Closely::Threads => numbers(&format!("/proc/{pid}/task"))
                 .into_iter()
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))

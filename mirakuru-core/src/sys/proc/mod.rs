@@ -59,7 +59,7 @@ pub(crate) struct Stat {
 /// Whether `/proc` exists in Linux's format. Other systems may have a different `/proc`.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
-/// Reads a file of `/proc`. The path is relative to `/proc`.
+/// Reads a file below `/proc`. The path is relative to `/proc`.
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     match IS_THERE {
         true => read_whole(fs::File::open(Path::new("/proc").join(path))?.take(u64::MAX)),

@@ -66,7 +66,7 @@ pub(super) struct Arena {
     pub(super) index: i32,
     /// Size of one part of the log, in bytes.
     pub(super) log_part: i64,
-    /// The part that is open now.
+    /// The part of the log that is open now.
     pub(super) log_at: LogPart,
     /// All descriptors that stay open after the fork, in ascending order.
     pub(super) keep: *const i32,
@@ -74,7 +74,7 @@ pub(super) struct Arena {
     /// The descriptors of `keep` that the guard keeps open, in ascending order.
     pub(super) locks: *const i32,
     pub(super) lock_count: usize,
-    /// The sockets for the service, in the order of their descriptors.
+    /// The sockets for the service, in the order of its descriptors 3, 4 and so on.
     pub(super) listen: *mut i32,
     pub(super) listen_count: usize,
     /// The highest descriptor that was open just before the fork. Only systems that cannot close

@@ -40,7 +40,7 @@ pub(super) const STOP: i32 = 11;
 /// The flag of a [`STOP`] if the test process ends within a test. In that case the supervisor keeps
 /// the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
-/// To the worker: send the carried signal to the service's process group.
+/// To the worker: send the carried signal to the service.
 pub(super) const SIGNAL: i32 = 12;
 /// To the worker: hand the service over to the run, then answer with [`PUBLISHED`].
 pub(super) const PUBLISH: i32 = 13;

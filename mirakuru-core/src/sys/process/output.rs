@@ -39,7 +39,8 @@ pub(super) struct Output {
     index_len: i64,
     /// Path of the service directory. If it is null, the log has a single part.
     dir: *const c_char,
-    /// Size limits of the current part and of later parts, in bytes of the log and its index.
+    /// Size limits of the current part and of later parts, in bytes of the log and its index
+    /// together.
     part_len: i64,
     later_len: i64,
     part: LogPart,

@@ -40,7 +40,7 @@ pub(crate) struct Plan {
     pub(crate) index: OwnedFd,
     /// Size of one part of the log, in bytes.
     pub(crate) log_part: u64,
-    /// The part that is open now.
+    /// The part of the log that is open now.
     pub(crate) log_at: LogPart,
     /// Private directories of the services that this one needs. When the test process or the run
     /// ends, this service is stopped before they are.

@@ -638,7 +638,8 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     for dir in dirs {
         let path = dir.join(NEEDED);
-        // Opens both directions, because opening a FIFO only for writing fails without a reader.
+        // Opens the FIFO for reading and writing, because opening it only for writing fails without
+        // a reader.
         let file = make_fifo(&path).and_then(|()| {
             OpenOptions::new()
                 .read(true)

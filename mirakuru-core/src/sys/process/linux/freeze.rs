@@ -11,7 +11,7 @@ use crate::sys::proc as procfs;
 /// Signals every descendant of `root`.
 pub(super) fn signal_tree(root: u32, signal: i32) {
     let mut done = Vec::new();
-    // The limit is for a tree that forks faster than it is walked.
+    // The limit ends the loop for a tree that forks faster than it can be walked.
     for _ in 0..100 {
         let mut new = procfs::tree(root);
         new.retain(|pid| *pid != root && !done.contains(pid));

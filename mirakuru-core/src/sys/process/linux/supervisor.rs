@@ -31,13 +31,13 @@
 //!
 //! * A SIGKILL kills only one of the two. The exception is the kernel's OOM killer, which kills
 //!   every process that shares the victim's memory. It prefers large processes, and the supervisor
-//!   is small. If it kills both all the same, `sweep` finds the service's processes by their mark.
+//!   is small. If it kills both nevertheless, `sweep` finds the service's processes by their mark.
 //! * While the worker lives, only the worker writes to this memory. Meanwhile the guard uses its
 //!   own stack and reads only the list of locks, which never changes. The guard makes no call that
 //!   fails in that time, because the two share one `errno`.
 //! * Guard and worker share one command line, but each has its own process name (`comm`).
 //!
-//! The file is long because the order of all this code matters.
+//! The file is long because the order of these steps matters, and one file shows it.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
@@ -754,8 +754,8 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
 /// Gives this process its own name, so that a `pkill` meant for the test does not hit the
 /// supervisor. Sets `comm` and overwrites the inherited command line.
 unsafe fn name(a: &Arena, comm: &std::ffi::CStr) {
-    // SAFETY: `args` is `args_len` bytes of this process's own stack, where the kernel put the
-    // arguments.
+    // SAFETY: `args` points to `args_len` bytes of this process's own stack, where the kernel put
+    // the arguments.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, comm.as_ptr(), 0, 0, 0);
         if a.args_len > 0 {

@@ -21,7 +21,7 @@ use super::supervisor;
 // thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
-    // SAFETY: the caller gives a list of `count` groups. (`count` is of another type on other
+    // SAFETY: the caller gives a list of `count` groups. (The type of `count` differs between
     // systems.)
     unsafe { libc::setgroups(count as _, groups) }
 }
@@ -85,7 +85,7 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
             next = fd.wrapping_add(1);
         }
         // Other threads may have opened descriptors between `last_fd` and the fork. The kernel
-        // always gives the lowest free number, so the new ones lie close to the others.
+        // always assigns the lowest free number, so the new ones are close to the others.
         let mut closed_before = 0_i32;
         while next <= a.last_fd || closed_before < MANY_IN_A_ROW {
             closed_before = match libc::close(next) {

@@ -57,7 +57,7 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
 
 /// Runs `rm -rf NAME` in this directory.
 unsafe fn rm(dir: i32, name: &CStr) {
-    // SAFETY: the lists end with a null pointer, and the child ends here.
+    // SAFETY: the lists end with a null pointer, and the child exits here.
     unsafe {
         let pid = libc::fork();
         if pid == 0 {

@@ -151,8 +151,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: the calls use only the arrays and this process's own descriptors.
     unsafe {
-        // Puts `/dev/null` on descriptors 0 to 2 before any pipe is opened, because it would
-        // replace a pipe there.
+        // Puts `/dev/null` on descriptors 0 to 2 before any pipe is opened, so that it replaces no
+        // pipe.
         null_standard_streams()?;
         if os::pipe(wake) != 0 {
             return Err(Call::Pipe);
@@ -274,12 +274,13 @@ impl Worker<'_> {
         if self.ending.needed >= 0 {
             patience = patience.min(WAIT_MS);
         }
-        // SAFETY: the call waits for as many descriptors as it says.
+        // SAFETY: `poll` uses only descriptors of this process.
         unsafe { self.poll(wake, control, patience) };
     }
 
     unsafe fn poll(&self, wake: i32, control: i32, ms: c_int) {
-        // SAFETY: the calls wait for as many descriptors as they say, and read into a local buffer.
+        // SAFETY: `poll` gets the number of entries in `fds`, and `read` writes into a local
+        // buffer.
         unsafe {
             let mut fds = [wake, control, self.output.pipes[0], self.output.pipes[1]].map(to_read);
             let mut child: libc::sigset_t = mem::zeroed();
