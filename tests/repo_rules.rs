@@ -903,6 +903,43 @@ fn every_file_of_tests_is_run() {
     }
 }
 
+/// Sleeps without a comment above. A sleep between two polls, directly in `while` or `loop`, needs
+/// none.
+fn sleeps_without_a_reason(source: &str) -> Vec<String> {
+    let bare = bare_code(source);
+    let (lines, code): (Vec<&str>, Vec<&str>) = (source.lines().collect(), bare.lines().collect());
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut found = Vec::new();
+    for (at, line) in code.iter().enumerate() {
+        let is_sleep = line.contains("sleep(") && !line.contains("fn ") && !line.contains("_sleep(");
+        let has_reason = at > 0 && lines[at - 1].trim_start().starts_with("//");
+        let is_outside = |above: &&&str| !above.trim().is_empty() && indent(above) < indent(line);
+        let block = code[..at].iter().rev().find(is_outside);
+        let is_poll = block.is_some_and(|block| has_word(block, "while") || has_word(block, "loop"));
+        if is_sleep && !has_reason && !is_poll {
+            found.push(format!("{}: {}", at + 1, line.trim()));
+        }
+    }
+    found
+}
+
+/// A fixed sleep makes a test slow, or fails on a busy machine, so each has its reason above it.
+#[test]
+fn every_sleep_of_a_test_has_a_reason() {
+    let code = "fn f() {\n    sleep(A);\n    // Why.\n    sleep(B);\n    while x {\n        sleep(C);\n    \
+        }\n    for y in z {\n        sleep(D);\n    }\n    \"sleep(E)\";\n}\n";
+    assert_eq!(sleeps_without_a_reason(code), ["2: sleep(A);", "9: sleep(D);"]);
+    let mut found = Vec::new();
+    for folder in ["tests/it", "tests/presets", "tests/common"] {
+        for file in rust_files(&root().join(folder)) {
+            for place in sleeps_without_a_reason(&read(&file)) {
+                found.push(format!("{}:{place}", file.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "say why above:\n{}", found.join("\n"));
+}
+
 /// The names of environment variables in the code of a file, without tests and comments.
 fn variables_of(code: &str) -> BTreeSet<String> {
     // String literals that begin like this are variables of other tools.

@@ -271,8 +271,8 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
         bound,
     );
     assert!(gone, "survivors: {left:?} of {recorded:?}");
-    // A single pass may miss a process that forks and exits.
     for _ in 0..3 {
+        // A single pass may miss a process that forks and exits.
         thread::sleep(Duration::from_millis(10));
         let late = processes_with(path);
         assert!(late.is_empty(), "survivors at a second look: {late:?}");

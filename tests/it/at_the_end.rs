@@ -490,6 +490,7 @@ fn killed_at_any_moment_no_record_stays() {
 fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
+    // The kill comes at a random moment of the test.
     thread::sleep(Duration::from_micros(random % 700_000));
     // A stopped test process starts no other service while its tree is listed.
     send(child.id(), SIGSTOP);
@@ -503,6 +504,7 @@ fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let is_worker = |pid: &&u32| parent(**pid).and_then(parent) == Some(child.id());
     if let Some(worker) = tree.iter().find(is_worker).filter(|_| worker_first) {
         send(*worker, SIGKILL);
+        // The guard works alone for a random time.
         thread::sleep(Duration::from_micros(random / 700_000 % 50_000));
     }
     send(child.id(), SIGKILL);

@@ -228,6 +228,7 @@ fn ignored(_sleeper: &SimpleExecutor) {
 #[mirakuru::fixture(cmd = "sleep 60")]
 #[tokio::test]
 async fn an_async_test(sleeper: &mut SimpleExecutor) {
+    // This needs a runtime with a timer.
     tokio::time::sleep(Duration::from_millis(1)).await;
     sleeper.stop().unwrap();
 }
@@ -243,6 +244,7 @@ async fn an_async_test_with_a_result(sleeper: SimpleExecutor) -> Result<(), Box<
 #[tokio::test]
 #[mirakuru::fixture(cmd = "sleep 60")]
 async fn below_an_async_test_attribute() {
+    // This needs a runtime with a timer.
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 

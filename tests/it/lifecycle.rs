@@ -565,11 +565,13 @@ fn prints_and_ends() {
     let service = listening(["--line", "the only clue"]).start().unwrap();
     fs::write(std::env::temp_dir().join("up"), "").unwrap();
     match std::env::var("MIRAKURU_TEST_END").unwrap().as_str() {
+        // The other test kills this process.
         "killed" => std::thread::sleep(LONG),
         "exit" => std::process::exit(3),
         "left behind" => {
             std::thread::spawn(move || {
                 let _service = service;
+                // The process ends before this thread does.
                 std::thread::sleep(LONG);
             });
             panic!("as a time-out does");

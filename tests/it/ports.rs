@@ -621,6 +621,7 @@ fn holds_the_port() {
     let Some(dir) = victim_dir() else { return };
     let port = numbers(dir.join("port").to_str().unwrap())[0] as u16;
     let _service = fixed(port).start().unwrap();
+    // The other test kills this process.
     thread::sleep(2 * LONG);
 }
 

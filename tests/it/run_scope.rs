@@ -231,6 +231,7 @@ fn die_if_doomed(variable: &str) {
     if doomed.is_ok() {
         count("dying");
         thread::spawn(move || {
+            // The variable says at which moment of the start the kill comes.
             thread::sleep(delay);
             send(std::process::id(), SIGKILL);
         });
@@ -315,6 +316,7 @@ fn test_process() {
         "OF_ITS_USERS" => {
             tell(Shared::try_get(&OF_ITS_USERS), began);
             if let Ok(hold) = env::var("HOLD") {
+                // Other tests use the service during this time.
                 thread::sleep(Duration::from_millis(hold.parse().expect("a number")));
                 told("still", std::net::TcpStream::connect(OF_ITS_USERS.addr()).is_ok());
             }
@@ -526,6 +528,7 @@ impl Test {
     fn began(&self) {
         let has_begun = || self.told().contains_key("began");
         assert!(wait_until(has_begun, BOUND), "{}", self.output());
+        // The process does not show that it waits.
         thread::sleep(Duration::from_millis(50));
     }
 
@@ -842,6 +845,7 @@ fn users_come_and_go_and_each_finds_the_service() {
     let mut run = Run::begin(&scratch);
     let tests: Vec<Test> = (0..40_u64)
         .map(|number| {
+            // The tests come at different moments.
             thread::sleep(Duration::from_millis(number * 7 % 30));
             let hold = (number * 13 % 40).to_string();
             run.test(&[("USE", "OF_ITS_USERS"), ("HOLD", &hold)])
@@ -1348,6 +1352,7 @@ fn sixty_four_race_and_sixty_are_killed() {
         let began = Instant::now();
         touch(&scratch, "go");
         for (at, test) in kills {
+            // Each kill has a random moment.
             thread::sleep(at.saturating_sub(began.elapsed()));
             send(test.pid, SIGKILL);
         }

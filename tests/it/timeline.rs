@@ -67,6 +67,7 @@ fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
 }
 
 fn works(ms: u64) {
+    // The timeline shows how long the test works.
     thread::sleep(Duration::from_millis(ms));
 }
 

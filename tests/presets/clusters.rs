@@ -87,6 +87,7 @@ fn it_is_killed_with_an_etcd() {
             .args(["-KILL", &me])
             .status()
             .unwrap();
+        // The signal ends the process before.
         thread::sleep(Duration::from_secs(60));
     }
 }

@@ -94,6 +94,7 @@ pub(crate) fn die(death: &str) {
             black_box(overflow(&[0; 512]));
         }
         "a signal" => {
+            // The signal ends the process before.
             thread::sleep(Duration::from_secs(60));
             panic!("no signal came");
         }
