@@ -353,7 +353,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
 pub(in crate::sys::process) fn abort_start(guard: i32) {
     for pid in crate::sys::proc::children(guard.unsigned_abs()) {
         // SAFETY: the call takes only numbers. The worker is the guard's only child, and the guard
-        // reaps it only just before it exits.
+        // reaps the worker only just before its own exit.
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
     }
 }

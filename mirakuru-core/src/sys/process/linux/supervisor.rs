@@ -397,7 +397,7 @@ impl Worker<'_> {
     /// first hidden from new users, then checked again. A new user opens the FIFO before it looks
     /// for the service. So either this check sees the user, or the user does not find the service.
     unsafe fn is_over(&self, users: i32) -> bool {
-        // SAFETY: the paths are strings in the arena, and the rest is a local variable.
+        // SAFETY: the paths are strings in the arena, and `poll` uses a local variable.
         unsafe {
             let (published, hidden) = (self.a.published, self.a.staged);
             if !self.a.ends_with_users || libc::rename(published, hidden) != 0 {
