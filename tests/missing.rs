@@ -1,7 +1,8 @@
 //! Tests of servers that are not installed are skipped with a message, or fail. The end of the run
 //! reports how many were skipped.
 //!
-//! This is a separate binary, because it runs cargo and nextest and must not run twice at a time.
+//! This is a separate binary, because it runs cargo and nextest and must not run twice at the same
+//! time.
 
 mod common;
 #[path = "common/fresh.rs"]

@@ -1,7 +1,7 @@
 //! Test processes with foreign code in them, which also runs in the supervisor: AddressSanitizer,
 //! lazy binding, valgrind, or a preloaded library. Ten tests run in each.
 //!
-//! This is a separate binary, because it runs cargo and must not run twice at a time.
+//! This is a separate binary, because it runs cargo and must not run twice at the same time.
 
 // These tests check how the supervisor is forked on Linux.
 #![cfg(target_os = "linux")]

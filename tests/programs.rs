@@ -1,7 +1,8 @@
 //! Tests of a user's workspace, in which one package tests a program of another package, under
 //! cargo and nextest.
 //!
-//! This is a separate binary, because it runs cargo for a minute and must not run twice at a time.
+//! This is a separate binary, because it runs cargo for a minute and must not run twice at the same
+//! time.
 
 mod common;
 #[path = "common/fresh.rs"]
@@ -178,7 +179,7 @@ impl Workspace {
         fresh::succeed(command.args(args).args(["--", "--nocapture", "--test-threads=1"]))
     }
 
-    /// The program that `cargo build` makes for the user.
+    /// The program that `cargo build` builds for the user.
     fn uplifted(&self) -> PathBuf {
         Path::new(FRESH_TARGET).join(format!("debug/{}-server", self.name))
     }
@@ -384,7 +385,7 @@ fn misspelt() {
         assert!(output.contains(expected), "{output}");
     }
 
-    // The user names another program. A relative path starts at cargo's directory.
+    // The user names another program. A relative path is relative to cargo's directory.
     workspace.edit("\n    let port: u16 = \"no\";", "");
     fresh::succeed(&mut workspace.cargo(&["build", "--package", "failing-daemon", "--features", "vip"]));
     fs::copy(workspace.uplifted(), workspace.dir.join("other")).expect("the target directory");

@@ -2,7 +2,7 @@
 //! `static` in `tests/common/mod.rs`.
 //!
 //! This is a separate binary, because it runs cargo and nextest for minutes, and must not run twice
-//! at a time.
+//! at the same time.
 
 mod common;
 
@@ -268,7 +268,7 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         assert_no_file(&scratch);
     }
 
-    // Each runner is killed half way.
+    // Each runner is killed halfway through.
     for (name, args) in runners(&scratch, &dir) {
         let name = format!("{name}-killed");
         let mut run = Run::begin(&scratch, cargo(&scratch, &dir, &args), &name, 20);

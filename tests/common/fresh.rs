@@ -27,7 +27,7 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
         write(&dir.join(file), text);
     }
     // Our lock file has the tested and downloaded versions. cargo removes unneeded versions from
-    // its copy, so a second file tells whether ours has changed.
+    // the copy, so a second copy shows whether ours has changed.
     let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
     let origin = dir.join("Cargo.lock.origin");
     if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {
@@ -53,7 +53,7 @@ fn write(path: &Path, text: &str) {
     fs::rename(&half, path).expect("the target directory");
 }
 
-/// Prepares cargo in the folder of a package, as a user would run it.
+/// A command that runs cargo in a package's folder, as a user would.
 pub(crate) fn cargo(dir: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(dir);
@@ -126,7 +126,8 @@ pub(crate) fn built_with_abort() -> PathBuf {
         "[dependencies]\nmirakuru = { path = \"{root}\" }\n",
         &[("src/main.rs", &main)],
     );
-    // The option applies to the program alone. In the profile it would rebuild all dependencies.
+    // This sets the option for the program alone. Set in the profile, it would rebuild all
+    // dependencies.
     succeed(cargo(&dir).args(["rustc", "--bin", "aborts", "--", "-Cpanic=abort"]));
     Path::new(FRESH_TARGET).join("debug/aborts")
 }

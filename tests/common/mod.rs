@@ -58,7 +58,7 @@ pub(crate) fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
 pub(crate) struct OtherServer(Child);
 
 impl OtherServer {
-    /// Returns when the helper prints that it is ready.
+    /// Returns once the helper has printed that it is ready.
     pub(crate) fn start(args: &[&str]) -> OtherServer {
         let mut child = Command::new(ODD)
             .args(args)
@@ -109,7 +109,7 @@ pub(crate) struct Scratch(PathBuf);
 impl Scratch {
     pub(crate) fn new() -> Scratch {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        // The path is short, because a Unix socket's path has a limit.
+        // The path is short, because the length of a Unix socket's path is limited.
         let name = format!(
             "mkt-{}-{}",
             std::process::id(),
@@ -143,8 +143,8 @@ impl Drop for Scratch {
 }
 
 /// Whether the tests can find all processes of the helper with these flags. The portable back end
-/// finds only processes of the group. If a process cannot be found, prints that the case is
-/// skipped.
+/// finds only processes in the service's group. If a process cannot be found, prints that the case
+/// is skipped.
 pub(crate) fn is_found(flags: &[&str]) -> bool {
     let leaves_the_group = flags
         .iter()
@@ -279,7 +279,7 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     }
 }
 
-/// All living descendants of a process, found by parent pid, without daemons. Unlike
+/// All living descendants of a process except daemons, found by parent pid. Unlike
 /// [`processes_with`], this also finds children that have other command lines.
 pub(crate) fn descendants(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = all_pids()
@@ -374,8 +374,8 @@ pub(crate) fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}\n{stdout}{stderr}", output.status);
 }
 
-/// Prepares a process that runs one `#[ignore]`d test of this binary ([`test_name`]). `dir` is its
-/// [`victim_dir`] and its directory for temporary files.
+/// A command that runs one `#[ignore]`d test of this binary in a separate process ([`test_name`]).
+/// `dir` is its [`victim_dir`] and its directory for temporary files.
 pub(crate) fn victim(name: &str, dir: &Path) -> Command {
     let mut command = captured_victim(name, dir);
     command.args(["--nocapture", "--test-threads=1"]);
@@ -413,8 +413,8 @@ pub(crate) const FRESH_TARGET: &str = if cfg!(mirakuru_portable) {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/readme")
 };
 
-/// Makes cargo build such a crate in [`FRESH_TARGET`], offline, without debug information, and with
-/// the back end of these tests. RUSTFLAGS select the portable back end, because the crate is
+/// Makes cargo build a user's crate in [`FRESH_TARGET`], offline, without debug information, and
+/// with the back end of these tests. RUSTFLAGS select the portable back end, because the crate is
 /// outside this workspace.
 pub(crate) fn build_as_a_user(command: &mut Command) {
     command
@@ -433,7 +433,7 @@ pub(crate) fn build_as_a_user(command: &mut Command) {
 // ---- the network --------------------------------------------------------------------------------
 
 /// A free port for tests that need a *fixed* one. It is below the kernel's ephemeral range, and in
-/// a window that no other test process uses. Each call returns another port.
+/// a window that no other test process uses. Each call returns a different port.
 pub(crate) fn fixed_port() -> u16 {
     /// Number of ports in a window: more than the tests of a binary take.
     const WINDOW: u16 = 500;
@@ -454,7 +454,7 @@ pub(crate) fn fixed_port() -> u16 {
         assert!(n < WINDOW - 1, "no free port");
         let port = first + n;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            // A child that another test has just forked has a copy of the listener until it
+            // A child that another test has just forked keeps a copy of the listener until it
             // executes its program.
             assert!(wait_until(
                 || TcpStream::connect(("127.0.0.1", port)).is_err(),

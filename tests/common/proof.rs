@@ -1,12 +1,12 @@
-//! Two ways to prove that a tree of processes is gone, without a search for processes.
+//! Two ways to prove that a tree of processes is gone, without searching for processes.
 //!
 //! - A [`Lifeline`] is a FIFO that every process of a tree holds open for writing, because each
-//!   inherits its standard input from the first. The FIFO is at its end exactly when all of them
-//!   are gone: also daemons, orphans, and chains that fork faster than a search.
+//!   inherits its standard input from the first. A reader of the FIFO sees end of file exactly when
+//!   all of them are gone, including daemons, orphans, and chains that fork faster than a search.
 //! - A [`Process`] is a process id *and* its start time. So a later process with the same id does
 //!   not count as a survivor. Neither does a zombie, which holds no files.
 //!
-//! Supervisors neither hold the lifeline nor tell their ids. [`marked`] finds them by their
+//! Supervisors neither hold the lifeline nor record their ids. [`marked`] finds them by their
 //! environment.
 
 // Each test binary uses only a part of this file.
@@ -34,11 +34,11 @@ unsafe extern "C" {
     fn mkfifo(path: *const c_char, mode: c_uint) -> c_int;
 }
 
-/// The reading end of a FIFO.
+/// The read end of a FIFO.
 pub(crate) struct Lifeline(File);
 
 impl Lifeline {
-    /// Makes a FIFO. Processes open it for writing with [`hold`].
+    /// Creates a FIFO. Processes open it for writing with [`hold`].
     pub(crate) fn new(path: &str) -> Lifeline {
         let name = CString::new(path).expect("no zero byte");
         // SAFETY: the path is a live C string.
@@ -109,8 +109,9 @@ impl Process {
     }
 }
 
-/// Makes signals end the command's process. If these tests run as a background job of a shell, they
-/// ignore SIGINT and SIGQUIT, and their children inherit that.
+/// Gives the signals that end a process their default action in the command's process. If these
+/// tests run as a background job of a shell, they ignore SIGINT and SIGQUIT, and their children
+/// inherit that.
 pub(crate) fn obeys_signals(command: &mut Command) {
     unsafe extern "C" {
         fn signal(signal: c_int, handler: usize) -> usize;

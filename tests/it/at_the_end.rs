@@ -16,9 +16,10 @@ use crate::common::{
     supervisors, test_name, victim, victim_dir, wait_until,
 };
 
-/// The environment variable with the way in which a victim ends.
+/// The environment variable that tells a victim how to end.
 const DEATH: &str = "MIRAKURU_AT_THE_END_DEATH";
-/// The environment variable with a file, into which each service writes its name when it ends.
+/// The environment variable that names the file into which each service writes its name when it
+/// ends.
 const ORDER: &str = "MIRAKURU_AT_THE_END_ORDER";
 
 const DATABASE: &str = "trap 'echo database >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
@@ -131,7 +132,7 @@ fn a_needed_service_ends_last_however_the_test_process_ends() {
             "SIGKILL" => send(child.id(), SIGKILL),
             "SIGTERM" => send(child.id(), SIGTERM),
             "SIGINT" => send(child.id(), SIGINT),
-            // The victim reads the end of its input, and then ends by itself.
+            // The victim ends by itself at the end of its input.
             _ => drop(child.stdin.take()),
         }
         child.wait().expect("it ends");
@@ -268,15 +269,15 @@ fn has_a_dependent_that_hangs() {
 
 // ---- the command at the end ---------------------------------------------------------------------
 
-/// Runs a daemon that makes a record for each request after 200 ms, even if the client is gone. The
-/// test's argument tells whether all records are made.
+/// Runs a daemon that creates a record for each request after 200 ms, even if the client is gone.
+/// The function that the test gets returns whether the daemon has handled all requests.
 fn run_daemon<T>(dir: &Path, test: impl FnOnce(&dyn Fn() -> bool) -> T) -> T {
     const LATE: Duration = Duration::from_millis(200);
     let (requests, records) = (dir.join("requests"), dir.join("records"));
     fs::create_dir_all(&requests).unwrap();
     fs::create_dir_all(&records).unwrap();
     let is_over = AtomicBool::new(false);
-    // The daemon removes a request when it has made the record.
+    // The daemon removes a request once it has created the record.
     let is_idle = || fs::read_dir(&requests).unwrap().count() == 0;
     thread::scope(|scope| {
         let _end = SetAtTheEnd(&is_over);
@@ -315,7 +316,7 @@ fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
         .stop_timeout(Duration::from_millis(300))
 }
 
-/// The names that the command at the end has cleaned up, once for each run.
+/// The names that the command at the end has cleaned up, one for each time it ran.
 fn cleaned(dir: &Path) -> Vec<String> {
     let calls = fs::read_to_string(dir.join("calls")).unwrap_or_default();
     calls.lines().map(str::to_owned).collect()
@@ -436,7 +437,7 @@ fn has_a_client_of_a_daemon() {
     loop {
         let service = client(&dir).start().expect("it starts");
         say(&service);
-        // The pause is long, so that a kill at a random moment usually meets a running service.
+        // The pause is long, so that a kill at a random moment usually hits a running service.
         thread::sleep(Duration::from_millis(30));
         drop(service);
     }
@@ -448,6 +449,7 @@ fn say(service: &SimpleExecutor) {
     std::io::stdout().flush().expect("a reader");
 }
 
+/// If the test process is killed, the command at the end still removes the service's record.
 /// `MIRAKURU_KILL_ROUNDS` sets the number of rounds.
 #[test]
 fn killed_at_any_moment_no_record_stays() {

@@ -72,7 +72,7 @@ fn a_generic_type(sleeper: &Executor<NoWait>) {
     assert!(sleeper.is_running());
 }
 
-/// A pattern that is not a name.
+/// The parameter is a pattern, not a name.
 #[mirakuru::fixture(Noted("only"))]
 #[test]
 fn a_pattern(Note { name, executor: _ }: &Note) {

@@ -10,8 +10,8 @@ use mirakuru::{Executor, Tcp};
 
 #[test]
 fn a_service_inherits_sockets_that_listen_already() {
-    // The service starts at once, long before it serves. A client that connects meanwhile waits and
-    // gets an answer.
+    // `start` returns at once, long before the service accepts connections. A client that connects
+    // in the meantime waits, and gets an answer.
     let mut service = odd(["--delay", "300", "--inherited", "--ready-line", "serving"])
         .name("web server")
         .listen("127.0.0.1:{port}")
@@ -31,7 +31,7 @@ fn a_service_inherits_sockets_that_listen_already() {
         "{}",
         service.logs()
     );
-    // While the service is stopped nothing listens. The restart listens on the same ports.
+    // While the service is stopped, nothing listens. The restart listens on the same ports.
     service
         .stopped(|| assert!(TcpStream::connect(addr).is_err(), "somebody still listens"))
         .unwrap();

@@ -439,7 +439,7 @@ fn stopped_reports_a_failed_restart() {
     assert!(!service.is_running());
 }
 
-/// An executor that is started many times checks the exit of its present process, not of an earlier
+/// An executor that is started many times checks the exit of its current process, not of an earlier
 /// one.
 #[test]
 fn each_failed_restart_is_told_as_what_it_is() {
@@ -521,7 +521,7 @@ fn a_line_that_was_printed_counts_although_the_service_has_ended() {
     }
 }
 
-/// No success is reported if a test hangs until it is killed, exits the process, or outlives the
+/// A test reports no success if it hangs until it is killed, exits the process, or outlives the
 /// harness (as with rstest's `#[timeout]`).
 #[test]
 fn the_log_is_kept_when_nobody_says_that_all_went_well() {

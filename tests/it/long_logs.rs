@@ -85,7 +85,7 @@ fn marks_and_lines_hold_across_what_a_log_leaves_out() {
     let before = service.mark();
     flood(&mut service, &before, 1);
     let between = service.mark();
-    // After this flood the log no longer has the part with the mark `between`.
+    // After this flood, the log no longer contains the part to which the mark `between` points.
     flood(&mut service, &between, 2);
     let last = service.mark();
     flood(&mut service, &last, 3);
@@ -116,7 +116,7 @@ fn a_log_that_has_parts_goes_on_over_a_restart() {
     assert!(!log.parent().unwrap().exists(), "the parts go with the directory");
 }
 
-/// For single bytes the log's index takes more space than the output.
+/// If the output comes in single bytes, the log's index takes more space than the output.
 #[test]
 fn a_log_of_single_bytes_is_bounded_too() {
     let script =

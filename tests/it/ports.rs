@@ -1,5 +1,5 @@
 //! Chosen ports never collide, and tests use a fixed port one after another. If another process has
-//! the port, the error names it.
+//! the port, the error names that process.
 
 use std::collections::HashSet;
 use std::fs;
@@ -606,7 +606,7 @@ fn a_killed_test_process_gives_its_port_back() {
     ));
     thread::scope(|scope| {
         let next = scope.spawn(|| fixed(port).queue(true).start());
-        // The next start probably waits by now. If not, it still gets the port.
+        // The next start is probably waiting by now. If not, it still gets the port.
         thread::sleep(Duration::from_millis(50));
         holder.kill().unwrap();
         holder.wait().unwrap();
@@ -636,7 +636,7 @@ fn services_on_the_same_socket_path_wait_for_each_other_as_well() {
     assert!(error.to_string().contains(&path), "{error}");
     thread::scope(|scope| {
         let second = scope.spawn(|| recipe.clone().queue(true).start());
-        // The second start probably waits by now. If not, it still gets the path.
+        // The second start is probably waiting by now. If not, it still gets the path.
         thread::sleep(Duration::from_millis(50));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());

@@ -80,7 +80,7 @@ fn database() -> u32 {
     3
 }
 
-/// A client of a certain database. rstest passes the further parameters.
+/// A client of one database. rstest passes the other parameters.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 pub fn selected(mut server: TcpExecutor, database: u32, #[default(7)] value: u32) -> (Client, u32) {
     assert!(!server.stopped(|| false).unwrap(), "it is ours to stop");

@@ -35,8 +35,8 @@ const BOUND: Duration = Duration::from_secs(120);
 
 // ---- what the test processes use ----------------------------------------------------------------
 
-/// The helper service with a lock. If it runs already, a second one exits with status 77 and its
-/// start fails.
+/// The helper service with a lock. If one is already running, a second one exits with status 77,
+/// and its start fails.
 fn alone() -> ExecutorBuilder<Tcp> {
     let dir = victim_dir().expect("only in test processes");
     let extra = env::var("EXTRA").unwrap_or_default();
@@ -75,7 +75,7 @@ struct System {
 #[mirakuru::fixture(System)]
 static SYSTEM: System;
 
-/// Nodes that know the ports of each other.
+/// Nodes that know each other's ports.
 #[mirakuru::fixture(mirakuru::cluster(3, |node| {
     let peers: Vec<String> = node.peers().map(|peer| peer.port().to_string()).collect();
     let line = format!("node {} of {}, at {{port}}", node.index(), node.nodes().count());
@@ -648,7 +648,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
             alive(service),
             "it outlives the process that started it, with nobody using it"
         );
-        // A service that ended without users would begin to end in this time.
+        // A service that ends when it has no users would begin to end in this time.
         thread::sleep(Duration::from_millis(50));
         for _ in 0..3 {
             let next = run.test(&[]);

@@ -1,6 +1,6 @@
 //! Reports, log lines and descriptions show no secret.
 
-// Tests below a function are called from there.
+// Tests inside a function are called by that function.
 #![allow(unnameable_test_items)]
 
 use std::os::unix::net::UnixListener;

@@ -1,4 +1,4 @@
-//! Presets of users whose data is kept from one run to the next: `Recipe::seed_key` and
+//! Users' own presets, whose data is kept from one run to the next: `Recipe::seed_key` and
 //! `prepare_once`.
 
 use std::fs::{self, OpenOptions};

@@ -249,7 +249,7 @@ macro_rules! text {
     ($($token:tt)*) => { stringify!($($token)*) };
 }
 
-/// In these expressions, other things have the names of services.
+/// In these expressions, other items have the same names as services.
 #[mirakuru::fixture]
 struct Names {
     #[fixture(
@@ -926,7 +926,7 @@ fn a_missing_program_of_a_system_names_the_service_and_the_others() {
     for line in ["`node-0` was ", "`node-1` failed\n", "`node-2` was "] {
         assert!(text.contains(&format!("system:     {line}")), "{text}");
     }
-    // In a list, a service is named by its place, and by its name if the recipe sets one.
+    // In a list, a service is named by its position, and by its name if the recipe sets one.
     let error = mirakuru::start_all((ready_after(0).name("db"), missing_program(), ready_after(0)));
     let text = error.unwrap_err().to_string();
     for line in [

@@ -389,7 +389,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
     victim.leaves_nothing(scratch)?;
     let (service_dirs, logs) = (service_dirs(scratch.path()), kept_logs(scratch.path()));
-    // Except at a panic, the service has printed a line at the stop signal, so there is a log to
+    // Except after a panic, the service has printed a line at the stop signal, so there is a log to
     // keep.
     let killed = death.may_keep_the_log(kind) && death.status != Status::Code(101);
     if logs.is_empty() && killed && kind.name == PLAIN.name {

@@ -174,7 +174,7 @@ fn holds_the_port(_service: &TcpExecutor) {
     wait_for("over");
 }
 
-/// A recipe that is made once another test holds the port.
+/// Returns the recipe once another test holds the port.
 fn when_it_is_held() -> ExecutorBuilder<Tcp> {
     AT_END.set(Some(Tells("given up")));
     wait_for("held");
@@ -216,7 +216,7 @@ fn a_test_whose_time_is_over_starts_nothing_more() {
     assert_eq!(numbers(&scratch.file("pids")).len(), 1, "{text}");
 }
 
-/// A recipe that is made only after the test's time is over.
+/// Returns the recipe only after the test's time is over.
 fn when_it_is_late() -> ExecutorBuilder<Tcp> {
     AT_END.set(Some(Tells("given up")));
     wait_for("timed out");

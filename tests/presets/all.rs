@@ -23,7 +23,7 @@ const PRESETS: [(&str, Start); 9] = [
     ("postgres", || {
         let schema = "CREATE TABLE t (x INT)";
         let server = presets::postgres().load_sql(schema).start().unwrap();
-        // The kill may also come while a database is made or dropped.
+        // The kill may also come while a database is being created or dropped.
         drop(server.database());
         let database = server.database();
         Box::new((database, server))
@@ -256,7 +256,7 @@ fn segment_id(line: &str) -> &str {
     line.split_whitespace().nth(1).unwrap_or_default()
 }
 
-/// The System V segments that these processes have made.
+/// The System V segments that these processes have created.
 fn segments_of(creators: &BTreeSet<u32>) -> Vec<String> {
     let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let is_theirs = |line: &&str| {

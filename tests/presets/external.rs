@@ -27,7 +27,7 @@ struct Subject<'a> {
     url: String,
     /// The whole content of the server, as a text.
     dump: &'a dyn Fn() -> String,
-    /// Name of the test that makes objects on the server until it is killed.
+    /// Name of the test that creates objects on the server until it is killed.
     busy: &'static str,
 }
 
@@ -80,7 +80,7 @@ impl Subject<'_> {
     }
 }
 
-/// The process of a child that makes objects on the server.
+/// The process of a child that creates objects on the server.
 struct Busy(Child);
 
 impl Busy {
@@ -140,7 +140,7 @@ fn random() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into()
 }
 
-/// Whether this child makes objects until it is killed.
+/// Whether this child creates objects until it is killed.
 fn goes_on() -> bool {
     env::var_os("MIRAKURU_TEST_BUSY").is_some()
 }
@@ -154,7 +154,7 @@ fn assert_is_not_ours<T>(result: Result<T, Error>, variable: &str) {
     );
 }
 
-/// Calls each method that would change the server. Panics unless it is an error.
+/// Calls each method that would change the server. Panics unless each returns an error.
 #[track_caller]
 fn assert_verbs_are_errors<R: Readiness + Clone>(server: &mut Executor<R>, variable: &str) {
     let same = |recipe: ExecutorBuilder<R>| recipe;

@@ -51,7 +51,7 @@ fn text(url: &str, query: &str) -> String {
 struct Migrations(PathBuf);
 
 impl Migrations {
-    /// Makes a directory with one migration, in the file `first`.
+    /// Creates a directory with one migration, in the file `first`.
     fn new(name: &str, first: &str) -> Migrations {
         let dir = std::env::temp_dir().join(new_key(name).replace(' ', "-"));
         fs::create_dir(&dir).unwrap();

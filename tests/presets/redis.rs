@@ -71,7 +71,7 @@ fn databases_are_leased_emptied_and_given_back() {
     assert_ne!(second.number(), number);
     let late = connect(&first.url());
     drop(first);
-    // A number is leased again only after all others.
+    // A database is leased again only after all others have been.
     let (third, again) = (server.database(), server.database());
     assert_ne!(third.number(), number);
     assert_eq!(again.number(), number);

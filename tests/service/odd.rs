@@ -250,7 +250,7 @@ fn main() {
     }
 }
 
-/// Sleeps for this time, and handles signals that come meanwhile.
+/// Sleeps for this time, and handles signals that arrive in the meantime.
 fn pause(signals: &Option<UnixStream>, time: Duration, o: &Options) {
     let end = sys::monotonic() + time;
     loop {
@@ -875,7 +875,7 @@ mod sys {
         unsafe { write(fd, [1u8].as_ptr().cast(), 1) };
     }
 
-    /// A pipe that children inherit, also after an exec.
+    /// A pipe that children inherit, even across an exec.
     pub(crate) fn pipe() -> (fs::File, fs::File) {
         let mut fds = [0; 2];
         // SAFETY: `pipe` writes two numbers to a live buffer, and nothing else owns these

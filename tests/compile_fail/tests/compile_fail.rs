@@ -1,4 +1,5 @@
-//! Each mistake in a use of the attribute gives one error, on the wrong token, with the remedy.
+//! Each mistake in a use of the attribute causes one error, at the token that is wrong, with the
+//! remedy.
 //!
 //! Each file has one mistake and is named after it. The output depends on rustc's version; the
 //! expected output is that of the version in CI.
