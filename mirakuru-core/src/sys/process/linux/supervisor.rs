@@ -131,8 +131,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         null_standard_streams()?;
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
-        // The worker inherits this descriptor. The guard opens it, because as long as it runs, no
-        // other process can have its id.
+        // The worker inherits this descriptor. The guard opens it, because as long as the guard
+        // runs, no other process can have its id.
         a.guard_pidfd = -1;
         if !handle::pidfds_are_missing() {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
@@ -740,7 +740,7 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // or exits.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // If the worker is killed now, this field tells the guard, which shares the memory, that
+        // If the worker is killed now, a guard that shares this memory learns from this field that
         // there is a service.
         a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);

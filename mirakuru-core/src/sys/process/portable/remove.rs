@@ -14,9 +14,9 @@ use crate::sys::log_record;
 /// Time that the supervisor waits for `rm`. After that, `rm` continues on its own.
 const PATIENCE_MS: i32 = 20_000;
 
-/// Removes a private directory, without following symbolic links. With `keep_log`, first marks a
-/// log that is not empty by a file `kept`. If this file exists, removes only the subdirectory `d`
-/// and the file `lock`, which marks the directory as in use.
+/// Removes a private directory, without following symbolic links. With `keep_log`, first creates
+/// the file `kept` if the log is not empty. If `kept` exists, removes only the subdirectory `d` and
+/// the file `lock`, which marks the directory as in use.
 ///
 /// # Safety
 ///
