@@ -25,7 +25,7 @@ fn the_program_is_missing() {
         &error,
         "failed to execute `rediss-server`: no such file or directory\n  command:    rediss-server --port \
             6379\n  \
-         hint:       no directory on PATH has `rediss-server`; did you mean `redis-serve`?",
+         hint:       no directory on PATH contains `rediss-server`; did you mean `redis-serve`?",
     );
     // For a well-known server, the hint names the package. If the server is installed outside PATH,
     // the hint names its path.
@@ -41,7 +41,7 @@ fn the_program_is_missing() {
         let text = report(&error);
         assert!(
             text.contains(
-                "no directory on PATH has `initdb`, but it is installed: use `/usr/lib/postgresql/"
+                "no directory on PATH contains `initdb`, but it is installed: use `/usr/lib/postgresql/"
             ),
             "{text}"
         );

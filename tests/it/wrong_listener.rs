@@ -173,7 +173,7 @@ fn another_server_takes_the_port_during_the_start() {
                holder:     started [time] ago by user {user}\n  \
                timeline:   spawned\n  \
                output:     none\n  \
-               hint:       it has the address or path that this service \
+               hint:       it uses the address or path that this service \
                    needs: end it with `kill {pid}`, or let a free \
                port be chosen with `{{port}}`"
         ),

@@ -142,7 +142,7 @@ pub enum Error {
     /// an unknown placeholder.
     #[non_exhaustive]
     InvalidCommand {
-        /// The command of the recipe.
+        /// The recipe's command.
         command: String,
         /// The mistake and its remedy.
         reason: String,
@@ -152,7 +152,7 @@ pub enum Error {
     /// The readiness condition is invalid: a bad address, URL, pattern or path.
     #[non_exhaustive]
     InvalidReadiness {
-        /// The condition of the recipe.
+        /// The recipe's readiness condition.
         readiness: String,
         /// The mistake and its remedy.
         reason: String,
@@ -184,7 +184,7 @@ pub enum Error {
     NotRunning {
         /// The command, as a person would type it.
         command: String,
-        /// The action of the method, worded to follow "failed to".
+        /// The action that failed, worded to follow "failed to".
         action: String,
     },
     /// The operating system refused something that mirakuru itself needs, such as a directory, a

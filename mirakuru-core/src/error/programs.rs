@@ -80,10 +80,10 @@ const ELSEWHERE: [(&str, [&str; 4]); 10] = [
     ("etcd", ["etcd", "", "", "etcd"]),
 ];
 
-/// The remedy for a program that is in no directory on PATH.
+/// The remedy for a program that no directory on PATH contains.
 #[must_use]
 pub fn not_found(program: &str, similar: &[String]) -> String {
-    let mut text = format!("no directory on PATH has `{program}`");
+    let mut text = format!("no directory on PATH contains `{program}`");
     if let Some(path) = off_path(program) {
         return format!("{text}, but it is installed: use `{}`", path.display());
     }
@@ -95,7 +95,7 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
             format!("{text}: install it with `{install}` ({})", system().name())
         }
         Some(install) => format!("{text} Or install it with `{install}` ({})", system().name()),
-        None if similar.is_empty() => format!("{text}: install the package that has it"),
+        None if similar.is_empty() => format!("{text}: install the package that contains it"),
         None => text,
     }
 }
@@ -271,6 +271,6 @@ mod tests {
         );
         let text = not_found("no-such-server", &["`no-such-serve`".to_owned()]);
         assert!(text.ends_with("; did you mean `no-such-serve`?"), "{text}");
-        assert!(not_found("no-such-server", &[]).ends_with(": install the package that has it"));
+        assert!(not_found("no-such-server", &[]).ends_with(": install the package that contains it"));
     }
 }

@@ -25,10 +25,10 @@ use once_cell::sync::Lazy;
 use crate::error::text::Bytes;
 use crate::util::thread;
 
-/// The most lines that a report shows from the end of the output.
+/// Maximum number of lines that a report shows from the end of the output.
 pub(crate) const TAIL_LINES: usize = 20;
-/// The most lines that a report shows from the beginning of the output. A line that is also among
-/// the last ones is shown only there.
+/// Maximum number of lines that a report shows from the beginning of the output. A line that is
+/// also among the last ones is shown only there.
 pub(crate) const HEAD_LINES: usize = 5;
 /// The column at which the text after a label begins.
 const COLUMN: usize = 12;

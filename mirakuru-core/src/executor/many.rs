@@ -163,7 +163,7 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     results.into_iter().flatten().collect()
 }
 
-/// The largest number of services that are launched together. A larger group would need many
+/// Maximum number of services that are launched together. A larger group would need many
 /// descriptors at the same time, and its first service would start only after all have been
 /// planned.
 const AT_ONE_GO: usize = 8;

@@ -310,7 +310,7 @@ impl Observed for Own {
 
 impl Own {
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<Service>> {
-        // The service stays intact even if another thread panicked while it held the lock.
+        // The service is intact even if another thread panicked while it held the lock.
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

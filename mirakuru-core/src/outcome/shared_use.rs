@@ -56,7 +56,7 @@ struct Service {
     /// The text for a person who inspects the service after a failed test. `None` once it has been
     /// shown.
     description: Mutex<Option<String>>,
-    /// The event until which the service stays, in words.
+    /// The event until which the service is kept running, in words.
     stays_until: &'static str,
 }
 

@@ -349,7 +349,7 @@ mod tests {
                 .ends_with(&format!(" (pid {})", std::process::id()))
         );
         assert!(evidence.about.unwrap().contains("this test process"));
-        assert!(evidence.hint.unwrap().starts_with("drop the value that has it"));
+        assert!(evidence.hint.unwrap().starts_with("drop the value that holds it"));
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Holder {
     pub(crate) fn remedy(&self) -> Option<String> {
         let pid = self.pid?;
         if self.ourselves {
-            Some("drop the value that has it, in this test or in another one of this binary".to_owned())
+            Some("drop the value that holds it, in this test or in another one of this binary".to_owned())
         } else if self.queues_apart {
             Some("wait until that test of another user has ended".to_owned())
         } else if self.marked && self.supervised {

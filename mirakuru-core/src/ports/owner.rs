@@ -58,7 +58,7 @@ impl WrongListener {
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
             true => "both listen there (SO_REUSEPORT), and each gets some of the connections",
-            false => "it has the address or path that this service needs",
+            false => "it uses the address or path that this service needs",
         };
         match self.holder.remedy() {
             Some(remedy) => format!("{what}: {remedy}, or let a free port be chosen with `{{port}}`"),
@@ -82,7 +82,7 @@ impl fmt::Display for WrongListener {
         if *shared {
             write!(
                 f,
-                "{endpoint} is shared with {holder}, which is not this service and gets a part of its \
+                "{endpoint} is shared with {holder}, which is not this service and gets some of its \
                     connections"
             )
         } else {

@@ -15,7 +15,7 @@ use crate::util::backoff::Pauses;
 /// How long to wait for a port if lingering connections cannot be removed, for example because the
 /// other end is still open.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
-/// The largest number of connections that one pass removes. Each costs several system calls.
+/// Maximum number of connections that one pass removes. Each costs several system calls.
 const MANY: usize = 2_000;
 
 /// Checks as [`check_free`] does that a server could listen on these addresses. Removes closed

@@ -240,7 +240,7 @@ impl Readiness for Banner {
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         if self.times == 0 {
-            return Err(cx.invalid(&self.given, "`times(0)` would wait for nothing; the least is 1"));
+            return Err(cx.invalid(&self.given, "`times(0)` would wait for nothing; the minimum is 1"));
         }
         self.pattern = expand_pattern(&self.given, |text| cx.expand(text))?;
         let watch = LineWatch::new(&self.pattern, self.stream).map_err(|why| cx.invalid(&self.given, why))?;
@@ -583,7 +583,7 @@ mod tests {
         let text = harness.refusal(&mut Banner::matching("a\\nb"));
         assert!(text.contains("one line at a time"), "{text}");
         let text = harness.refusal(&mut Banner::matching("a").times(0));
-        assert!(text.contains("the least is 1"), "{text}");
+        assert!(text.contains("the minimum is 1"), "{text}");
     }
 
     #[test]

@@ -19,8 +19,9 @@ use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::{plain, printable};
 
-/// The most bytes that are kept of an unfinished line. When a line gets longer, only the last half
-/// of this length is kept. A match of up to half this length is therefore always found.
+/// The maximum number of bytes that are kept of an unfinished line. When a line gets longer, only
+/// the last half of this length is kept. A match of up to half this length is therefore always
+/// found.
 const WINDOW: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]

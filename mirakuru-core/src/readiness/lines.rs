@@ -8,7 +8,7 @@ use crate::readiness::line_watch::{Found, LineWatch};
 
 /// A logged line that matches a pattern, without its line end and without escape sequences.
 ///
-/// It dereferences to its text. [`get`](Line::get) returns the text of a named group of the
+/// A `Line` dereferences to its text. [`get`](Line::get) returns the text of a named group of the
 /// pattern.
 ///
 /// ```
@@ -91,8 +91,8 @@ impl PartialEq<&str> for Line {
     }
 }
 
-/// The lines of a log that match a pattern, in order. Returned by [`Logs::matching`]. Dereferences
-/// to a slice of [`Line`]s.
+/// The lines of a log that match a pattern, in order. Returned by [`Logs::matching`]. This type
+/// dereferences to a slice of [`Line`]s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lines {
     pattern: String,

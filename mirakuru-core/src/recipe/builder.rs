@@ -119,7 +119,7 @@ pub(crate) struct Spec {
     pub(crate) kill_signal: Signal,
     pub(crate) expected_exit: Option<i32>,
     pub(crate) fail_on: Vec<String>,
-    /// The largest size of the log, in bytes.
+    /// The maximum size of the log, in bytes.
     pub(crate) log_limit: u64,
     pub(crate) log_files: Vec<PathBuf>,
     /// Files to create in the private directory, and their content.

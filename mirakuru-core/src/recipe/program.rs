@@ -104,8 +104,9 @@ pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
 pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
         command: command.replace("\0", "\\0"),
-        reason: "it has a zero byte in an argument or an environment variable, which no program can get"
-            .to_owned(),
+        reason:
+            "an argument or environment variable contains a zero byte, which cannot be passed to a program"
+                .to_owned(),
         system: Vec::new(),
     })
 }
@@ -128,7 +129,7 @@ pub(crate) fn c_environment(
             return Err(Error::InvalidCommand {
                 command: command.to_owned(),
                 reason: format!(
-                    "`{}` cannot be the name of an environment variable: it is empty or has a `=` in it",
+                    "`{}` cannot be the name of an environment variable: it is empty or contains a `=`",
                     key.to_string_lossy()
                 ),
                 system: Vec::new(),

@@ -11,7 +11,7 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
-/// The longest head of an answer that is read, in bytes.
+/// Maximum length of the head of an answer, in bytes.
 const HEAD: usize = 256 * 1024;
 /// Limits for reading the body of an answer. If the body were not read, the connection would be
 /// closed while the server is still sending a short body.
@@ -141,9 +141,9 @@ fn scheme(tls: bool) -> &'static str {
 
 /// Sends the request to the target's address, on a new connection.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
-    // Each phase has a limit, but not the whole request. With a limit for the whole, ureq starts a
-    // thread to resolve names, even if there is no name to resolve. Connecting and sending take
-    // almost no time on a local port.
+    // Each phase has a limit, but not the whole request. If that had one, ureq would start a thread
+    // to resolve names, even if there is no name to resolve. Connecting and sending take almost no
+    // time on a local port.
     let phase = Some(limit);
     let config = ureq::Agent::config_builder();
     #[cfg(feature = "tls")]

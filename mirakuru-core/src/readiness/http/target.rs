@@ -57,7 +57,7 @@ impl Http {
         for (name, value) in &self.given_headers {
             let invalid = |what: &str| {
                 format!(
-                    "the {what} of the header `{}` has a character that HTTP headers do not allow",
+                    "the {what} of the header `{}` contains a character that HTTP headers do not allow",
                     printable(name, 80)
                 )
             };
@@ -72,7 +72,10 @@ impl Http {
         let mut default = |name: types::HeaderName, value: String| -> Result<(), Error> {
             if !headers.contains_key(&name) {
                 let value = types::HeaderValue::try_from(value).map_err(|_| {
-                    cx.invalid(&shown, "the URL has a character that HTTP headers do not allow")
+                    cx.invalid(
+                        &shown,
+                        "the URL contains a character that HTTP headers do not allow",
+                    )
                 })?;
                 headers.insert(name, value);
             }
@@ -227,7 +230,7 @@ pub(super) fn without_query(url: &str) -> &str {
     url.split('?').next().unwrap_or_default()
 }
 
-/// Whether a byte may be in a method's name.
+/// Whether a byte is allowed in the name of a method.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
