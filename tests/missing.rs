@@ -313,7 +313,7 @@ fn some_are_skipped_and_others_never() {
     );
 }
 
-/// Runs one ignored test under a program that hides something of the machine.
+/// Runs one ignored test under a program that hides a part of the machine.
 fn under(dir: &Path, scratch: &Scratch, wrapper: &[&str], test: &str) -> Output {
     let cargo = cargo(dir, scratch, &ignored(test));
     let mut command = Command::new(wrapper[0]);

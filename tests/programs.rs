@@ -385,7 +385,7 @@ fn misspelt() {
         assert!(output.contains(expected), "{output}");
     }
 
-    // The user names another program. A relative path is relative to cargo's directory.
+    // The user names another program. A relative path is resolved against cargo's directory.
     workspace.edit("\n    let port: u16 = \"no\";", "");
     fresh::succeed(&mut workspace.cargo(&["build", "--package", "failing-daemon", "--features", "vip"]));
     fs::copy(workspace.uplifted(), workspace.dir.join("other")).expect("the target directory");

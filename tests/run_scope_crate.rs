@@ -283,7 +283,7 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         // The remaining tests fail, and must not start services of their own.
         let tests: BTreeSet<u32> = run.column(0).into_iter().collect();
         assert!(wait_until(|| !tests.iter().any(|pid| alive(*pid)), LONG));
-        // If a test started a service by mistake, the service would be recorded in this time.
+        // If a test started a service by mistake, the service would be recorded within this time.
         thread::sleep(Duration::from_millis(100));
         assert_eq!(run.services().len(), 2, "{name}");
         assert!(

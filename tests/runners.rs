@@ -281,7 +281,7 @@ fn two_runs_side_by_side() {
         first.ctrl_c();
         first.end();
         first.assert_gone();
-        // The end of the first run would affect the second in this time.
+        // If the end of the first run affected the second, it would do so within this time.
         thread::sleep(Duration::from_millis(500));
         for process in second.everybody() {
             assert!(process.is_alive(), "{process:?}: {}", second.output());

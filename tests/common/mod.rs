@@ -435,7 +435,7 @@ pub(crate) fn build_as_a_user(command: &mut Command) {
 /// A free port for tests that need a *fixed* one. It is below the kernel's ephemeral range, and in
 /// a window that no other test process uses. Each call returns a different port.
 pub(crate) fn fixed_port() -> u16 {
-    /// Number of ports in a window: more than the tests of a binary take.
+    /// Number of ports in a window: more than the tests of one binary need.
     const WINDOW: u16 = 500;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // The first port of this process's window. A listener on the last port reserves the window.

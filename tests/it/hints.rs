@@ -1,4 +1,4 @@
-//! The hint of an error says why a wait failed, and how to mend it.
+//! The hint of an error says why a wait failed, and how to fix it.
 
 use std::fs;
 use std::net::ToSocketAddrs as _;

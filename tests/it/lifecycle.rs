@@ -813,8 +813,8 @@ fn a_thousand_cycles() {
         assert!(service.is_running());
         service.stop().unwrap();
     };
-    // The first cycles allocate things only once: caches, the log's directory, the allocator's
-    // arenas.
+    // The first cycles make the one-time allocations: caches, the log's directory, the
+    // allocator's arenas.
     for _ in 0..50 {
         cycle();
     }

@@ -1,4 +1,4 @@
-//! Options to watch services while tests run: `MIRAKURU_LIVE` and `MIRAKURU_KEEP`.
+//! Options for watching services while tests run: `MIRAKURU_LIVE` and `MIRAKURU_KEEP`.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -648,7 +648,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
             alive(service),
             "it outlives the process that started it, with nobody using it"
         );
-        // A service that ends when it has no users would begin to end in this time.
+        // A service that ends when it has no users would begin to end within this time.
         thread::sleep(Duration::from_millis(50));
         for _ in 0..3 {
             let next = run.test(&[]);
@@ -1548,7 +1548,7 @@ fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
     // A test of another run waits for the port.
     let mut other = Run::begin(&scratch);
     let waits = other.test(&envs("OWN_FIXED"));
-    // A start that did not wait would be ready in this time.
+    // A start that did not wait would be ready within this time.
     thread::sleep(Duration::from_millis(300));
     assert!(!waits.told().contains_key("used"), "{}", waits.output());
     run.end(true);

@@ -767,7 +767,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         thread::sleep(Duration::from_nanos(random() % moment));
         child.kill().unwrap();
         child.wait().unwrap();
-        // A check every twenty rounds is enough, because no service ends by itself before.
+        // A check every twenty rounds is enough, because no service ends by itself before then.
         if round % 20 == 19 || round + 1 == rounds {
             let after = format!("after round {round} ({})", kind.name);
             assert!(

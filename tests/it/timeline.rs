@@ -334,7 +334,8 @@ print("processes", len({e["pid"] for e in events if e["name"] == "process_name"}
 fn a_run_leaves_a_trace() {
     let Some(python) = require("python3") else { return };
     let scratch = Scratch::new();
-    // A relative path is relative to the runner's directory. mirakuru creates the file's directory.
+    // A relative path is resolved against the runner's directory. mirakuru creates the file's
+    // directory.
     run(&scratch, "traces/run.json");
     let file = only_file(&scratch.path().join("traces"));
     let read = Command::new(python)

@@ -29,7 +29,7 @@ fn a_service_outlives_the_thread_that_started_it() {
     let service = thread::spawn(|| listening(["--fork", "1"]).start().unwrap())
         .join()
         .unwrap();
-    // `join` has waited until the thread ended. A signal would take effect in this time.
+    // `join` has waited until the thread ended. A signal would take effect within this time.
     thread::sleep(Duration::from_millis(300));
     assert!(service.is_running());
     assert_eq!(who_answers(service.addr()), service.pid());
@@ -154,7 +154,7 @@ fn nothing_survives_a_death_in_the_middle_of_a_start() {
             assert!(output.read_line(&mut line).unwrap() > 0, "the victim has failed");
         }
         if round == 0 {
-            // Measures a start on this machine under its present load.
+            // Measures a start on this machine under its current load.
             let began = Instant::now();
             assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
             one_start = began.elapsed();
@@ -448,7 +448,7 @@ fn a_pid_is_used_again() {
     let _ = service.stop();
     let _ = service.kill();
     drop(service);
-    // A signal to the wrong process would take effect in this time.
+    // A signal to the wrong process would take effect within this time.
     thread::sleep(Duration::from_millis(100));
     let untouched = common::stat(pid).is_some_and(|(state, _)| state != 'T' && state != 'Z');
     let _ = other.kill();
@@ -518,7 +518,7 @@ fn marks_are_matched_whole() {
     );
     let _ = service.stop();
     drop(service);
-    // A signal to the wrong process would take effect in this time.
+    // A signal to the wrong process would take effect within this time.
     thread::sleep(Duration::from_millis(200));
     let alive_ones = bystanders.iter().filter(|child| alive(child.id())).count();
     let all = bystanders.len();

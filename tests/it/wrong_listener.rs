@@ -337,7 +337,7 @@ fn a_port_that_is_shared_with_another_server() {
     }
 }
 
-/// Conditions of these tests.
+/// The conditions that these tests use.
 struct Check;
 
 impl Check {

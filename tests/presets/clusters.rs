@@ -22,7 +22,7 @@ fn soon(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Calls etcd's JSON interface, and returns the last line of the answer. Keys and values are
+/// Calls etcd's JSON interface, and returns the last line of the answer. Keys and values are in
 /// base64.
 fn call(etcd: &Etcd, method: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(etcd.addr()).unwrap();

@@ -25,7 +25,7 @@ use redis::Commands;
 struct Subject<'a> {
     variable: &'static str,
     url: String,
-    /// The whole content of the server, as a text.
+    /// The whole content of the server, as text.
     dump: &'a dyn Fn() -> String,
     /// Name of the test that creates objects on the server until it is killed.
     busy: &'static str,
@@ -430,7 +430,7 @@ fn postgres_by_hand() -> Postgres {
     server
 }
 
-/// Everything on the server, as a text.
+/// Everything on the server, as text.
 fn postgres_dump(server: &Postgres) -> String {
     let client = |program: &str| {
         let mut command = Command::new(program);
@@ -696,7 +696,7 @@ fn mariadb_by_hand() -> Mariadb {
     server
 }
 
-/// Everything on the server, including users and rights, as a text.
+/// Everything on the server, including users and rights, as text.
 fn mariadb_dump(server: &Mariadb) -> String {
     let client = |program: &str| {
         let mut command = Command::new(program);

@@ -166,6 +166,6 @@ fn what_it_says_of_a_broken_configuration_is_in_the_report() {
         error.contains("unknown directive \"no_such_directive\""),
         "{error}"
     );
-    // The line number counts from the start of the recipe's text.
+    // Line numbers are counted from the start of the recipe's text.
     assert!(error.contains("http.conf:3"), "{error}");
 }

@@ -144,7 +144,7 @@ struct Options {
     keep_forking: usize,
     pids: Option<PathBuf>,
     /// Internal: this process is a deaf daemon, executed again with an empty environment. It writes
-    /// to this descriptor when it is set up.
+    /// to this descriptor once it is set up.
     deaf_daemon: Option<i32>,
 }
 

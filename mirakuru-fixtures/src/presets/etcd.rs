@@ -139,7 +139,7 @@ impl Recipe for EtcdRecipe {
         let peers = self.peers.clone();
         Ok(recipe.wait_for(
             self.options
-                .answers("said that it is healthy", move |mut connection| {
+                .answers("reported that it is healthy", move |mut connection| {
                     // Without a majority of its members, etcd does not answer `/health`. So first
                     // count the members that accept connections.
                     let is_there = |port: &&u16| TcpStream::connect((Ipv4Addr::LOCALHOST, **port)).is_ok();

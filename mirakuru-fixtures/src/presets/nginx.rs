@@ -29,8 +29,8 @@ const SERVER: Server = Server {
 /// # let _ = recipe;
 /// ```
 ///
-/// With an empty text, one server listens on `{port}`, and serves
-/// [`document_root`](NginxRecipe::document_root) if that is set.
+/// If the text is empty, the preset adds a server that listens on `{port}`, and that serves
+/// [`document_root`](NginxRecipe::document_root) if it is set.
 pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     NginxRecipe {
         options: Options::default(),
@@ -85,7 +85,7 @@ impl NginxRecipe {
     /// Sets the directory whose files are served. A `root` in a `server` or `location` block
     /// overrides it; the `http` block must not set another `root`.
     ///
-    /// A relative path is relative to the working directory, which `cargo test` sets to the
+    /// A relative path is resolved against the working directory, which `cargo test` sets to the
     /// package's directory. The path must not contain a `$`, because nginx would take it for the
     /// start of a variable.
     pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
@@ -93,7 +93,7 @@ impl NginxRecipe {
         self
     }
 
-    /// Replaces `{port}` in the text if the recipe sets a fixed port.
+    /// If the recipe sets a fixed port, replaces each `{port}` in the text with it.
     fn placed(&self, text: &str) -> String {
         match self.options.port {
             Some(port) => with_port(text, port),

@@ -37,7 +37,7 @@ pub(super) struct Server {
 /// A limit of a process: its name in `/proc/self/limits`, the minimum, and the option of `ulimit`.
 pub(super) type Limit = (&'static str, u64, &'static str);
 
-/// Behaviour of a server if the tests run as root, and root may not become another user.
+/// How a server behaves if the tests run as root, and root may not become another user.
 pub(super) enum AsRoot {
     /// The server refuses to run.
     Never,
@@ -283,7 +283,8 @@ impl Options {
         let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
         let is_there = program.is_file();
         let mut recipe = clean_program(&program).args(args);
-        // A version manager chooses the version by the directory of the tests.
+        // A version manager chooses the version by the working directory, so keep that of the
+        // tests.
         recipe = match std::env::current_dir() {
             Ok(dir) if is_shim(&program) => recipe.current_dir(literal(&dir)),
             _ => recipe.current_dir("{dir}"),
@@ -425,7 +426,7 @@ pub(super) fn is_shim(program: &Path) -> bool {
     is_script || program.parent().is_some_and(|dir| dir.ends_with("shims"))
 }
 
-/// The last lines of a failed program's output, which usually have the reason.
+/// The last lines of a failed program's output, which usually contain the reason.
 pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
     let logs = executor.logs();
     let reason = reason(logs.stderr(), &logs.to_string());

@@ -1,4 +1,4 @@
-//! An etcd at `MIRAKURU_ETCD_URL`. Keys that tests create begin with the run's `Owner`.
+//! An etcd server at `MIRAKURU_ETCD_URL`. Keys that tests create begin with the run's `Owner`.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! A MariaDB or MySQL at `MIRAKURU_MARIADB_URL`. Each test has a database there.
+//! A MariaDB or MySQL server at `MIRAKURU_MARIADB_URL`. Each test has a database there.
 
 use std::io;
 

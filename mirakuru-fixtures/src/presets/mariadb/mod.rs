@@ -98,8 +98,8 @@ impl MariadbRecipe {
     ///
     /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
     /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path is
-    /// relative to the working directory, which `cargo test` sets to the package's directory. If
-    /// the path is a directory, all of its `.sql` files are loaded, as
+    /// resolved against the working directory, which `cargo test` sets to the package's directory.
+    /// If the path is a directory, all of its `.sql` files are loaded, as
     /// [PostgreSQL's](super::PostgresRecipe::load_sql) are.
     ///
     /// The server's command line client runs the SQL, so `DELIMITER` and `source` work. The start
@@ -186,7 +186,7 @@ impl MariadbRecipe {
         let mariadb = find_program("mariadbd");
         let mysql = find_program("mysqld");
         if self.mysql {
-            // On Debian `mysqld` is a link to MariaDB's server, which does not count as MySQL.
+            // On Debian, `mysqld` is a link to MariaDB's server, which does not count as MySQL.
             mysql
                 .filter(|path| fs::canonicalize(path).is_ok_and(|real| real.ends_with("mysqld")))
                 .or(mariadb)
@@ -268,7 +268,7 @@ impl Recipe for MariadbRecipe {
     type Handle = Mariadb;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
-        // If a file is missing, fail at the start and not at the first database.
+        // If a file is missing, fail at the start, not at the first database.
         let scripts = self.scripts()?;
         if let Some(external) = self.options.external(&SERVER)? {
             return Ok(self.with_contents(external.executor(&self.options)?, &scripts));
@@ -431,7 +431,7 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
             install = install.current_dir("{dir}");
         }
         // The server refuses to run as root without a user option. The script passes `--loose-user`
-        // on to the server, but `--user` would fail in the script if the path has a space.
+        // on to the server, but `--user` would fail in the script if the path contains a space.
         if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }

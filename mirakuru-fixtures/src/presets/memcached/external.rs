@@ -1,4 +1,5 @@
-//! A memcached at `MIRAKURU_MEMCACHED_URL`. Keys that tests create begin with the run's `Owner`.
+//! A memcached server at `MIRAKURU_MEMCACHED_URL`. Keys that tests create begin with the run's
+//! `Owner`.
 
 use std::io;
 use std::thread;

@@ -1,5 +1,5 @@
-//! A NATS at `MIRAKURU_NATS_URL`. Names of streams and buckets that tests create begin with the
-//! run's `Owner`.
+//! A NATS server at `MIRAKURU_NATS_URL`. Names of streams and buckets that tests create begin with
+//! the run's `Owner`.
 
 use std::io::{self, Read};
 

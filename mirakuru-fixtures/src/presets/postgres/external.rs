@@ -1,5 +1,5 @@
-//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`. Each run creates a template there, and each test gets a
-//! copy of the template.
+//! A PostgreSQL server at `MIRAKURU_POSTGRES_URL`. Each run creates a template there, and each test
+//! gets a copy of the template.
 
 use std::io;
 use std::thread;
@@ -56,7 +56,7 @@ fn check(external: &External) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails if the recipe asks for another version of PostgreSQL.
+/// Fails if the recipe asks for a version other than the server's.
 pub(super) fn check_version(external: &External, wanted: Option<u32>) -> io::Result<()> {
     let major = connect(external)?.version / 10_000;
     match wanted {

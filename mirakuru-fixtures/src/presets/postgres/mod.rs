@@ -132,7 +132,7 @@ impl PostgresRecipe {
     ///
     /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
     /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path is
-    /// relative to the working directory, which `cargo test` sets to the package's directory.
+    /// resolved against the working directory, which `cargo test` sets to the package's directory.
     ///
     /// If the path is a directory, all `.sql` files in it and in its subdirectories are loaded in
     /// the order of their names. Numbers in names count as numbers (`9_x` is before `10_x`).
@@ -220,7 +220,7 @@ impl PostgresRecipe {
             let from = made.executor.dir();
             // No process may write to the cluster during the copy.
             made.executor.stop()?;
-            // Keep the cluster, and the file about its template.
+            // Keep the cluster, and `extras`, the file about its template.
             copy_tree(&from.join("data"), &kept.join("data"))
                 .and_then(|()| std::fs::copy(from.join(EXTRAS), kept.join(EXTRAS)))
                 .map(drop)
@@ -238,7 +238,7 @@ impl PostgresRecipe {
         !self.seeds.is_empty() && !self.fills_seeds
     }
 
-    /// A primary and `replicas` replicas. The first node is the primary. The cluster is ready when
+    /// A primary with `replicas` replicas. The first node is the primary. The cluster is ready when
     /// each replica streams from the primary, and has the database of [`url`](Postgres::url).
     /// Databases are created on the primary and appear on the replicas, which are read-only.
     ///
@@ -766,7 +766,7 @@ impl Postgres {
     }
 }
 
-/// Adds a hint to the error of a replica, which takes no changes.
+/// Adds a hint to the error of a replica, which accepts no changes.
 fn writable(source: io::Error) -> io::Error {
     match source.to_string() {
         text if text.contains("read-only transaction") => io::Error::new(

@@ -1,5 +1,6 @@
-//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`. Names of virtual hosts that tests create begin with the
-//! run's `Owner`. The virtual hosts are created through the HTTP API of the management plugin.
+//! A RabbitMQ server at `MIRAKURU_RABBITMQ_URL`. Names of virtual hosts that tests create begin
+//! with the run's `Owner`. The virtual hosts are created through the HTTP API of the management
+//! plugin.
 
 use std::io;
 

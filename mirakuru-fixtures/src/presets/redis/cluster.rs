@@ -109,7 +109,7 @@ pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Ch
             Ok(knows_masters(&view(connection)?, masters))
         }),
         check(
-            "said `cluster_state:ok`, with all slots and all nodes",
+            "reported `cluster_state:ok`, with all slots and all nodes",
             |connection, _, nodes| is_whole(connection, nodes),
         ),
     ]
@@ -125,7 +125,8 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     if own.contains("myself,master") {
         return Ok(true);
     }
-    // On a slow machine, the nodes may already count the phantoms as failed.
+    // On a slow machine, the nodes may already count the phantoms as failed, and the cluster is
+    // then not `ok`.
     let misses_phantoms = view.lines().any(|line| is_phantom(line) && line.contains("fail"));
     if !is_ok(connection)? && !misses_phantoms {
         return Ok(false);

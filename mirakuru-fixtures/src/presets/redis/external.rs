@@ -1,5 +1,5 @@
-//! A Redis at `MIRAKURU_REDIS_URL`. The leases of its databases are stored on the server, so that
-//! all processes, users and machines see them.
+//! A Redis server at `MIRAKURU_REDIS_URL`. The leases of its databases are stored on the server, so
+//! that all processes, users and machines see them.
 //!
 //! Two hashes in database 0 record the leases. They exist only while there is a lease:
 //!
@@ -39,12 +39,12 @@ const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// The script takes these arguments:
 ///
-/// 1. the step at which the search begins;
-/// 2. the text of the new token after the number;
-/// 3. the time before which the last registration of an owner is too old;
-/// 4. the number of databases in the next argument;
-/// 5. the databases that must not be leased;
-/// 6. the tokens whose processes have ended.
+/// 1. the offset at which the search begins;
+/// 2. the new token without the database's number;
+/// 3. a time: an owner that last registered before it has ended;
+/// 4. the count of databases that must not be leased;
+/// 5. their numbers, as one argument each;
+/// 6. the tokens whose processes have ended, as one argument each.
 ///
 /// Returns the new token, `one` if the server has only database 0, or `all` if no database is free.
 const LEASE: &str = "
@@ -211,7 +211,8 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     let mut connection = connect(external, ANSWER_WITHIN)?;
     for text in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&text).filter(|token| token.owner == owner) {
-            // Commands that a killed process sent last may still arrive.
+            // A killed process's last commands may still arrive, so first disconnect the database's
+            // clients.
             disconnect_clients(&mut connection, token.number)?;
             give_back(&mut connection, &text)?;
         }

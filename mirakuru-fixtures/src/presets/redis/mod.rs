@@ -72,7 +72,7 @@ impl RedisRecipe {
         self
     }
 
-    /// A master and `replicas` replicas. The first node is the master. The cluster is ready when
+    /// A master with `replicas` replicas. The first node is the master. The cluster is ready when
     /// each replica has the master's data and follows the master.
     ///
     /// ```no_run
@@ -105,9 +105,9 @@ impl RedisRecipe {
     /// when every node reports `cluster_state:ok`, sees all 16384 slots served, and knows all
     /// nodes.
     ///
-    /// A node counts another node as dead after two seconds. `config("cluster-node-timeout", ..)`
-    /// sets this time in milliseconds. A node that starts again needs the other masters, and is
-    /// ready two seconds later.
+    /// A node considers another node dead after two seconds without an answer.
+    /// `config("cluster-node-timeout", ..)` sets this time in milliseconds. A restarted node
+    /// becomes ready two seconds later, and only if the other masters are running.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -263,7 +263,7 @@ impl Recipe for RedisRecipe {
         let follows = self.options.setting("replicaof").is_some();
         let (is_member, master) = (self.place.is_some(), self.master);
         let sentence = match is_member {
-            true => "said `cluster_state:ok`",
+            true => "reported `cluster_state:ok`",
             false => "answered PING",
         };
         Ok(self
