@@ -431,7 +431,7 @@ fn a_unix_path_is_too_long() {
     reads(
         &start(odd(["--unix", &path]).wait_for(UnixSocket::path(&path))),
         &format!(
-            "invalid readiness `{path}`: the path has 125 bytes, and a Unix socket's cannot have more than \
+            "invalid readiness `{path}`: the path has 125 bytes, but a Unix socket's may have at most \
                 107; use one in \
              `{{dir}}`, which is short, or set TMPDIR to a shorter directory"
         ),

@@ -29,7 +29,7 @@ const PARAMETERS: [&str; 10] = [
     "apikey",
 ];
 
-/// A variable whose name contains one of these parts contains a secret.
+/// A variable whose name contains one of these parts is taken to hold a secret.
 const NAMES: [&str; 9] = [
     "PASS",
     "PWD",
@@ -42,10 +42,10 @@ const NAMES: [&str; 9] = [
     "ACCESS_KEY",
 ];
 
-/// Whether a variable with this name contains a secret.
+/// Whether the name of a variable indicates a secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    // These two contain directories, not passwords.
+    // The values of these two are directories, not passwords.
     !matches!(name.as_str(), "PWD" | "OLDPWD") && NAMES.iter().any(|part| name.contains(part))
 }
 
@@ -175,7 +175,7 @@ impl Unmasked {
         self
     }
 
-    /// Adds to the error that the service keeps running unchanged.
+    /// Adds the remark that the service keeps running unchanged.
     pub(crate) fn before_a_stop(self) -> Unmasked {
         self.change(|error| match error {
             Error::Spawn { attempt, .. } => attempt.push_str(", so the service runs on unchanged"),

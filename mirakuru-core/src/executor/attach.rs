@@ -131,7 +131,7 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// The state that other processes need to attach to the service.
+    /// The state with which other processes can attach to the service.
     pub(crate) fn state(&self) -> State {
         state(&self.core, &self.process, &self.readiness)
     }

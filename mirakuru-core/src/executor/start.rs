@@ -171,8 +171,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Returns a pause in which to wait for the program's execution, or an error if that takes too
-    /// long. The wait counts towards the time-out.
+    /// Returns the pause before the next check whether the program has been executed, or an error
+    /// if that takes too long. The wait counts towards the time-out.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(LEAST_EXEC_TIMEOUT));
         if !deadline.is_over() {

@@ -55,7 +55,7 @@ impl Port {
         self.reservation.port()
     }
 
-    /// The address of the port: 127.0.0.1 and the number.
+    /// The address of the port, which is on 127.0.0.1.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.number()).into()

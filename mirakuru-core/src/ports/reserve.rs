@@ -19,8 +19,8 @@
 //!
 //! There are no holds for UDP, because few UDP servers set SO_REUSEADDR, and the others could not
 //! bind over them. A reserved port is free for UDP at first, and other reservations avoid it. If a
-//! service declares that it uses UDP, it gets a [low](Range::Low) port, which the kernel never
-//! chooses by itself.
+//! service declares that it uses UDP, it gets a [low](Range::Low) port, which the kernel normally
+//! never chooses by itself.
 //!
 //! A hold does not disturb a running service, so it stays open. When the service stops, the port is
 //! still reserved.

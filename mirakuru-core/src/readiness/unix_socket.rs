@@ -214,7 +214,7 @@ fn check(path: &Path) -> Result<(), String> {
             "use one in `{dir}`, which is short, or set TMPDIR to a shorter directory"
         };
         return Err(format!(
-            "the {what} has {length} bytes, and a Unix socket's cannot have more than {LONGEST}; {remedy}"
+            "the {what} has {length} bytes, but a Unix socket's may have at most {LONGEST}; {remedy}"
         ));
     }
     if bytes.ends_with(b"/") {
@@ -453,7 +453,7 @@ child.kill(); child.wait()
         for (path, part) in [
             (
                 format!("{longest}x"),
-                "the path has 108 bytes, and a Unix socket's cannot have more than 107; use one in `{dir}`",
+                "the path has 108 bytes, but a Unix socket's may have at most 107; use one in `{dir}`",
             ),
             (format!("@{longest}x"), "the name has 108 bytes"),
             ("".to_owned(), "empty"),

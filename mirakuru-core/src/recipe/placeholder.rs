@@ -166,8 +166,8 @@ fn escape_at(text: &[u8]) -> Option<&[u8]> {
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
 }
 
-/// Escapes each placeholder in a text, so that it expands to the text itself. Use it for paths and
-/// passwords that may contain braces.
+/// Escapes each placeholder in a text, so that the result expands to the given text. Use it for
+/// paths and passwords that may contain braces.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {
     escaped(text.as_ref().as_bytes())

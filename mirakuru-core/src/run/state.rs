@@ -1,5 +1,4 @@
-//! The published state of a service of the run, which other processes need in order to attach to
-//! it.
+//! The published state of a service of the run, with which other processes can attach to it.
 
 use std::fs;
 use std::io::{self, Read, Write};

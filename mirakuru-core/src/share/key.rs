@@ -104,7 +104,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
             StdioKind::Null => hash::number(key, 0),
             StdioKind::Inherit => hash::number(key, 1),
             StdioKind::Piped => hash::number(key, 2),
-            // The file counts, not the number of its descriptor in this process.
+            // The file itself is hashed, not the number of its descriptor in this process.
             StdioKind::File(file) => {
                 let file = file.metadata().map_or((0, 0), |file| (file.dev(), file.ino()));
                 hash::number(key, file.0);
