@@ -1,5 +1,5 @@
-//! The guide: a short chapter for each topic, the first steps first. mirakuru's own tests compile
-//! and run the code in them.
+//! The guide: a short chapter for each topic, beginning with the first steps. mirakuru's own tests
+//! compile and run the code in the chapters.
 //!
 //! | chapter | |
 //! | --- | --- |
@@ -24,8 +24,8 @@
 //! | [Limits](limits) | what mirakuru does not do, and where it was run |
 //! | [What hostile processes can do](attackers) | attacks by another user, by a service, by a service of another user |
 
-/// One module for each chapter. On a code forge, the links of a chapter go to files and to docs.rs.
-/// The definitions here come first and override them, so that the links go to the items.
+/// Declares a module for each chapter. On a code forge, the links in a chapter lead to files and to
+/// docs.rs. The definitions here come first and override them, so that the links lead to the items.
 /// `tests/repo_rules.rs` checks that none is missing.
 macro_rules! chapters {
     ($($name:ident)*) => {$(

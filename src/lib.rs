@@ -1,4 +1,4 @@
-//! Start real services for your tests, wait until they are really ready, and be sure they are gone
+//! Start real services for your tests, wait until they are ready, and be sure that they are gone
 //! afterwards.
 //!
 //! ```
@@ -15,9 +15,9 @@
 //! # // A doctest is no test build: shown here, run in `tests/`.
 //! ```
 //!
-//! When the body begins, the server accepts connections. However the test ends, the server is gone
-//! afterwards, with every process that it forked. A start takes about 1 ms longer than a bare
-//! [`Command::spawn`](std::process::Command::spawn).
+//! When the body of the test begins, the server accepts connections. However the test ends, the
+//! server is gone afterwards, and so is every process that it forked. A start takes about 1 ms
+//! longer than a bare [`Command::spawn`](std::process::Command::spawn).
 //!
 //! # Choosing
 //!
@@ -31,18 +31,17 @@
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
 //!
 //! The [guide] has a page for each topic. Begin with [a first test](guide::first_test) and
-//! [choosing a readiness](guide::readiness). Other pages cover [systems](guide::systems),
+//! [choosing a readiness condition](guide::readiness). Other pages cover [systems](guide::systems),
 //! [sharing](guide::sharing), [programs of the workspace](guide::programs),
 //! [nextest](guide::nextest), [async](guide::async_tests), [containers](guide::containers),
-//! [CI](guide::ci), [resistance tests](guide::resistance) and
-//! [presets of your own](guide::writing_a_preset). If a start hangs, see
-//! [debugging](guide::debugging). Two pages are for users [of Python mirakuru](guide::from_python)
-//! and [of Testcontainers](guide::from_testcontainers). The [limits](guide::limits) have a page as
-//! well.
+//! [CI](guide::ci), [resistance tests](guide::resistance) and [presets of your
+//! own](guide::writing_a_preset). If a start hangs, see [debugging](guide::debugging). Two pages
+//! are for users [of Python mirakuru](guide::from_python) and [of
+//! Testcontainers](guide::from_testcontainers). Another page lists the [limits](guide::limits).
 //!
 //! # Executors
 //!
-//! The macro is a short way to write this:
+//! The macro is a shorthand for code like this:
 //!
 //! ```
 //! use std::time::Duration;
@@ -64,8 +63,8 @@
 //! ```
 //!
 //! A *recipe*, [`ExecutorBuilder`], is plain data that says how to start a service. An *executor*,
-//! [`Executor`], is the running (or stopped) service. Its type includes the condition under which
-//! it counts as ready:
+//! [`Executor`], is the running (or stopped) service. Its type tells when the service counts as
+//! ready:
 //!
 //! | executor | ready when |
 //! | --- | --- |
@@ -81,40 +80,40 @@
 //! | `Executor<Check>` | a closure says so |
 //! | `Executor<R>` | your own type says so: implement [`Readiness`] |
 //!
-//! Conditions can be combined. Commands, paths and addresses can contain placeholders such as
-//! `{port}`, a free port: see [`ExecutorBuilder`].
+//! Conditions can be combined. Commands, paths and addresses can contain placeholders. For example,
+//! `{port}` stands for a free port: see [`ExecutorBuilder`].
 //!
 //! # The guarantee
 //!
 //! However the test process ends (the end of a test, a panic, [`std::process::exit`], Ctrl-C, an
-//! abort, a crash, `SIGKILL`), nothing of the service survives: no child, no grandchild, no daemon.
-//! Each service has a tiny supervising process, which outlives the test process just long enough to
-//! end the service.
+//! abort, a crash, `SIGKILL`), no process of the service survives: no child, no grandchild, no
+//! daemon. Each service has a tiny supervisor process, which outlives the test process just long
+//! enough to stop the service.
 //!
 //! # Limits
 //!
 //! - The guarantee holds on Linux. Other Unixes have a portable back end, which uses only POSIX
-//!   calls. It was tested on Linux, and never run on a real macOS or BSD.
-//! - The portable back end ends the service's process group. It does not find processes that leave
-//!   the group, as daemons do. If the supervisor is killed, the service ends only if the test
-//!   process still lives.
+//!   calls. It has been tested on Linux, but never run on a real macOS or BSD.
+//! - The portable back end stops the service's process group. It does not find processes that leave
+//!   the group, as daemons do. If the supervisor is killed, the service is stopped only if the test
+//!   process is still alive.
 //! - With the portable back end, a shared service belongs to its test process, not to the run. The
 //!   owners of listening sockets are not checked.
-//! - A test cannot stop a shared service: stopping takes `&mut`, and a shared fixture gives `&`.
+//! - A test cannot stop a shared service: stopping takes `&mut`, but a shared fixture provides `&`.
 //! - A `#[should_panic]` test never takes a failed start for the expected panic. The report is then
 //!   in the test's output.
 //!
 //! # When something goes wrong
 //!
 //! An [`Error`] prints a report. Its first line is the whole message. The evidence follows: the
-//! last probe's own error, a timeline, the end of the log and its file, the process on the port. If
-//! the cause is known, the report names a remedy. It never contains values of the environment or
-//! passwords in URLs. Only the service's own output is shown unchanged.
+//! last probe's own error, a timeline, the end of the log and the path of its file, the process
+//! that uses the port. If the cause is known, the report names a remedy. It never contains values
+//! of environment variables or passwords in URLs. Only the service's own output is shown unchanged.
 //!
-//! When a test panics, its output has the end of its services' logs. A test that returns `Err`
-//! shows the logs only if it has the attribute. The log of a shared service begins at the test's
-//! first use. If a task on another thread panics, the output shows the services that the task has
-//! used.
+//! When a test panics, its output contains the last lines of its services' logs. A test that
+//! returns `Err` shows the logs only if it has the attribute. The log of a shared service is shown
+//! from the test's first use. If a task on another thread panics, the output shows the services
+//! that the task has used.
 //!
 //! | environment variable | |
 //! | --- | --- |
@@ -128,18 +127,19 @@
 //!
 //! # Where the time goes
 //!
-//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows where the run's time went.
-//! For each service, over all processes of the run, it shows when the service was started, ready
-//! and stopped, and the tests that used it. It also shows the critical path: the chain of starts
-//! and tests that made the run last so long. If the file's name ends in `.json`, the file is a
-//! trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path counts from the
-//! directory in which the runner was started. The variable also works with `cargo nextest run`. The
-//! file is always complete, and may be opened while the run goes on.
+//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows how the run spent its
+//! time. For each service, over all processes of the run, the page shows when the service was
+//! started, ready and stopped, and which tests used it. It also shows the critical path: the chain
+//! of starts and tests that determined how long the run took. If the file's name ends in `.json`,
+//! the file is a trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path
+//! is resolved against the directory in which the runner was started. The variable also works with
+//! `cargo nextest run`. The file is always complete, and can be opened while the run is in
+//! progress.
 //!
-//! A test begins with its first use of a service, and ends with its thread. No process is left to
-//! record the end of a service of the whole run, so the page draws the service up to the end. If a
-//! process is killed and no other process of the run follows, its events of the last second are
-//! missing.
+//! On the page, a test begins with its first use of a service, and ends with its thread. When a
+//! service of the whole run ends, no process is left to record that, so the page shows the service
+//! as running until the end. If a process is killed and no other process of the run follows, its
+//! events of the last second are missing.
 //!
 //! # Features
 //!
@@ -166,9 +166,10 @@
 //! | event `owner unseen`, warn | the owner of the listening socket is not visible, and is taken for the service | `addr` |
 //! | event `stopped`, debug | no process of the service is left | `status` |
 
-// docs.rs shows the feature that an item needs.
+// Shows on docs.rs which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// The examples contain tests, which a doctest compiles but does not run. `tests/` runs them.
+// The examples contain tests, which a doctest compiles but does not run. The tests in `tests/` run
+// them.
 #![allow(clippy::test_attr_in_doctest)]
 
 pub use mirakuru_core::{
@@ -186,7 +187,7 @@ pub use mirakuru_fixtures::{
     stop_all,
 };
 
-/// Makes a fixture: a service for a test, for all tests, or for rstest.
+/// Creates a fixture: a service for one test, for all tests, or for rstest.
 ///
 /// The meaning of the attribute depends on the item below it. Put the attribute **on top** of all
 /// other attributes.
@@ -215,27 +216,27 @@ pub use mirakuru_fixtures::{
 /// ```
 ///
 /// - The test attribute below may be `#[test]`, `#[rstest]` with its cases, or one for async tests,
-///   such as `#[tokio::test]`. The test may return a `Result`, and carry `#[should_panic]` or
+///   such as `#[tokio::test]`. The test may return a `Result`, and may have `#[should_panic]` or
 ///   `#[ignore]`.
-/// - A test may have several such attributes. Each binds the first free parameter that has no
-///   attribute of its own. `name = parameter` selects another parameter, and `name = _` selects
+/// - A test may have several fixture attributes. Each one binds the first free parameter that has
+///   no attribute of its own. `name = parameter` selects another parameter, and `name = _` selects
 ///   none. rstest fills the other parameters.
 /// - The attributes below a fixture can use it as `&T`, by the name of its parameter or by
 ///   `name = ident`: `env = ("DATABASE_URL", db.url())`.
 /// - Services start together, so a start takes as long as the slowest service. A service that uses
-///   others starts when they are ready. The service of the last attribute ends first.
-/// - Services that need the same fixed port wait for each other, also across test binaries.
-/// - The name of a `static` with the attribute may stand in place of a recipe:
-///   `#[mirakuru::fixture(SHOP)]` gives `&'static T`.
-/// - If the attribute stands below `#[test]`, the test may have no parameters, because the compiler
+///   others starts when they are ready. The service of the last attribute is stopped first.
+/// - Services that need the same fixed port wait for each other, even across test binaries.
+/// - The name of a `static` with the attribute can be used in place of a recipe:
+///   `#[mirakuru::fixture(SHOP)]` provides `&'static T`.
+/// - If the attribute is below `#[test]`, the test cannot have parameters, because the compiler
 ///   checks the signature first.
 ///
 /// # On a static
 ///
-/// The service is shared. Its first use starts it, while other users wait. The static is a
+/// The service is shared. The first use starts it, while other users wait. The static is a
 /// [`Shared<T>`](Shared), which dereferences to `T`.
 ///
-/// The whole run shares the service: all processes of a `cargo nextest run`, and all test binaries
+/// The whole run shares the service: all processes of a `cargo nextest run`, or all test binaries
 /// of a `cargo test`, until the run ends. So **tests must not expect it to be empty**: other tests
 /// have used it before, and use it at the same time. Give each test a database, a key prefix or a
 /// topic of its own. With `scope = "users"`, the service ends with the last process that uses it.
@@ -256,8 +257,8 @@ pub use mirakuru_fixtures::{
 /// # On a struct
 ///
 /// The struct is a system: each field is a service, and its attribute says how to start it. The
-/// name of the struct is then a recipe like any other: for a test, a `static`, a fixture function,
-/// a field of another system, [`start_all`].
+/// name of the struct can then be used like any other recipe: for a test, a `static`, a fixture
+/// function, a field of another system, or [`start_all`].
 ///
 /// ```
 /// # mod tests {
@@ -283,18 +284,18 @@ pub use mirakuru_fixtures::{
 /// ```
 ///
 /// - The attributes below a field can use it by its name, as `&T`. A service starts as soon as the
-///   services that it uses are ready. The services end in the reverse order. (A struct drops its
-///   first field first, so the macro reverses the order of the fields.)
-/// - Name the recipe of a generic struct with its parameters if they cannot be inferred:
-///   `#[mirakuru::fixture(Farm::<3>)]`. Outside the attribute it is `Farm::<3>()`.
-/// - `#[cfg(..)]` and `#[cfg_attr(..)]` on a field hold for its service, too. A field of the type
+///   services that it uses are ready. The services are stopped in the reverse order. (Rust drops
+///   the first field of a struct first, so the macro reverses the order of the fields.)
+/// - If the parameters of a generic struct cannot be inferred, write them:
+///   `#[mirakuru::fixture(Farm::<3>)]`. Outside the attribute, its recipe is `Farm::<3>()`.
+/// - `#[cfg(..)]` and `#[cfg_attr(..)]` on a field also apply to its service. A field of the type
 ///   `PhantomData` needs no attribute.
 ///
 /// # On any other function
 ///
-/// The function becomes an rstest fixture (feature `rstest`). Without a body it returns the
+/// The function becomes an rstest fixture (feature `rstest`). Without a body, it returns the
 /// executor. With a body, its first parameter receives the ready service, and the body may return
-/// any value made from it; further parameters are rstest's.
+/// any value made from it. Further parameters are rstest's.
 ///
 /// ```
 /// # #[cfg(feature = "rstest")] mod tests {
@@ -331,11 +332,12 @@ pub use mirakuru_fixtures::{
 /// # }
 /// ```
 ///
-/// Take `#[rstest]` from your own dependency, or from mirakuru: `use mirakuru::rstest::rstest;`.
-/// With `#[timeout]`, or if rstest parses a case, write `use mirakuru::rstest::{self, rstest};`.
-/// (If another crate of your workspace uses rstest with its default features, `#[rstest]` must come
-/// from your own manifest, because rstest's feature `crate-name` looks there.) An `async fn` is an
-/// async fixture. A fixture hides a crate of the same name, so prefer `redis_server` to `redis`.
+/// Take `#[rstest]` from your own dependency, or from mirakuru: `use mirakuru::rstest::rstest;`. If
+/// you use `#[timeout]`, or cases that rstest parses from strings, write
+/// `use mirakuru::rstest::{self, rstest};`. (If another crate of your workspace uses rstest with
+/// its default features, `#[rstest]` must come from your own manifest, because rstest's feature
+/// `crate-name` looks there.) An `async fn` is an async fixture. A fixture hides a crate with the
+/// same name, so prefer `redis_server` to `redis`.
 ///
 /// # Keys
 ///
@@ -362,7 +364,7 @@ pub use mirakuru_fixtures::{
 /// may be repeated: `arg`, `env`, `env_remove`, `fail_on`, `file`, `listen`, `listen_as`,
 /// `log_file`.
 ///
-/// In place of keys, write an expression that makes a recipe, which is any value that implements
+/// Instead of keys, you can write an expression whose value is a recipe: any value that implements
 /// [`Recipe`]. Only `name = parameter`, `scope` and `optional` may follow:
 ///
 /// ```
@@ -380,8 +382,8 @@ pub use mirakuru_fixtures::{
 /// ```
 pub use mirakuru_macros::fixture;
 
-/// Re-export of rstest, for crates that do not have it in their own manifest: `use
-/// mirakuru::rstest::rstest;`.
+/// Re-export of rstest, for crates that do not list it in their own manifest:
+/// `use mirakuru::rstest::rstest;`.
 #[cfg(feature = "rstest")]
 pub use mirakuru_fixtures::rstest;
 
@@ -390,11 +392,11 @@ pub use mirakuru_fixtures::__private;
 #[doc(hidden)]
 pub use mirakuru_macros::__System;
 
-// Pages whose code is compiled and run with the doctests. Not a part of the library.
+// Pages whose code the doctests compile and run. Not part of the library's interface.
 #[cfg(any(doc, doctest))]
 pub mod guide;
 
-/// The README's Rust is compiled and run with the doctests.
+/// Makes the doctests compile and run the README's Rust code.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

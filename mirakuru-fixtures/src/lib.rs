@@ -4,10 +4,10 @@
 //!
 //! # One service for a whole run
 //!
-//! A shared fixture (a `static`, or a function that returns `&'static T`) has the scope `run`,
-//! unless it says `scope = "process"` or `scope = "users"`. All test processes of one `cargo test`
-//! or `cargo nextest run` use the same service. This needs no daemon, no configuration file and no
-//! setting of the runner.
+//! A shared fixture (a `static`, or a function that returns `&'static T`) has the scope `run` by
+//! default. Other scopes are `scope = "process"` and `scope = "users"`. All test processes of one
+//! `cargo test` or `cargo nextest run` use the same service. This needs no daemon, no configuration
+//! file and no runner settings.
 //!
 //! ```text
 //!  cargo nextest run          the runner: forks the tests, and knows nothing of all this
@@ -40,30 +40,30 @@
 //!
 //! **Tests that share a service must not expect it to be empty.** Other tests have used it before,
 //! and use it at the same time. Give each test its own part of the service: a database, a key
-//! prefix, a topic. Presets can hand out a database for each test. If a test needs a whole service
+//! prefix, a topic. Presets can provide a database for each test. If a test needs a whole service
 //! for itself, put the attribute on the test.
 //!
 //! - *Start:* the first test that needs the service starts it. If the start fails, every test that
-//!   needs the service fails at once, with the same report. If the process that starts the service
-//!   is killed, the next process that needs it starts it.
-//! - *End:* the service ends when the runner ends or is killed, and not before, even if it is
+//!   needs the service fails immediately, with the same report. If the process that is starting the
+//!   service is killed, the next process that needs the service starts it.
+//! - *End:* the service ends when the runner exits or is killed, and not before, even if it is
 //!   unused for a while. Each run has its own service, even if two runs overlap.
 //! - *Death:* if the service dies during a run, tests that attach later fail with its exit status
 //!   and the end of its log. It is not started again, because a new service would lack the data of
 //!   earlier tests.
 //! - *Identity:* a service is identified by its recipe and its name. All test binaries that include
-//!   the same `tests/common/mod.rs` share its fixtures. The working directory is a part of the
+//!   the same `tests/common/mod.rs` share its fixtures. The working directory is part of the
 //!   recipe, so each package of a workspace has its own service.
-//! - *Run:* the environment variable `MIRAKURU_SESSION_ID` identifies the run, otherwise nextest's
+//! - *Run:* the environment variable `MIRAKURU_SESSION_ID` identifies the run, or else nextest's
 //!   `NEXTEST_RUN_ID`. The runner is the nearest ancestor process without that variable. If neither
-//!   is set, the runner is the nearest ancestor named `cargo`.
+//!   variable is set, the runner is the nearest ancestor process named `cargo`.
 //! - *No runner:* if a test binary is run by hand or by an IDE, the service belongs to the process.
-//!   A service that uses a stream of its process also belongs to the process: `stdin =
-//!   Stdio::piped()`, or anything inherited.
-//! - *Set-up:* code that must run once in a run belongs in [`Recipe::set_up`]. The body of a
-//!   fixture function is called in each process.
+//!   A service that uses a stream of its process also belongs to the process:
+//!   `stdin = Stdio::piped()`, or anything inherited.
+//! - *Set-up:* code that must run once per run belongs in [`Recipe::set_up`]. The body of a fixture
+//!   function runs in each process.
 
-// docs.rs shows the feature that an item needs.
+// Shows on docs.rs which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod cache;
@@ -80,7 +80,7 @@ mod start;
 mod system;
 mod together;
 
-/// Re-export of rstest, which runs fixture functions.
+/// Re-export of rstest, which turns functions into fixtures.
 #[cfg(feature = "rstest")]
 pub use rstest;
 
@@ -90,8 +90,8 @@ pub use recipe::Recipe;
 pub use shared::Shared;
 pub use together::{StartAll, StopAll, start_all, stop_all};
 
-/// Functions for the attribute's expansion. Not a part of the public interface: they change without
-/// notice.
+/// Functions for the code that the attribute generates. Not part of the public interface: they may
+/// change without notice.
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "rstest")]

@@ -1,7 +1,8 @@
-//! Decides whether a test fails or is skipped if its service is missing, and reports skipped tests.
+//! Decides whether a test whose service is missing fails or is skipped, and reports skipped tests.
 //!
-//! If nobody notices that a test is skipped, it may not run for months. So each skip is reported
-//! three times: in the output of the test, in one summary at the end, and in a file for programs.
+//! If nobody notices that a test is skipped, it may not run for months. So each skip is reported in
+//! three places: in the output of the test, in a summary at the end, and in a file that programs
+//! can read.
 //!
 //! ```text
 //! cargo test            the summary is written when the test binary ends, after "test result"
@@ -30,21 +31,22 @@ use once_cell::sync::OnceCell;
 
 use crate::start::{Scope, start_shared};
 
-/// The writer's script. On SIGTERM, at the end of the run, it prints the summary. It opens the
-/// summary at once, because another process may remove the file later. The shell's messages about
-/// its own child are discarded.
+/// The writer's script. On SIGTERM, which it gets when the run ends, it prints the summary. It
+/// opens the summary when it starts, because another process may remove the file later. The shell's
+/// messages about its own child are discarded.
 const WRITER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
 trap 'cat <&3 >&4; exit 0' TERM
 echo kept
 while :; do sleep 3600 & wait $!; done"#;
 
-/// The missing program or feature, if the test is skipped because of this error.
+/// If the test is skipped because of this error, returns the missing program or feature.
 pub(crate) fn skips(error: &Error) -> Option<&Missing> {
     let missing = error.missing()?;
     decide(missing).is_ok().then_some(missing)
 }
 
-/// Text for the end of a report: if a skip was asked for, the reason why the test fails instead.
+/// If a skip was requested but the test fails, returns the reason as a text for the end of the
+/// report.
 pub(crate) fn why_not_skipped(error: &Error) -> String {
     let reason = error
         .missing()
@@ -54,8 +56,8 @@ pub(crate) fn why_not_skipped(error: &Error) -> String {
     })
 }
 
-/// Returns `Ok` if the test is skipped. The error is the reason for refusing a requested skip, or
-/// `None` if no skip was requested.
+/// Returns `Ok` if the test is skipped. Otherwise returns the reason why a requested skip is
+/// refused, or `None` if no skip was requested.
 fn decide(missing: &Missing) -> Result<(), Option<String>> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let (given, ci) = (variable(MISSING), variable("CI"));
@@ -121,7 +123,7 @@ fn binary() -> String {
     }
 }
 
-/// Adds this skipped test to the summary and to the file for programs. Returns the text for the
+/// Adds this skipped test to the summary and to the list for programs. Returns the text for the
 /// test's output.
 pub(crate) fn skip(missing: &Missing) -> String {
     let install = missing
@@ -147,7 +149,7 @@ pub(crate) fn skip(missing: &Missing) -> String {
     text
 }
 
-/// Adds a line to the list for programs. The first line of a new run replaces the list.
+/// Adds a line to the list for programs. If the list is from an earlier run, replaces it.
 fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create(true).open(path)?;
@@ -163,7 +165,7 @@ fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     })
 }
 
-/// Passes a skipped test to the writer. The first skipped test starts the writer.
+/// Passes a skipped test to the writer, which is started if necessary.
 fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     static HELD: OnceCell<OutputExecutor> = OnceCell::new();
     let failed = |e: io::Error| Error::other("note that a test was skipped", e);
@@ -188,7 +190,8 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
                     all.extend(Skipped::parse(line));
                 }
             }
-            // The writer has this file open, so the file is rewritten and never replaced.
+            // The writer has this file open, so its content is overwritten: a new file would never
+            // be read.
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
             let text = format!("\n{}", self::summary(&all));
@@ -221,7 +224,7 @@ static SKIPPED: Mutex<Vec<Skipped>> = Mutex::new(Vec::new());
 fn at_end_of_process(skipped: Skipped) {
     static ASKED: AtomicBool = AtomicBool::new(false);
     extern "C" fn tell() {
-        // Do not wait for the lock: the thread that holds it may never release it.
+        // `try_lock`, because the thread that holds the lock may never release it.
         if let Ok(skipped) = SKIPPED.try_lock() {
             let _ = io::stderr().write_all(summary(&skipped).as_bytes());
         }
@@ -236,8 +239,8 @@ fn at_end_of_process(skipped: Skipped) {
     }
 }
 
-/// Text of the summary. The skips are grouped by the missing program or feature, and the largest
-/// group comes first.
+/// Returns the summary. The skips are grouped by the missing program or feature, the largest group
+/// first.
 fn summary(all: &[Skipped]) -> String {
     let mut tests = HashSet::new();
     let mut by_cause: Vec<(String, usize)> = Vec::new();
@@ -270,36 +273,36 @@ fn summary(all: &[Skipped]) -> String {
     text
 }
 
-/// Makes the return value of a skipped test.
+/// Provides the return value of a skipped test.
 pub struct Skip<T>(pub std::marker::PhantomData<fn() -> T>);
 
 impl Skip<()> {
-    /// The value of a test that passes.
+    /// Returns the value of a passing test.
     pub fn value(self) {}
 }
 
 impl<T: Default, E> Skip<Result<T, E>> {
-    /// The value of a test that passes.
+    /// Returns the value of a passing test.
     ///
     /// # Errors
     ///
-    /// This never fails.
+    /// Never fails.
     pub fn value(self) -> Result<T, E> {
         Ok(T::default())
     }
 }
 
 impl Skip<std::process::ExitCode> {
-    /// The value of a test that passes.
+    /// Returns the value of a passing test.
     #[must_use]
     pub fn value(self) -> std::process::ExitCode {
         std::process::ExitCode::SUCCESS
     }
 }
 
-/// [`Skip`] for every other return type of a test.
+/// Handles [`Skip`] for every other return type of a test.
 pub trait AnySkip<T> {
-    /// Panics, because a value of this type cannot be made.
+    /// Panics, because there is no known value of this type that means success.
     fn value(self) -> T;
 }
 

@@ -1,4 +1,4 @@
-//! [`Once`]: a value that is made once, at its first use. A failure is remembered.
+//! [`Once`]: a value that is created at its first use, and only once. An error is kept as well.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -11,22 +11,22 @@ use crate::missing::{skips, why_not_skipped};
 
 /// Holds the value of a [`Shared`](crate::Shared), or of a shared fixture function.
 ///
-/// The first thread makes the value while others wait. An error is kept and returned to all of
-/// them. A panic affects only the thread that makes the value: the next thread tries again.
+/// The first thread creates the value while others wait. An error is kept and returned to all of
+/// them. A panic affects only the thread that is creating the value: the next thread tries again.
 pub struct Once<T> {
     name: &'static str,
     value: OnceCell<Result<T, Error>>,
-    /// The error of a value whose start needs the value itself. It is kept so that callers can
+    /// The error of a value whose start uses the value itself. It is kept so that callers can
     /// borrow it.
     cycle: OnceCell<Error>,
-    /// The services of the value. A failing test that used the value shows their output.
+    /// The services of the value. If a test that used the value fails, it shows their output.
     services: OnceCell<SharedServices>,
     /// The error of a value whose service has ended.
     died: OnceCell<Error>,
 }
 
 impl<T> Once<T> {
-    /// Makes an empty cell. The name is for messages, and may be empty.
+    /// Creates an empty cell. The name is for messages, and may be empty.
     pub const fn new(name: &'static str) -> Once<T> {
         Once {
             name,
@@ -37,7 +37,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The value, if it has been made.
+    /// Returns the value or its error, if the value was already requested.
     pub(crate) fn peek(&self) -> Option<Result<&T, &Error>> {
         self.value.get().map(Result::as_ref)
     }
@@ -79,7 +79,8 @@ impl<T> Once<T> {
         }
     }
 
-    /// Returns the value, and makes it if necessary. On an error, panics at the caller's own line.
+    /// Returns the value, and creates it if necessary. After an error, panics with the caller's
+    /// location.
     #[track_caller]
     pub fn get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> &T {
         match self.try_get_or_start(make) {
@@ -97,7 +98,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The failed step, for an error message.
+    /// The step that fails, for an error message.
     pub(crate) fn attempt(&self) -> String {
         format!("start {}", self.title())
     }
@@ -110,7 +111,7 @@ impl<T> Once<T> {
     }
 }
 
-/// Message for values that need each other. The chain begins and ends with the same name.
+/// The reason for an error if values need each other. The chain begins and ends with the same name.
 fn in_a_circle(chain: &[&str]) -> String {
     if let [_, _] = chain {
         return "its own start uses it, and would wait for ever: use the executor that the start gets"
@@ -127,7 +128,8 @@ fn in_a_circle(chain: &[&str]) -> String {
     format!("its own start needs it: {names}; one of them must start without the next one")
 }
 
-/// A thread that waits for a value, or makes it. Used to find deadlocks, which `OnceCell` does not.
+/// A thread that waits for a value, or creates it. Used to detect deadlocks, because `OnceCell`
+/// does not detect them.
 struct Use {
     thread: ThreadId,
     once: usize,
@@ -135,8 +137,8 @@ struct Use {
     makes: bool,
 }
 
-/// Uses of values that are not made yet, in the order in which they began. A thread can only wait
-/// in its last entry. In all other entries, it makes the value.
+/// The uses of values that do not exist yet, in the order in which they began. Only the last entry
+/// of a thread can be a wait. In all its other entries, the thread is creating the value.
 static USES: Mutex<Vec<Use>> = Mutex::new(Vec::new());
 
 fn uses() -> MutexGuard<'static, Vec<Use>> {
@@ -149,8 +151,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Adds an entry to [`USES`]. If this use would be a deadlock, returns the names of the values
-    /// that wait for each other.
+    /// Adds an entry to [`USES`]. If waiting would be a deadlock, returns instead the names of the
+    /// values that wait for each other.
     fn begin(once: usize, name: &'static str) -> Result<Waiting, Vec<&'static str>> {
         let mut uses = uses();
         let thread = thread::current().id();
@@ -168,7 +170,7 @@ impl Waiting {
         }
     }
 
-    /// Notes that this thread makes the value.
+    /// Records that this thread creates the value.
     fn makes(&self) {
         let mut uses = uses();
         if let Some(at) = self.place(&uses) {
@@ -192,8 +194,8 @@ impl Drop for Waiting {
     }
 }
 
-/// If this thread would wait for itself, returns the values of the cycle, beginning with `wanted`.
-/// The maker of each value waits for the next value.
+/// If this thread would wait for itself, returns the names of the values in the cycle, beginning
+/// with `wanted`. The thread that creates one of them waits for the next one.
 fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'static str>> {
     let mut chain = Vec::new();
     for _ in uses {
@@ -211,7 +213,7 @@ fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'sta
         if maker == thread {
             return Some(chain);
         }
-        // If the maker also makes the last value of its list, it does not wait.
+        // If the maker also creates the value of its last entry, it does not wait.
         if last.makes {
             return None;
         }

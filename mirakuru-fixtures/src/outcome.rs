@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use mirakuru_core::__private::test_returns_err;
 
 /// The result of a test. For `tell`, rustc prefers an inherent method, then a trait method that
-/// takes `self`, then one that takes `&self`.
+/// takes `self`, and then one that takes `&self`.
 ///
-/// Only one `tell` is inherent: otherwise rustc would report an unknown return type twice.
+/// Only one `tell` is inherent, because with more of them rustc would report an unknown return type
+/// twice.
 pub struct Outcome<'a, T>(pub &'a T);
 
 impl<T, E> Outcome<'_, Result<T, E>> {
@@ -19,7 +20,7 @@ impl<T, E> Outcome<'_, Result<T, E>> {
     }
 }
 
-/// `tell` for an [`ExitCode`].
+/// Provides `tell` for an [`ExitCode`].
 pub trait ExitOutcome {
     /// Marks the test as failed unless the code means success.
     fn tell(self);
@@ -33,7 +34,7 @@ impl ExitOutcome for Outcome<'_, ExitCode> {
     }
 }
 
-/// `tell` for every other type.
+/// Provides `tell` for every other type.
 pub trait AnyOutcome {
     /// Does nothing, because a value of this type cannot be an error.
     fn tell(&self) {}

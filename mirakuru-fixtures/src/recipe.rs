@@ -1,14 +1,14 @@
-//! [`Recipe`]: the trait of every value that the attribute can start.
+//! [`Recipe`]: the trait of all values that the attribute can start.
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 
 use crate::start::{join, start_plain};
 use crate::system::{Joining, Slot, System};
 
-/// A value that `#[mirakuru::fixture(..)]` can start. The attribute takes it in place of keys.
+/// A value that `#[mirakuru::fixture(..)]` can start. The attribute accepts it in place of keys.
 ///
-/// Every [`ExecutorBuilder`] is a recipe, and its handle is the [`Executor`]. Implement the trait
-/// for a type of your own to give tests more than an executor: a connection string, a client, a
+/// Every [`ExecutorBuilder`] is a recipe, whose handle is the [`Executor`]. Implement the trait for
+/// a type of your own to give tests more than an executor: a connection string, a client, a
 /// database with its schema.
 ///
 /// ```
@@ -46,9 +46,9 @@ use crate::system::{Joining, Slot, System};
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// The steps are separate because one process starts a service of the whole run, and many processes
-/// use it. Only the process that starts it calls [`prepare`](Recipe::prepare) and
-/// [`set_up`](Recipe::set_up). Each process calls [`executor`](Recipe::executor) and
+/// The steps are separate because one process starts a service of the whole run, while many
+/// processes use it. Only the process that starts the service calls [`prepare`](Recipe::prepare)
+/// and [`set_up`](Recipe::set_up). Each process calls [`executor`](Recipe::executor) and
 /// [`handle`](Recipe::handle).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
@@ -64,86 +64,91 @@ pub trait Recipe: Sized {
     type Handle;
 
     /// Returns the builder of the service's executor. The processes of a run recognise a shared
-    /// service by its builder, so the builder must be the same in each process. If `set_up` differs
-    /// between two fixtures, their builders must differ as well: set a name or a variable.
+    /// service by its builder, so the builder must be the same in each process. If two fixtures
+    /// differ in `set_up`, their builders must differ as well: give one of them a name or a
+    /// variable.
     ///
     /// # Errors
     ///
-    /// If the recipe is invalid, or if something that it needs is missing, such as the program.
-    /// [`Error::other`] takes any error.
+    /// If the recipe is invalid, or if something that it needs is missing, such as the program. Use
+    /// [`Error::other`] to wrap any other error.
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error>;
 
-    /// Makes the service's files in [`Executor::dir`]: a data directory, a password. The process
-    /// that starts the service calls this method once, before the first start. The ports are
-    /// already known. Afterwards, everything in the directory is given to the service's user. The
-    /// default does nothing. For a configuration file, [`ExecutorBuilder::file`] is simpler.
+    /// Creates the service's files in [`Executor::dir`], such as a data directory or a password.
+    /// The process that starts the service calls this method once, before the first start, when the
+    /// ports are already known. Afterwards, the service's user becomes the owner of everything in
+    /// the directory. The default does nothing. For a configuration file, [`ExecutorBuilder::file`]
+    /// is simpler.
     ///
     /// # Errors
     ///
-    /// Any error makes the start fail. [`Error::other`] takes any error.
+    /// Any error makes the start fail. Use [`Error::other`] to wrap an error of another type.
     fn prepare(&self, executor: &mut Executor<Self::Readiness>) -> Result<(), Error> {
         let _ = executor;
         Ok(())
     }
 
-    /// Sets the service up after it has become ready: creates the schema, loads the data. The
+    /// Sets the service up once it is ready, for example creates the schema or loads the data. The
     /// process that started the service calls this method once, before any test gets a handle. The
     /// default does nothing.
     ///
     /// # Errors
     ///
-    /// Any error ends the service, and makes the start fail. [`Error::other`] takes any error.
+    /// Any error stops the service and makes the start fail. Use [`Error::other`] to wrap an error
+    /// of another type.
     fn set_up(&self, executor: &mut Executor<Self::Readiness>) -> Result<(), Error> {
         let _ = executor;
         Ok(())
     }
 
-    /// A key under which the result of [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up)
-    /// is kept over runs. The default is `None`: each start calls both methods.
+    /// Returns a key under which later runs find the result of [`prepare`](Recipe::prepare) and
+    /// [`set_up`](Recipe::set_up). The default is `None`: each start calls both methods.
     ///
-    /// With a key, the first start calls both, stops the service, keeps a copy of
-    /// [`Executor::dir`], and starts the service again. Later starts begin with the copy, and call
-    /// neither method. So everything that `set_up` changes must be in the directory after the
-    /// service has stopped. No file in the directory may contain a port, unless it is an
+    /// With a key, the first start calls both methods, stops the service, keeps a copy of
+    /// [`Executor::dir`], and starts the service again. Later starts begin with that copy, and call
+    /// neither method. So after the service has stopped, the directory must contain everything that
+    /// `set_up` has changed. No file in the directory may contain a port, except an
     /// [`ExecutorBuilder::file`], which is written before each start.
     ///
     /// mirakuru cannot compare the code of `set_up`. If that code changes, change the key: use a
     /// number that you increase, or a hash of the files that `set_up` loads
-    /// (`presets::hash_of_dir`). The type, the builder from [`executor`](Recipe::executor) and the
-    /// program's file need not be in the key: if one of them changes, the copy is not used. If a
-    /// builder contains the URL of another service, it differs in each run, and no copy is ever
-    /// used.
+    /// (`presets::hash_of_dir`). The key need not contain the type, the builder from
+    /// [`executor`](Recipe::executor) or the program's file: if one of them changes, the copy is
+    /// not used. If a builder contains the URL of another service, it differs in each run, so no
+    /// copy is ever used.
     ///
-    /// If two processes need the same copy, one makes it and the other waits. An error of `set_up`
-    /// names the key, and no copy is kept. [`prepare_once`](crate::prepare_once) tells how long a
-    /// copy stays. The nodes of a cluster ignore the key: they are set up at each start.
+    /// If two processes need the same copy, one creates it while the other waits. An error of
+    /// `set_up` names the key, and no copy is kept. See [`prepare_once`](crate::prepare_once) for
+    /// how long a copy is kept. The nodes of a cluster ignore the key: they are set up at each
+    /// start.
     fn seed_key(&self) -> Option<String> {
         None
     }
 
-    /// Wraps the executor of a service that is ready and set up.
+    /// Turns the executor of a service that is ready and set up into the handle.
     ///
     /// # Errors
     ///
-    /// Any error ends the service, and makes the start fail. [`Error::other`] takes any error.
+    /// Any error stops the service and makes the start fail. Use [`Error::other`] to wrap an error
+    /// of another type.
     fn handle(self, executor: Executor<Self::Readiness>) -> Result<Self::Handle, Error>;
 
     /// Starts the service without the attribute, sets it up, and returns its handle. Do not
-    /// override this method, because the attribute does not call it.
+    /// override this method: the attribute does not call it.
     ///
     /// # Errors
     ///
-    /// The errors of [`Executor::start`] and of this trait's other methods.
+    /// Any error of [`Executor::start`] or of this trait's other methods.
     fn start(self) -> Result<Self::Handle, Error> {
         start_plain(self)
     }
 
-    /// Whether the recipe starts several services, and so has no executor. Not a part of the public
+    /// Whether the recipe starts several services, and so has no executor. Not part of the public
     /// interface.
     #[doc(hidden)]
     const __SEVERAL: bool = false;
 
-    /// Adds the services of this recipe to a system, which starts them together with others. Not a
+    /// Adds the services of this recipe to a system, which starts them together with others. Not
     /// part of the public interface.
     #[doc(hidden)]
     fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<Self::Handle>

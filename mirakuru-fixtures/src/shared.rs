@@ -10,7 +10,7 @@ use crate::recipe::Recipe;
 use crate::system::{AsItIs, Called, Joining, Plan, Slot, System, several};
 
 /// A service that is started at its first use, once for all users. `#[mirakuru::fixture(..)]` on a
-/// `static` makes one. Name it in capitals, after the service.
+/// `static` creates one. Name it in capitals, after the service.
 ///
 /// A `Shared` dereferences to its handle, and the first use starts the service:
 ///
@@ -28,11 +28,11 @@ use crate::system::{AsItIs, Called, Joining, Plan, Slot, System, several};
 /// ```
 ///
 /// - While one thread starts the service, other threads that need it wait.
-/// - A start that failed is not tried again: every user of the service gets the same error at once.
-/// - Tests get `&T`, and stopping a service takes `&mut T`. So a test cannot stop a service that
+/// - A failed start is not repeated: every user of the service immediately gets the same error.
+/// - Tests get `&T`, but stopping a service takes `&mut T`. So a test cannot stop a service that
 ///   another test uses. A test that stops or restarts a service must start its own.
-/// - A static is never dropped. The service ends when the process ends or is killed. If the
-///   attribute made the static, the service ends with the whole run of tests.
+/// - A static is never dropped. The service ends when the process exits or is killed. If the
+///   attribute created the static, the service ends with the whole test run.
 /// - Tests that share a service must not expect it to be empty.
 pub struct Shared<T> {
     cell: Once<T>,
@@ -40,7 +40,8 @@ pub struct Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// Stores the function that starts the service, without calling it.
+    /// Creates a `Shared` from the function that starts the service. The function is not called
+    /// yet.
     pub const fn new(start: fn() -> Result<T, Error>) -> Shared<T> {
         Shared::named("", start)
     }
@@ -54,10 +55,10 @@ impl<T> Shared<T> {
         }
     }
 
-    /// Returns the service, and starts it at the first use. Dereferencing does the same.
+    /// Returns the service, which the first use starts. Dereferencing does the same.
     ///
-    /// `get` and [`try_get`](Shared::try_get) are associated functions, so that they hide no method
-    /// of the service's handle.
+    /// `get` and [`try_get`](Shared::try_get) are associated functions, so that they do not hide a
+    /// method of the service's handle.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -71,14 +72,14 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// If the service could not be started. The message is the error's report, and the panic's
-    /// location is the caller's line. Every later call panics as well.
+    /// If the service could not be started. The message is the error's report, and the location is
+    /// the caller's line. Every later call panics as well.
     #[track_caller]
     pub fn get(this: &Shared<T>) -> &T {
         this.cell.get_or_start(this.start)
     }
 
-    /// Returns the service, started at its first use, or the error of the start.
+    /// Returns the service, which the first use starts, or the error of the start.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -91,21 +92,21 @@ impl<T> Shared<T> {
     ///
     /// # Errors
     ///
-    /// The error of the start, the same for every caller. If the start itself uses the service, it
-    /// gets an [`Error::System`] that says so.
+    /// The error of the start, which is the same for every caller. If the start itself uses the
+    /// service, it gets an [`Error::System`] that says so.
     pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
         this.cell.try_get_or_start(this.start)
     }
 }
 
-/// A fixture in a static, used as a recipe: its handle is a reference to the fixture.
+/// A recipe that uses the fixture in a static. Its handle is a reference to the fixture.
 pub struct InStatic<T: 'static> {
     shared: &'static Shared<T>,
     optional: bool,
 }
 
 impl<T> InStatic<T> {
-    /// Lets a test be skipped if the program is missing.
+    /// Allows a test to be skipped if the program is missing.
     pub fn optional(mut self) -> Self {
         self.optional = true;
         self
@@ -133,10 +134,10 @@ impl<T: 'static> Recipe for InStatic<T> {
     }
 }
 
-/// Marks [`Named`] for a static that holds the fixture.
+/// Selects the implementation of [`Named`] for a static that holds a fixture.
 pub struct Held;
 
-/// A name in capital letters: a static, or a constant with a recipe. (`How` distinguishes the two.)
+/// A name in capital letters: a static, or a constant with a recipe. (`How` tells the two apart.)
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a static of a fixture nor a recipe",
@@ -147,7 +148,7 @@ pub trait Named<'s, How> {
     /// The type of the recipe.
     type Recipe: Recipe;
 
-    /// Makes the recipe.
+    /// Returns the recipe.
     fn recipe(&'s self) -> Self::Recipe;
 }
 
@@ -172,7 +173,8 @@ impl<'s, R: Recipe + Clone> Named<'s, AsItIs> for R {
     }
 }
 
-/// A generic struct may have a name in capitals, such as `DB`. A function returns its recipe.
+/// A generic struct may have a name in capitals, such as `DB`. Its recipe is returned by a
+/// function.
 #[diagnostic::do_not_recommend]
 impl<'s, F: Fn() -> Plan<S>, S> Named<'s, Called> for F {
     type Recipe = Plan<S>;
@@ -182,12 +184,12 @@ impl<'s, F: Fn() -> Plan<S>, S> Named<'s, Called> for F {
     }
 }
 
-/// The recipe for a name in capital letters.
+/// Returns the recipe for a name in capital letters.
 pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
     named.recipe()
 }
 
-/// A name in capital letters. For a static, the methods are inherent, and rustc prefers those. For
+/// A name in capital letters. For a static, the methods are inherent, which rustc prefers. For
 /// every other name, they come from [`AnyTaken`].
 pub struct Taken<'a, N>(pub &'a N);
 
@@ -199,8 +201,8 @@ impl<S> Taken<'_, Shared<S>> {
 }
 
 impl<S> Taken<'static, Shared<S>> {
-    /// The handle, for a fixture function that returns `&'static S`. The static itself holds the
-    /// handle.
+    /// Returns the handle for a fixture function that returns `&'static S`. The static itself holds
+    /// the handle.
     #[track_caller]
     pub fn share<T>(self, _: &'static Once<T>, _: impl FnOnce() -> Result<&'static S, Error>) -> &'static S {
         Shared::get(self.0)
@@ -214,7 +216,7 @@ pub trait AnyTaken<H>: Sized {
         handle
     }
 
-    /// The handle, for a fixture function that returns `&'static H`.
+    /// Returns the handle for a fixture function that returns `&'static H`.
     #[track_caller]
     fn share(self, once: &'static Once<H>, start: impl FnOnce() -> Result<H, Error>) -> &'static H {
         once.get_or_start(start)
@@ -223,7 +225,7 @@ pub trait AnyTaken<H>: Sized {
 
 impl<N, H> AnyTaken<H> for Taken<'_, N> {}
 
-/// A type that takes the handle of a static: `&'static S`, also through a type alias.
+/// A parameter type that accepts the handle of a static: `&'static S`, also through a type alias.
 #[diagnostic::on_unimplemented(
     message = "a static is shared: take it as `&{S}` or `&'static {S}`",
     label = "this is not a reference to it",
@@ -234,7 +236,7 @@ pub trait OfStatic<S> {
     /// The type itself.
     type Handle;
 
-    /// The handle as this type.
+    /// Returns the handle as this type.
     fn of(handle: &'static S) -> Self::Handle;
 }
 
@@ -258,7 +260,7 @@ impl<T> Deref for Shared<T> {
 }
 
 impl<T: fmt::Debug> fmt::Debug for Shared<T> {
-    /// Shows the value, and does not start the service.
+    /// Shows the handle if the service has been started, but does not start it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cell.peek() {
             None => f.write_str("Shared(not started)"),
@@ -317,8 +319,8 @@ mod tests {
 
         let panic = |line: u32, poll: fn() -> u32| {
             let (sender, receiver) = std::sync::mpsc::channel();
-            // The hook belongs to the whole process, and other tests panic too: record only this
-            // thread's panics.
+            // The hook belongs to the whole process, where other tests panic too, so only this
+            // thread's panics are recorded.
             let me = thread::current().id();
             let earlier = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
@@ -381,7 +383,7 @@ mod tests {
 
     #[test]
     fn starts_in_two_threads_that_need_each_other_do_not_wait_for_ever() {
-        /// Lets both threads pass once both are in their start.
+        /// Lets both threads continue once both are in their start.
         static BOTH: Barrier = Barrier::new(2);
         fn needs(other: &'static Shared<u32>) -> Result<u32, Error> {
             BOTH.wait();

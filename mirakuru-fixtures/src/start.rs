@@ -1,5 +1,5 @@
-//! Takes one service from its recipe to its handle. Also has the functions that the attribute's
-//! expansion calls for shared services.
+//! Takes one service from its recipe to its handle. Also contains the functions that the
+//! attribute's generated code calls for shared services.
 
 use std::any::type_name;
 use std::borrow::BorrowMut;
@@ -17,7 +17,7 @@ use crate::lease;
 use crate::recipe::Recipe;
 use crate::system::{Joining, Reach, Service, Slot, System};
 
-/// Adds a recipe that has one executor to a system.
+/// Adds a recipe that has a single executor to a system.
 pub(crate) fn join<'a, R: Recipe + 'a>(
     recipe: R,
     system: &mut System<'a>,
@@ -29,29 +29,29 @@ pub(crate) fn join<'a, R: Recipe + 'a>(
     slot
 }
 
-/// A service with one executor.
+/// A service that has a single executor.
 pub(crate) struct Single<R: Recipe> {
     recipe: Option<R>,
     queue: bool,
     reach: Reach,
-    /// Directories of the services that this one needs.
+    /// The directories of the services that this one needs.
     needs: Vec<PathBuf>,
     executor: Option<Executor<R::Readiness>>,
     /// The permit to start the service for the run.
     permit: Option<StartPermit>,
     /// Whether another process of the run has started the service.
     is_attached: bool,
-    /// Whether `cache::seed` has done the set-up, or has copied the result of an earlier one.
+    /// Whether `cache::seed` has done the set-up, or has copied the result of an earlier set-up.
     is_seeded: bool,
     slot: Slot<R::Handle>,
     /// Set if the service is a node of a cluster.
     member: Option<ClusterMember>,
 }
 
-/// Extra data of a service that is a node of a cluster.
+/// Additional data of a service that is a node of a cluster.
 pub(crate) struct ClusterMember {
     pub(crate) node: Node,
-    /// Filled when this node is ready. The cluster passes the handle on when all nodes are ready.
+    /// Filled when this node is ready. Its handle is handed out once all nodes are ready.
     pub(crate) is_up: Slot<()>,
 }
 
@@ -71,8 +71,8 @@ impl<R: Recipe> Single<R> {
         }
     }
 
-    /// Makes a node of a cluster. If the run shares the cluster, `permit` is the permit to start
-    /// it.
+    /// Creates the service of a node of a cluster. If the run shares the cluster, `permit` is the
+    /// permit to start the node.
     pub(crate) fn node(
         recipe: R,
         joining: &Joining,
@@ -223,26 +223,26 @@ impl<R: Recipe> Service for Single<R> {
 
     fn failed(&mut self, error: &Error) {
         match self.permit.take() {
-            // A missing program is not reported, because other processes notice it by themselves.
+            // A missing program is not reported, because other processes find out by themselves.
             Some(permit) if error.missing().is_none() => permit.failed(error),
             _ => {}
         }
     }
 }
 
-/// Scope of a shared fixture: the processes that use the same service.
+/// The scope of a shared fixture: which processes use the same service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// One process of a test binary.
     Process,
     /// All processes of one `cargo test` or `cargo nextest run`.
     Run,
-    /// As `Run`, but the service ends when no process uses it any more.
+    /// Like `Run`, but the service ends once no process uses it any more.
     Users,
 }
 
 /// Starts a shared fixture. The closure adds its services to the system, and returns a second
-/// closure, which takes their handles.
+/// closure, which takes their handles once they are ready.
 ///
 /// # Errors
 ///
@@ -271,7 +271,7 @@ pub(crate) fn start_plain<R: Recipe>(recipe: R) -> Result<R::Handle, Error> {
 }
 
 /// Adds a recipe that is not named in an attribute. Its service waits for fixed ports only if the
-/// recipe asks for that.
+/// recipe requests that.
 pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> Slot<R::Handle> {
     let joining = Joining {
         name: String::new(),
@@ -348,13 +348,13 @@ pub(crate) fn built<'a, R: Readiness + 'a, E: BorrowMut<Executor<R>> + 'a>(
 pub(crate) mod tcp {
     use super::Tcp;
 
-    /// A value for the key `tcp`.
+    /// A value that the key `tcp` accepts.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is neither an address nor a port",
         label = "expected a text like \"127.0.0.1:{{port}}\", or a `u16`"
     )]
     pub trait IntoTcp {
-        /// Turns the value into a condition.
+        /// Returns the condition for this value.
         fn into_tcp(self) -> Tcp;
     }
 
@@ -376,7 +376,7 @@ pub(crate) mod tcp {
         }
     }
 
-    /// The condition for an address or a port.
+    /// Returns the condition for an address or a port.
     pub fn tcp(endpoint: impl IntoTcp) -> Tcp {
         endpoint.into_tcp()
     }

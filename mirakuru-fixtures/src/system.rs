@@ -1,13 +1,15 @@
-//! [`System`]: services that start together, each as soon as its needs are ready.
+//! [`System`]: services that start together, each one as soon as the services that it needs are
+//! ready.
 //!
 //! The stacked attributes of a test, the fields of a struct and the nodes of a cluster all become
-//! members of one list. A member without needs starts at once. A member with needs waits until they
-//! are ready, because its recipe is made from their handles. A recipe of several services, such as
-//! [`Plan`], adds its services to the same list. So nested systems start together, too. The file is
-//! long because the list, its steps and the end of a failed start share their private state.
+//! members of one list. A member without needs starts immediately. A member with needs waits until
+//! they are ready, because its recipe is created from their handles. A recipe of several services,
+//! such as [`Plan`], adds its services to the same list, so nested systems start together, too. The
+//! file is long because the list, its steps and the clean-up after a failed start share private
+//! state.
 //!
-//! No thread is needed: each time a service becomes ready, this code looks for members that can
-//! start now.
+//! No threads are needed: each time a service becomes ready, this code looks for members that can
+//! now start.
 
 use std::any::{Any, type_name};
 use std::cell::{OnceCell, RefCell, RefMut};
@@ -32,37 +34,39 @@ use crate::recipe::Recipe;
 pub struct System<'a> {
     members: Vec<Member<'a>>,
     reach: Reach,
-    /// Prefix for the names of the members that are added next.
+    /// The prefix for the names of the members that are added next.
     prefix: String,
-    /// Position in the list of `start_all` for the members that are added next: `2 of 3`.
+    /// The position in the list of `start_all` of the members that are added next, such as
+    /// `2 of 3`.
     place: String,
     /// The slots that the current plan has added so far.
     added: Vec<Weak<dyn Need + 'a>>,
-    /// Directories of the services that the members added next need.
+    /// The directories of the services that the members added next need.
     needs: Vec<PathBuf>,
     /// Whether the services end with the test on this thread.
     is_for_test: bool,
-    /// Locks on fixed ports and paths, held until all services have started.
+    /// The locks on fixed ports and paths. They are held until all services have started.
     locks: Vec<SharedLock>,
 }
 
-/// Lifetime and users of a system's services.
+/// How long a system's services live, and which processes use them.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
     /// The services live as long as their handles.
     Handle,
     /// The services live as long as this process.
     Process,
-    /// The services live as long as the run: one process starts a service, and many use it.
+    /// The services live as long as the run: one process starts a service, and others can use it.
     Run(&'static Run),
 }
 
-/// A place for a service's handle, filled once the service is ready. Clones share the place.
+/// A place for a service's handle, filled once the service is ready. All clones refer to the same
+/// place.
 pub struct Slot<H>(Rc<Place<H>>);
 
 struct Place<H> {
     handle: OnceCell<H>,
-    /// Directories of the services behind the handle.
+    /// The directories of the services to which the handle belongs.
     dirs: RefCell<Vec<PathBuf>>,
 }
 
@@ -80,7 +84,7 @@ impl<H> Slot<H> {
         }))
     }
 
-    /// Fills in the handle, and the directories of the services behind it.
+    /// Sets the handle, and the directories of the services to which it belongs.
     pub(crate) fn fill(&self, handle: H, dirs: Vec<PathBuf>) {
         self.0.dirs.replace(dirs);
         let filled = self.0.handle.set(handle).is_ok();
@@ -91,21 +95,21 @@ impl<H> Slot<H> {
         self.0.dirs.borrow().clone()
     }
 
-    /// The handle, for a recipe that uses it.
+    /// Returns the handle, for a recipe that uses it.
     ///
     /// # Panics
     ///
-    /// If the service is not ready. (A recipe with needs is made after its needs are ready.)
+    /// If the service is not ready. (A recipe with needs is created only once they are ready.)
     #[must_use]
     pub fn get(&self) -> &H {
         self.0.handle.get().expect("the service is ready")
     }
 
-    /// Takes the handle, once all have started.
+    /// Takes the handle out, once all services have started.
     ///
     /// # Panics
     ///
-    /// If the service is not ready, or if there is a clone of the slot.
+    /// If the service is not ready, or if a clone of the slot exists.
     #[must_use]
     pub fn take(self) -> H {
         let handle = Rc::into_inner(self.0).and_then(|place| place.handle.into_inner());
@@ -118,7 +122,7 @@ pub trait Need {
     /// Whether the need is ready.
     fn is_there(&self) -> bool;
 
-    /// Directories of the need's services.
+    /// The directories of the services that the need consists of.
     fn dirs(&self) -> Vec<PathBuf>;
 }
 
@@ -133,7 +137,8 @@ impl<H> Need for Place<H> {
 }
 
 impl<H> Slot<H> {
-    /// This slot as a need. The reference is weak, so that [`Slot::take`] can take the handle.
+    /// Returns this slot as a need. The reference is weak, so that [`Slot::take`] can take the
+    /// handle.
     pub(crate) fn need<'a>(&self) -> Weak<dyn Need + 'a>
     where
         H: 'a,
@@ -143,7 +148,7 @@ impl<H> Slot<H> {
     }
 }
 
-/// Slots whose handles a recipe uses: one, or a tuple of them.
+/// The slots whose handles a recipe uses: a single one, or a tuple.
 pub trait Needs<'a> {
     /// Adds these slots to `needs`.
     #[doc(hidden)]
@@ -175,18 +180,18 @@ macro_rules! needs {
 
 needs!(A B C D E F G H);
 
-/// One service of any type on its way from its recipe to its handle. The methods from `build` to
+/// A service of any type, on its way from its recipe to its handle. The methods from `build` to
 /// `finish` are the steps of its start.
 pub(crate) trait Service {
-    /// Makes the executor, or attaches to the run's service. Afterwards the fixed ports and paths
-    /// are known.
+    /// Creates the executor, or attaches to the run's service. After that, the fixed ports and
+    /// paths are known.
     fn build(&mut self, name: &str) -> Result<(), Error>;
 
-    /// Fixed ports and paths to lock before the start. `None` if the service does not wait for
+    /// The fixed ports and paths to lock before the start. `None` if the service does not wait for
     /// them.
     fn endpoints(&self) -> Option<Endpoints>;
 
-    /// Passes on the lock that was taken for all services together.
+    /// Passes on the lock that was acquired for all services together.
     fn give_lock(&mut self, lock: &SharedLock);
 
     /// Makes the service end with the test on this thread.
@@ -194,13 +199,13 @@ pub(crate) trait Service {
 
     fn prepare(&mut self) -> Result<(), Error>;
 
-    /// The executor to start. `None` if it already runs.
+    /// The executor to start. `None` if another process has started the service.
     fn startable(&mut self) -> Option<&mut dyn Startable>;
 
     /// Sets the started service up, and fills its slot.
     fn finish(&mut self) -> Result<(), Error>;
 
-    /// Name of the executor, for messages about a service whose fixture has no name.
+    /// The name of the executor, for messages about a service whose fixture has no name.
     fn title(&self) -> Option<String>;
 
     /// How the service has ended, if it ended before its cluster was ready.
@@ -212,12 +217,12 @@ pub(crate) trait Service {
 
 struct Member<'a> {
     name: String,
-    /// Name of the service in messages if `name` is empty.
+    /// The name of the service in messages if `name` is empty.
     title: Option<String>,
-    /// Position in the list of `start_all`, or empty.
+    /// The position in the list of `start_all`. Empty if there is no list.
     place: String,
     needs: Vec<Weak<dyn Need + 'a>>,
-    /// Directories of the services that the enclosing recipe needs.
+    /// The directories of the services that the enclosing recipe needs.
     inherited: Vec<PathBuf>,
     stage: Stage<'a>,
 }
@@ -227,17 +232,17 @@ type Shared<'a> = Rc<RefCell<dyn Service + 'a>>;
 type Waiting<'a> = dyn FnOnce(&mut System<'a>) -> Result<(), Error> + 'a;
 
 enum Stage<'a> {
-    /// A service whose recipe is made when its needs are ready.
+    /// A service whose recipe is created once its needs are ready.
     Recipe(Box<Waiting<'a>>),
-    /// Another task, called once when its needs are ready.
+    /// Another task, called once its needs are ready.
     Waits(Box<Waiting<'a>>),
     /// A task that is called repeatedly once its needs are ready, until it returns `true`. It may
     /// block for a short time.
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
     New(Shared<'a>),
     Starting(Shared<'a>),
-    /// Only a cluster still owns the service here. Otherwise it is gone, and its slot has the
-    /// handle.
+    /// The service is ready. If it is a node of a cluster, the cluster still owns it. Otherwise it
+    /// is gone, and its handle is in the slot.
     Ready(Weak<RefCell<dyn Service + 'a>>),
     Over,
 }
@@ -272,18 +277,19 @@ impl<'a> System<'a> {
         }
     }
 
-    /// Makes an empty system. Its services live as long as their handles.
-    #[allow(clippy::new_without_default)] // Only the attribute's expansion makes a system.
+    /// Creates an empty system. Its services live as long as their handles.
+    #[allow(clippy::new_without_default)] // Only generated code creates a system.
     #[must_use]
     pub fn new() -> System<'a> {
         System::with_reach(Reach::Handle)
     }
 
-    /// Makes an empty system for a test. Its services end with their handles, and at the latest
+    /// Creates an empty system for a test. Its services end with their handles, or at the latest
     /// with the test on this thread.
     #[must_use]
     pub fn of_test() -> System<'a> {
-        // Notes the test before any recipe is made, because its `#[timeout]` may pass meanwhile.
+        // Registers the test before any recipe is created, because rstest's `#[timeout]` may
+        // already expire while the recipes are being created.
         test_may_start();
         let mut system = System::new();
         system.is_for_test = true;
@@ -294,19 +300,20 @@ impl<'a> System<'a> {
         self.reach
     }
 
-    /// The members added next belong to the recipe at this index in a list of `of` recipes.
+    /// Declares that the members added next belong to the recipe at this index in a list of `of`
+    /// recipes.
     pub(crate) fn at_place(&mut self, index: usize, of: usize) {
         self.place = format!("{} of {of}", index + 1);
     }
 
-    /// Directories of the services that a newly added service needs.
+    /// The directories of the services that a newly added service needs.
     pub(crate) fn needs(&self) -> Vec<PathBuf> {
         self.needs.clone()
     }
 
-    /// Adds the service of a recipe. The name is for messages, and may be empty. With `queue`, the
-    /// service waits while another fixture uses its fixed ports or paths. Without it, the recipe
-    /// decides.
+    /// Adds the service of a recipe. The name is for messages, and may be empty. If `queue` is
+    /// `true`, the service waits while another fixture uses its fixed ports or paths. Otherwise the
+    /// recipe decides whether it waits.
     pub fn service<R: Recipe + 'a>(&mut self, name: &str, queue: bool, recipe: R) -> Slot<R::Handle> {
         let name = format!("{}{name}", self.prefix);
         let slot = recipe.__join(self, Joining { name, queue });
@@ -351,7 +358,7 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Adds a handle that `make` makes once all members of this plan are ready.
+    /// Adds a handle that `make` creates once all members of this plan are ready.
     pub fn join<H: 'a>(&mut self, make: impl FnOnce() -> H + 'a) -> Slot<H> {
         let slot = Slot::new();
         let place = slot.clone();
@@ -385,7 +392,7 @@ impl<'a> System<'a> {
         self.push(name, Vec::new(), Stage::New(service));
     }
 
-    /// Adds a task that has no needs, and may fail.
+    /// Adds a task that has no needs. The task may fail.
     pub(crate) fn run_now(
         &mut self,
         name: String,
@@ -394,7 +401,7 @@ impl<'a> System<'a> {
         self.push(name, Vec::new(), Stage::Recipe(Box::new(run)));
     }
 
-    /// Adds a task that runs once its need is ready, and may fail.
+    /// Adds a task that runs once its need is ready. The task may fail.
     pub(crate) fn run_later(
         &mut self,
         need: Weak<dyn Need + 'a>,
@@ -425,15 +432,15 @@ impl<'a> System<'a> {
         });
     }
 
-    /// Starts all services of a test or of a fixture function. Then the closure takes their
-    /// handles, those of dependent services first.
+    /// Starts all services of a test or of a fixture function. Once they are ready, the closure
+    /// takes their handles, those of dependent services first.
     pub fn start<T>(self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         Started(self.run(take))
     }
 
-    /// Like [`start`](System::start), but async. Dropping the future before it is complete ends all
-    /// services.
+    /// Like [`start`](System::start), but async. Dropping the future before it is complete stops
+    /// all services.
     pub async fn start_async<T>(self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         Started(self.start_all_async().await.map(|()| take()))
@@ -451,7 +458,8 @@ impl<'a> System<'a> {
         }
     }
 
-    /// Starts all services, each as soon as its needs are ready. If one fails, the others end.
+    /// Starts all services, each one as soon as its needs are ready. If one start fails, the other
+    /// services are stopped.
     pub(crate) fn run<T>(self, take: impl FnOnce() -> T) -> Result<T, Box<Failure>> {
         self.start_all()?;
         Ok(take())
@@ -491,7 +499,7 @@ impl<'a> System<'a> {
         }
     }
 
-    /// Ends all services after the member at this index has failed.
+    /// Stops all services after the member at this index has failed.
     fn fail(self, at: usize, stopped: Stopped) -> Box<Failure> {
         let Stopped { error, panic } = stopped;
         if let Some(Stage::New(service) | Stage::Starting(service)) =
@@ -515,7 +523,8 @@ impl<'a> System<'a> {
         }
     }
 
-    /// The state of each named service when the start failed. Empty if there is only one.
+    /// The state of each named service at the time when the start failed. Empty if there is only
+    /// one.
     fn others(&self, failed: usize) -> Vec<String> {
         let mut lines = Vec::new();
         for (at, member) in self.members.iter().enumerate() {
@@ -537,7 +546,7 @@ impl<'a> System<'a> {
         if lines.len() > 1 { lines } else { Vec::new() }
     }
 
-    /// Tries a step. After an error, `at` is the index of the failed member.
+    /// Tries the next step. After an error, `at` is the index of the failed member.
     fn try_step(&mut self, at: &mut usize) -> Result<Step, Error> {
         while let Some(next) = self.next_that_waits() {
             *at = next;
@@ -596,8 +605,8 @@ impl<'a> System<'a> {
                 (others, own) => others.or(own),
             };
         }
-        // All locks are taken in one call, which sorts them. So two tests cannot wait for each
-        // other.
+        // All locks are acquired in a single call, which sorts them, so that two tests cannot wait
+        // for each other.
         if let Some(endpoints) = endpoints {
             *at = new[0].0;
             let lock = endpoints.queue()?;
@@ -623,8 +632,8 @@ impl<'a> System<'a> {
         Ok(())
     }
 
-    /// Waits until at least one service is ready, and finishes all that are ready. Does not wait if
-    /// a task must be polled.
+    /// Waits until at least one service is ready, and finishes all services that are. If a task
+    /// must be polled, does not wait.
     fn finish_ready(&mut self, at: &mut usize, polls_are_left: bool) -> Result<Step, Error> {
         let starting = self.all(|stage| match stage {
             Stage::Starting(service) => Some(service),
@@ -693,7 +702,7 @@ impl<'a> System<'a> {
         Ok(polled)
     }
 
-    /// The services in a stage, with their places among the members.
+    /// The services in a stage, with the indices of their members.
     fn all(&self, of: for<'s> fn(&'s Stage<'a>) -> Option<&'s Shared<'a>>) -> Vec<(usize, Shared<'a>)> {
         let mut services = Vec::new();
         for (index, member) in self.members.iter().enumerate() {
@@ -706,7 +715,7 @@ impl<'a> System<'a> {
 }
 
 impl Drop for System<'_> {
-    /// A service ends before the services that it needs, which come earlier in the list.
+    /// A service is stopped before the services that it needs, which come earlier in the list.
     fn drop(&mut self) {
         while self.members.pop().is_some() {}
     }
@@ -720,7 +729,7 @@ enum Step {
     Wait(Polled),
 }
 
-/// The reason why a step has stopped.
+/// Why a step has failed.
 struct Stopped {
     error: Box<Error>,
     panic: Option<Box<dyn Any + Send>>,
@@ -728,13 +737,13 @@ struct Stopped {
 
 #[derive(Default)]
 struct Polls {
-    /// Whether a service or task has become ready, so that others may start.
+    /// Whether a task is complete, so that other members may be able to start.
     is_news: bool,
-    /// Whether a task is left to be polled.
+    /// Whether a task must be polled again.
     are_left: bool,
 }
 
-/// Lets the runtime run other tasks.
+/// Lets the async runtime run other tasks.
 async fn yield_now() {
     let mut has_yielded = false;
     poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
@@ -747,17 +756,17 @@ async fn yield_now() {
     .await;
 }
 
-/// A finished start: the handles, or the error.
+/// The result of a start: the handles, or the error.
 #[must_use]
 pub struct Started<T>(Result<T, Box<Failure>>);
 
 impl<T> Started<T> {
-    /// The handles, for a test or a fixture function.
+    /// Returns the handles, for a test or a fixture function.
     ///
     /// # Panics
     ///
-    /// If a service could not be started. The message is the error's report, and the panic's
-    /// location is the attribute.
+    /// If a service could not be started. The message is the error's report, and the location is
+    /// that of the attribute.
     #[track_caller]
     pub fn or_panic(self) -> T {
         match self.0 {
@@ -775,7 +784,8 @@ impl<T> Started<T> {
         }
     }
 
-    /// Returns the handles for a test, or `None` if it is skipped because something is missing.
+    /// Returns the handles for a test, or `None` if the test is skipped because something is
+    /// missing.
     ///
     /// # Panics
     ///
@@ -831,7 +841,7 @@ fn borrowed<'s, 'a>(services: &'s [(usize, Shared<'a>)]) -> Vec<Borrowed<'s, 'a>
     borrowed
 }
 
-/// The executors of the services that do not run yet, and the indices of their members.
+/// The executors of the services that this process starts, and the indices of their members.
 fn startables<'s>(services: &'s mut [Borrowed<'_, '_>]) -> (Vec<usize>, Vec<&'s mut dyn Startable>) {
     let (mut indices, mut startables) = (Vec::new(), Vec::new());
     for (index, service) in services {
@@ -843,7 +853,7 @@ fn startables<'s>(services: &'s mut [Borrowed<'_, '_>]) -> (Vec<usize>, Vec<&'s 
     (indices, startables)
 }
 
-/// Appends the directories of the needs to `dirs`. Needs that are gone are left out.
+/// Appends the directories of the needs to `dirs`. Skips needs that no longer exist.
 fn dirs_of(needs: &[Weak<dyn Need + '_>], mut dirs: Vec<PathBuf>) -> Vec<PathBuf> {
     for need in needs {
         if let Some(need) = need.upgrade() {
@@ -854,11 +864,12 @@ fn dirs_of(needs: &[Weak<dyn Need + '_>], mut dirs: Vec<PathBuf>) -> Vec<PathBuf
 }
 
 impl Member<'_> {
-    /// The member's name for messages: the fixture's or the executor's, and the place in the list.
+    /// The member's name for messages: the name of the fixture or of the executor, and the position
+    /// in the list.
     fn shown_name(&self) -> Option<String> {
         let name = Some(&self.name).filter(|name| !name.is_empty());
         match (name.or(self.title.as_ref()), &*self.place) {
-            // The only service of a start, or a task.
+            // A task, or the only service of a start.
             (_, "") if self.name.is_empty() => None,
             (None, place) => Some(format!("service {place}")),
             (Some(name), "") => Some(format!("`{name}`")),
@@ -866,7 +877,7 @@ impl Member<'_> {
         }
     }
 
-    /// How a node of a cluster has ended after it was ready.
+    /// How the node of a cluster has ended, if it ended after it was ready.
     fn ended(&self) -> Option<String> {
         match &self.stage {
             Stage::Ready(service) => service.upgrade()?.borrow().ended(),
@@ -879,24 +890,24 @@ impl Member<'_> {
     }
 
     fn has_its_needs(&self) -> bool {
-        // If a slot is gone, its handle has been taken.
+        // If a slot no longer exists, its handle has already been taken.
         self.needs
             .iter()
             .all(|need| need.upgrade().is_none_or(|need| need.is_there()))
     }
 }
 
-/// The name and the setting with which a recipe joins a system.
+/// The name and the option with which a recipe joins a system.
 pub struct Joining {
-    /// Name of the fixture, which may be empty.
+    /// The name of the fixture, which may be empty.
     pub(crate) name: String,
-    /// Whether the services wait for fixed ports and paths, even if the recipe does not ask for
+    /// Whether the services wait for fixed ports and paths even if the recipe does not request
     /// that.
     pub(crate) queue: bool,
 }
 
-/// A recipe whose handle `S` consists of several services. `#[mirakuru::fixture]` makes one from a
-/// struct, under the struct's name.
+/// A recipe whose handle `S` consists of several services. `#[mirakuru::fixture]` on a struct
+/// creates one, with the name of the struct.
 pub struct Plan<S> {
     add: Adds<S>,
 }
@@ -904,7 +915,7 @@ pub struct Plan<S> {
 type Adds<S> = for<'a> fn(&mut System<'a>) -> Slot<S>;
 
 impl<S> Plan<S> {
-    /// A plan whose function adds the services, and makes one handle from their handles.
+    /// Creates a plan from a function that adds the services, and combines their handles into one.
     #[must_use]
     pub const fn new(add: Adds<S>) -> Plan<S> {
         Plan { add }
@@ -948,7 +959,7 @@ impl<S> Recipe for Plan<S> {
 }
 
 /// The name of a type in the attribute: a recipe, or a function that returns the recipe of a
-/// generic struct. (`How` distinguishes the two.)
+/// generic struct. (`How` tells the two apart.)
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
@@ -959,14 +970,14 @@ pub trait IntoRecipe<How> {
     /// The type of the recipe.
     type Recipe: Recipe;
 
-    /// Makes the recipe.
+    /// Returns the recipe.
     fn into_recipe(self) -> Self::Recipe;
 }
 
-/// Marks [`IntoRecipe`] for a value that is a recipe.
+/// Selects the implementation of [`IntoRecipe`] for a value that is itself a recipe.
 pub struct AsItIs;
 
-/// Marks [`IntoRecipe`] for a function that makes a recipe.
+/// Selects the implementation of [`IntoRecipe`] for a function that returns a recipe.
 pub struct Called;
 
 #[diagnostic::do_not_recommend]
@@ -992,7 +1003,7 @@ pub fn recipe<How, R: IntoRecipe<How>>(name: R) -> R::Recipe {
     name.into_recipe()
 }
 
-/// The error if a recipe of several services is used as a single executor.
+/// Returns the error for a recipe of several services that is used as a single executor.
 pub(crate) fn not_one_executor<T>() -> Result<T, Error> {
     Err(Error::other(
         "make an executor of this recipe",
@@ -1001,7 +1012,7 @@ pub(crate) fn not_one_executor<T>() -> Result<T, Error> {
     ))
 }
 
-/// The methods of [`Recipe`] that are the same for all recipes of several services.
+/// Implements the methods of [`Recipe`] that are the same for all recipes of several services.
 macro_rules! several {
     ($handle:ty) => {
         type Readiness = NoWait;

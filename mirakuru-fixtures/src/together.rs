@@ -8,7 +8,7 @@ use crate::recipe::Recipe;
 use crate::start::{built, plain};
 use crate::system::{Slot, System};
 
-/// Starts several services at once, which takes as long as the slowest of them.
+/// Starts several services at once. This takes as long as the slowest of them.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -26,11 +26,11 @@ use crate::system::{Slot, System};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The services are launched in the given order, and waited for together. A recipe may also start
-/// several services, as a [`cluster`](crate::cluster) does.
+/// The services are launched in the given order, and then waited for together. A recipe may also
+/// start several services, as a [`cluster`](crate::cluster) does.
 ///
 /// If a service needs only the port of another one, build both executors first, because `build`
-/// chooses the ports. Then start them together.
+/// chooses the ports. Then start the executors together.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -44,11 +44,11 @@ use crate::system::{Slot, System};
 /// ```
 ///
 /// If a service needs another one to be *ready*, start it after that one. The attribute on a struct
-/// finds this order by itself.
+/// determines this order by itself.
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::start`]. The other services then end.
+/// The first error of [`Executor::start`]. The other services are then stopped.
 pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
@@ -121,15 +121,15 @@ impl<'e, R: Readiness> ToStart for &'e mut Executor<R> {
     }
 }
 
-/// Users cannot implement the public traits, because these supertraits are private.
+/// Users cannot implement the public traits, because they cannot name these supertraits.
 mod sealed {
     pub trait Start {}
     pub trait Stop {}
 }
 
-/// Stops several services at once, which takes as long as the slowest of them. (Dropping services
-/// one by one takes the sum of their times.) Each service ends before the services that it needs,
-/// whatever their order in the list. Each has its own `stop_timeout`.
+/// Stops several services at once. This takes as long as the slowest of them. (Dropping services
+/// one after the other takes the sum of their times.) Each service is stopped before the services
+/// that it needs, whatever their order in the list. Each has its own `stop_timeout`.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -144,8 +144,8 @@ mod sealed {
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Use `stop_all` with executors, such as the result of [`start_all`] for builders. The handles of
-/// presets stop their services when they are dropped.
+/// Use `stop_all` with executors, such as those that [`start_all`] returns for builders. The
+/// handles of presets stop their services when they are dropped.
 ///
 /// # Errors
 ///
@@ -268,8 +268,8 @@ mod tests {
 
     use super::*;
 
-    /// Each service becomes ready once all of them run. If `start_all` waited for one before it
-    /// launched the next, the start would time out.
+    /// Each service becomes ready once all of them are running. If `start_all` waited for one
+    /// before it launched the next, the start would time out.
     fn ready_when_all_are_there(dir: &std::path::Path, number: u32, of: usize) -> ExecutorBuilder<Check> {
         let (path, all) = (dir.join(number.to_string()), dir.to_owned());
         Executor::builder("sleep 60")
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn they_stop_together() {
         let scratch = Scratch::new("stop");
-        // Each service ends once both have received SIGTERM. If `stop_all` stopped one after the
+        // Each service exits once both have received SIGTERM. If `stop_all` stopped one after the
         // other, it would have to kill the first.
         let one = |number: u32| {
             let dir = scratch.0.display();
@@ -356,7 +356,7 @@ mod tests {
         let mut services = start_all([ends_well.clone(), ends_badly, ends_well]).unwrap();
         let error = stop_all(&mut services).unwrap_err();
         assert!(matches!(error, Error::BadExit { .. }), "{error}");
-        // The service ended because it was asked to, not by itself.
+        // The service was asked to exit, so the message must not say that it ended by itself.
         assert!(!error.to_string().contains("before it was asked"), "{error}");
         assert!(services.iter().all(|service| !service.is_running()));
         services[0].start().unwrap();

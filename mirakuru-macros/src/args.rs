@@ -14,27 +14,27 @@ use crate::fields::RENAMED;
 /// Keys that select the service. Exactly one of them is needed.
 pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
 
-/// Keys for the build of a workspace program. They are methods of `Bin`.
+/// Keys that configure the build of a workspace program. They are methods of `Bin`.
 pub(crate) const BUILD: &[&str] = &["features", "profile"];
 
 /// Keys for the readiness condition. At most one is allowed.
 pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
 
-/// A builder method that is a key of the same name. (`name` with an identifier is
+/// A builder method that is also a key, with the same name. (`name` with an identifier is a
 /// [`Target::Named`].)
 pub(crate) struct Setter {
     pub(crate) key: &'static str,
     pub(crate) value: Value,
-    /// Whether the key may stand more than once, because it adds to a list.
+    /// Whether the key may be repeated, because it adds to a list.
     pub(crate) repeats: bool,
 }
 
-/// The value of a setter.
+/// The kind of value that a setter takes.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Value {
-    /// The key stands alone.
+    /// No value: the key is written alone.
     Absent,
-    /// The texts in the value may have placeholders.
+    /// A value whose texts may contain placeholders.
     Expanded,
     Plain,
 }
@@ -55,7 +55,7 @@ const fn many(key: &'static str, value: Value) -> Setter {
     }
 }
 
-/// Every builder method.
+/// All builder methods that are keys.
 pub(crate) const SETTERS: &[Setter] = &[
     many("arg", Expanded),
     once("args", Expanded),
@@ -92,12 +92,12 @@ pub(crate) const SETTERS: &[Setter] = &[
     once("on_end", Expanded),
 ];
 
-/// The builder method of a key.
+/// Returns the builder method with the name of this key.
 pub(crate) fn setter(key: &Ident) -> Option<&'static Setter> {
     SETTERS.iter().find(|setter| key == setter.key)
 }
 
-/// Every key.
+/// Returns all keys.
 pub(crate) fn known() -> Vec<&'static str> {
     let mut known = [PROGRAM, BUILD, READINESS].concat();
     for setter in SETTERS {
@@ -111,12 +111,12 @@ pub(crate) fn known() -> Vec<&'static str> {
 #[derive(Default)]
 pub(crate) struct Args {
     /// The attribute's path, for errors about missing keys. `None` for the outermost attribute,
-    /// because the compiler does not pass its path.
+    /// whose path the compiler does not pass.
     pub(crate) path: Option<Path>,
-    /// The expression in place of keys, which makes a recipe.
+    /// The expression in place of keys. Its value is a recipe.
     pub(crate) expr: Option<Expr>,
     pub(crate) entries: Vec<Entry>,
-    /// Whether parsing failed. No other mistake of this attribute is then reported.
+    /// Whether parsing failed. If so, no other mistakes in this attribute are reported.
     pub(crate) broken: bool,
 }
 
@@ -126,7 +126,7 @@ pub(crate) struct Entry {
     pub(crate) value: Option<Expr>,
 }
 
-/// The parameter that gets the fixture.
+/// The parameter that receives the fixture.
 pub(crate) enum Target<'a> {
     /// The first free parameter.
     Free,
@@ -156,17 +156,17 @@ impl Args {
         self.static_name().is_some()
     }
 
-    /// The expression, if it names a static with a shared fixture.
+    /// The expression, if it is the name of a static with a shared fixture.
     pub(crate) fn static_name(&self) -> Option<&Expr> {
         self.expr.as_ref().filter(|expr| name(expr) == Some(Name::Static))
     }
 
-    /// Parses the outermost attribute, whose content the compiler passes separately.
+    /// Parses the outermost attribute, whose arguments the compiler passes separately.
     fn outermost(tokens: TokenStream) -> syn::Result<Args> {
         Args::parse.parse2(tokens)
     }
 
-    /// On an error, reports it, and returns arguments that are marked as broken.
+    /// If parsing failed, reports the error, and returns arguments that are marked as broken.
     fn or_broken(parsed: syn::Result<Args>, path: Option<Path>, errors: &mut Errors) -> Args {
         let args = parsed.unwrap_or_else(|error| {
             errors.push(error);
@@ -193,12 +193,12 @@ impl Entry {
         }
     }
 
-    /// The builder method of the key.
+    /// Returns the builder method that the key calls.
     pub(crate) fn setter(&self) -> Option<&'static Setter> {
         setter(&self.key).filter(|_| matches!(self.target(), Target::Free))
     }
 
-    /// Whether mirakuru fills in the placeholders of the value.
+    /// Whether mirakuru expands placeholders in the value.
     pub(crate) fn is_expanded(&self) -> bool {
         let setter_expands = self.setter().is_some_and(|setter| setter.value == Expanded);
         setter_expands || self.key == "cmd" || self.is_readiness()
@@ -215,7 +215,7 @@ impl Entry {
     }
 }
 
-/// The kind of item that a single name stands for, guessed from its letter case.
+/// The kind of item that a name refers to, guessed from its letter case.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Name {
     /// `SHOP`: a static, or a recipe in a constant.
@@ -224,8 +224,8 @@ pub(crate) enum Name {
     Type,
 }
 
-/// The kind of item that an expression names. `None` unless it is a single name with a capital
-/// first letter.
+/// The kind of item that an expression names. `None` unless the expression is a path whose last
+/// segment begins with a capital letter.
 pub(crate) fn name(expr: &Expr) -> Option<Name> {
     let Expr::Path(ExprPath {
         qself: None, path, ..
@@ -236,7 +236,7 @@ pub(crate) fn name(expr: &Expr) -> Option<Name> {
     let segment = path.segments.last()?;
     let last = segment.ident.unraw().to_string();
     let first = last.chars().next()?;
-    // A name with generic arguments cannot be a static.
+    // A static cannot have generic arguments.
     let is_type = last.chars().any(char::is_lowercase) || !segment.arguments.is_none();
     match first.is_uppercase() {
         true if is_type => Some(Name::Type),
@@ -257,8 +257,9 @@ pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// Parses the outermost attribute, and takes the other mirakuru attributes off the item. All are
-/// expanded together, so that the runtime knows all services of a test before it starts one.
+/// Parses the outermost attribute, and takes the other mirakuru attributes off the item. All of
+/// them are expanded together, so that the runtime knows all services of a test before it starts
+/// any of them.
 pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let mut all = vec![Args::or_broken(Args::outermost(outermost), None, errors)];
     all.extend(taken_out(attrs, is_ours, errors));
@@ -282,7 +283,7 @@ fn taken_out(
     let one = |attr: Attribute| {
         let parsed = match &attr.meta {
             Meta::List(_) => attr.parse_args_with(Args::parse),
-            // An attribute without parentheses has no keys.
+            // An attribute without parentheses contains no keys.
             _ => Args::outermost(TokenStream::new()),
         };
         Args::or_broken(parsed, Some(attr.path().clone()), errors)
@@ -290,15 +291,16 @@ fn taken_out(
     ours.into_iter().map(one).collect()
 }
 
-/// Whether an attribute is another `#[mirakuru::fixture(..)]`, imported under any path. A bare
-/// `#[fixture]` is rstest's, because ours always has parentheses.
+/// Whether an attribute is another `#[mirakuru::fixture(..)]`, whatever path it was imported under.
+/// A bare `#[fixture]` is rstest's, because ours always has parentheses.
 fn is_ours(attr: &Attribute) -> bool {
     let path = attr.path();
     let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");
     fixture && !is_of_rstest(attr) && matches!(attr.meta, Meta::List(_))
 }
 
-/// Whether an attribute is `#[rstest::fixture]`, or a bare `#[fixture]` that must be rstest's.
+/// Whether an attribute is `#[rstest::fixture]`, or a bare `#[fixture]`, which can only be
+/// rstest's.
 pub(crate) fn is_rstest_fixture(attr: &Attribute) -> bool {
     let path = attr.path();
     let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");
@@ -339,7 +341,7 @@ fn ungrouped(expr: Expr) -> Expr {
     }
 }
 
-/// A second recipe (a call) in the place of a key.
+/// Parses a second recipe (a call) where a key is expected.
 fn another_recipe(input: ParseStream<'_>) -> Option<Expr> {
     if Entry::is_next(input) {
         return None;
@@ -350,7 +352,7 @@ fn another_recipe(input: ParseStream<'_>) -> Option<Expr> {
     }
 }
 
-/// Expects a comma, or the end.
+/// Parses a comma, unless this is the end.
 fn separator(input: ParseStream<'_>) -> syn::Result<()> {
     if input.is_empty() {
         return Ok(());
@@ -362,7 +364,7 @@ fn separator(input: ParseStream<'_>) -> syn::Result<()> {
 }
 
 impl Entry {
-    /// Whether a key comes next, and not an expression. A known word is a key even if `=` is
+    /// Whether a key comes next, as opposed to an expression. A known word is a key even if `=` is
     /// missing, unless it begins a path, a method call or a macro call.
     fn is_next(input: ParseStream<'_>) -> bool {
         let fork = input.fork();

@@ -1,4 +1,4 @@
-//! Decides which parameter of the function gets which fixture.
+//! Decides which parameter of the function receives which fixture.
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
@@ -11,20 +11,20 @@ use crate::item::Function;
 use crate::names::{self, Needs};
 use crate::uses::{self, is_same};
 
-/// The parameter of each fixture, in the order of the attributes.
+/// Which parameter each fixture is bound to, in the order of the attributes.
 pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
-    /// Whether a name could not be resolved. The error is already reported, and a parameter may be
-    /// left without a fixture.
+    /// Whether a name could not be resolved. The error has already been reported, and a parameter
+    /// may lack its fixture.
     pub(crate) incomplete: bool,
-    /// The name of each fixture in the recipes of the fixtures below it: its parameter's name, or
-    /// the one in its attribute.
+    /// The name under which the recipes below can use each fixture: its parameter's name, or the
+    /// name in its attribute.
     names: Vec<Option<Ident>>,
     needs: Needs,
 }
 
-/// Gives parameters to fixtures. Fixtures that name their parameter come first; each of the others
-/// takes the first free one.
+/// Binds fixtures to parameters. Fixtures that name their parameter come first; each of the others
+/// gets the first free parameter.
 pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors) -> Bindings {
     let mut bindings = Bindings {
         parameters: vec![None; fixtures.len()],
@@ -39,8 +39,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
         if let Target::Named(name) = fixture.target() {
             let uses = |fixture: &Args| names::uses_name(fixture, name);
             if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
-                // The name is for the fixtures below. If only fixtures above use it, the user has
-                // made a mistake.
+                // This name is for the fixtures below. If only fixtures above use it, that is a
+                // mistake.
                 bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
                 let has_it = |other: &Args| matches!(other.target(), Target::Named(it) if is_same(it, name));
                 if fixtures[..index].iter().any(has_it) {
@@ -91,8 +91,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     bindings
 }
 
-/// Reports two parameters with the same name: once they are variables, rustc would allow that.
-/// Parameters with a `cfg` are left out, because rustc may keep only one of them.
+/// Reports parameters with the same name, because rustc would accept the variables that they
+/// become. Skips parameters with a `cfg`, because rustc may keep only one of them.
 fn names_stand_once(item: &Function, bindings: &mut Bindings, errors: &mut Errors) {
     let conditional = |attr: &Attribute| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr");
     let always = |&(index, _): &(usize, &Ident)| {
@@ -120,7 +120,7 @@ fn declared_by(input: &FnArg) -> Vec<Ident> {
     }
 }
 
-/// Index and name of each parameter that has a name.
+/// The index and the name of each parameter that has a name.
 fn names_of(item: &Function) -> impl Iterator<Item = (usize, &Ident)> {
     let all = 0..item.sig.inputs.len();
     all.filter_map(|index| Some((index, parameter_name(item.parameter(index)?)?)))
@@ -157,7 +157,7 @@ impl Bindings {
         self.parameters.get(fixture).copied().flatten()
     }
 
-    /// The fixtures that this one needs, with the names that it uses for them.
+    /// The fixtures that this one needs, each with the name that its expressions use.
     pub(crate) fn needs(&self, fixture: usize) -> impl Iterator<Item = (usize, &Ident)> {
         let needs = self.needs.get(fixture).into_iter().flatten();
         needs.filter_map(|&other| Some((other, self.names[other].as_ref()?)))
@@ -177,7 +177,8 @@ impl Function {
     }
 }
 
-/// Whether a parameter has the type in `#[test_context(Type)]`, and so is the test's context.
+/// Whether a parameter is the test's context, because its type is the one in
+/// `#[test_context(Type)]`.
 fn is_context(item: &Function, parameter: &PatType) -> bool {
     let ty = match &*parameter.ty {
         Type::Reference(reference) => &*reference.elem,
@@ -204,7 +205,7 @@ fn is_context(item: &Function, parameter: &PatType) -> bool {
     })
 }
 
-/// The name of a parameter, if it has a simple pattern (`redis`, `mut redis`).
+/// The name of a parameter, if its pattern is a name (`redis`, `mut redis`).
 pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
     match &*parameter.pat {
         Pat::Ident(ident) => Some(&ident.ident),
@@ -212,8 +213,8 @@ pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
     }
 }
 
-/// Whether an attribute sets the parameter's value, as rstest's attributes do. Lints and `cfg` do
-/// not.
+/// Whether an attribute may set the parameter's value, as rstest's attributes do. Lints and `cfg`
+/// do not.
 pub(crate) fn has_attribute_of_its_own(parameter: &PatType) -> bool {
     let about_the_value = |attr: &Attribute| {
         let path = attr.path();

@@ -1,7 +1,7 @@
-//! Finds every mistake that is visible without types, in a list of small checks. Each check reports
-//! all of its mistakes at the wrong token, with the remedy. rustc finds the mistakes that need
-//! types, at the user's own tokens. The file is long because all checks stand together in the order
-//! in which they run.
+//! Finds all mistakes that can be seen without types, in a list of small checks. Each check reports
+//! all mistakes of its kind at the wrong token, with the remedy. rustc finds the mistakes that
+//! depend on types, at the user's own tokens. The file is long because all checks are kept together
+//! in the order in which they run.
 
 use proc_macro2::TokenStream;
 use syn::spanned::Spanned;
@@ -20,7 +20,7 @@ use crate::names;
 use crate::nearest::nearest;
 use crate::placeholder;
 
-/// Checks each attribute, on any item.
+/// Checks each attribute, whatever item it is on.
 pub(crate) fn args(fixtures: &[Args], errors: &mut Errors) {
     for fixture in fixtures.iter().filter(|fixture| !fixture.broken) {
         for check in [
@@ -63,7 +63,7 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     no_parameter_is_named(fixtures, "a static has none", errors);
 }
 
-/// Checks a struct's own attributes and its form. `others` are further mirakuru attributes.
+/// Checks a struct's own attributes and its form. `others` are its other mirakuru attributes.
 pub(crate) fn on_struct(item: &ItemStruct, arguments: &TokenStream, others: &[Args], errors: &mut Errors) {
     let name = &item.ident;
     if !matches!(item.fields, Fields::Named(_)) || item.fields.is_empty() {
@@ -192,8 +192,8 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
     }
 }
 
-/// Whether a function seems to be a test without a test attribute, because its services would end
-/// when it returns.
+/// Whether a function seems to be a test that lacks a test attribute: it cannot be a useful
+/// fixture, because its services would end when it returns.
 fn lacks_a_test_attribute(item: &Function, fixtures: &[Args], bindings: &Bindings) -> bool {
     let is_own = |fixture: &Args, ty: &Type| behind_static(ty).is_none() && !fixture.is_static();
     let mut own = bound(item, fixtures, bindings).filter(|(fixture, it)| is_own(fixture, &it.ty));
@@ -290,7 +290,7 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
     }
     let unknown = fixture.entries.iter().find(|entry| is_unknown(entry));
     if unknown.is_some_and(|entry| nearest(&entry.key.to_string(), PROGRAM).is_some()) {
-        return; // Another check reports the mistyped `cmd`.
+        return; // Another check reports the misspelled `cmd`.
     }
     let message = if fixture.entries.is_empty() {
         "the attribute names no program: add one, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", \
@@ -331,7 +331,7 @@ fn keys_stand_once(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Whether the entry is `name = ident`, which may stand beside `name = "text"`.
+/// Whether the entry is `name = ident` or `name = _`, which is allowed beside `name = "text"`.
 fn is_target(entry: &Entry) -> bool {
     !matches!(entry.target(), Target::Free)
 }
@@ -377,7 +377,7 @@ fn one_readiness(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Keys of one kind exclude each other. (Another check finds a repeated key.)
+/// Reports keys of a kind of which only one is allowed. (Another check reports repeated keys.)
 fn different_of(fixture: &Args, of_the_kind: impl Fn(&Entry) -> bool, message: &str, errors: &mut Errors) {
     let mut all = fixture.entries.iter().filter(|entry| of_the_kind(entry));
     let Some(first) = all.next() else {
@@ -421,7 +421,7 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Whether this is `NAME` or `PACKAGE:NAME`, with the characters that cargo allows.
+/// Whether this is `NAME` or `PACKAGE:NAME`, without characters that cargo forbids.
 fn is_program_name(name: &str) -> bool {
     let is_word =
         |word: &str| !word.is_empty() && !word.contains(['/', ':']) && !word.contains(char::is_whitespace);
@@ -538,8 +538,9 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Checks the literals that mirakuru certainly expands: the value itself, and those in lists and
-/// tuples. A literal in a macro or a call is not checked, because it may have another meaning.
+/// Checks the literals whose placeholders mirakuru certainly expands: the value itself, and those
+/// in lists and tuples. Does not check literals in macros and calls, because they may have another
+/// meaning.
 fn placeholders_in(value: &Expr, errors: &mut Errors) {
     if let Some(text) = literal(value) {
         return placeholders_in_literal(text, errors);
@@ -554,7 +555,7 @@ fn placeholders_in(value: &Expr, errors: &mut Errors) {
     }
 }
 
-/// Checks the literals in a readiness condition that is made by mirakuru's own constructors.
+/// Checks the literals in a readiness condition that is created by mirakuru's own constructors.
 fn placeholders_in_readiness(value: &Expr, errors: &mut Errors) {
     match value {
         Expr::Call(ExprCall { func, args, .. }) if makes_readiness(func) => {
@@ -600,8 +601,8 @@ fn makes_readiness(func: &Expr) -> bool {
 
 fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
     if let Some(mistake) = placeholder::check(&text.value()) {
-        // The exact place within the literal is reported if the compiler supports that and the
-        // literal has no escapes.
+        // The error points at the placeholder itself if the compiler supports that and the literal
+        // contains no escapes.
         let token = text.token();
         let source = token.to_string();
         let offset = source.find(&text.value());
@@ -613,7 +614,7 @@ fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
 
 // ---- several kinds of item ----------------------------------------------------------------------
 
-/// Pairs each fixture with its parameter. Fixtures without a parameter are left out.
+/// Pairs each fixture with its parameter. Skips fixtures without a parameter.
 fn bound<'a>(
     item: &'a Function,
     fixtures: &'a [Args],
@@ -703,7 +704,7 @@ impl Function {
     }
 
     /// Whether only fixtures can give parameters their values. `false` if an attribute of this test
-    /// may do so, or is unknown. (An unknown attribute may be `fixture` under another name.)
+    /// may also do so, or is unknown. (An unknown attribute may be `fixture` under another name.)
     pub(crate) fn takes_fixtures_only(&self) -> bool {
         self.form() == Form::Test
             && self
@@ -712,7 +713,7 @@ impl Function {
                 .all(|attr| takes_no_parameters(attr) || is_built_in(attr))
     }
 
-    /// The position of `async`, if the function's future would never run.
+    /// The span of `async`, if nothing would run the function's future.
     pub(crate) fn lacks_an_async_test_attribute(&self) -> Option<proc_macro2::Span> {
         let asyncness = self.sig.asyncness.as_ref()?;
         let runs_async = |attr: &syn::Attribute| {

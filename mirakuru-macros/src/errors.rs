@@ -14,17 +14,18 @@ impl Errors {
         self.0.push(error);
     }
 
-    /// Adds a mistake at one span, for example of an identifier or of the whole attribute.
+    /// Adds a mistake at a single span, for example that of an identifier or of the whole
+    /// attribute.
     pub(crate) fn at(&mut self, span: Span, message: impl std::fmt::Display) {
         self.0.push(syn::Error::new(span, message));
     }
 
-    /// Adds a mistake that spans several tokens, for example an expression.
+    /// Adds a mistake in several tokens, for example in an expression.
     pub(crate) fn on(&mut self, tokens: impl ToTokens, message: impl std::fmt::Display) {
         self.0.push(syn::Error::new_spanned(tokens, message));
     }
 
-    /// Adds a mistake that concerns a whole mirakuru attribute.
+    /// Adds a mistake that concerns a mirakuru attribute as a whole.
     pub(crate) fn on_attribute(&mut self, args: &Args, message: impl std::fmt::Display) {
         match &args.path {
             Some(path) => self.on(path, message),

@@ -1,9 +1,9 @@
-//! Writes the code: a builder chain for each fixture, one call into the runtime for each function,
-//! and variables before the user's own body. The user's tokens keep their spans, so that rustc's
-//! errors point at them.
+//! Generates the code: a builder chain for each fixture, one call into the runtime for each
+//! function, and variables before the user's own body. The user's tokens keep their spans, so that
+//! rustc's errors point at them.
 //!
-//! After a mistake, the code is the same, but with `unreachable!()` in place of the wrong parts. So
-//! the item exists with its types, and rustc reports nothing further.
+//! After a mistake, the generated code contains `unreachable!()` in place of the wrong parts. So
+//! the item still exists with its types, and rustc reports nothing more.
 
 pub(crate) mod system;
 
@@ -18,8 +18,8 @@ use crate::bind::{Bindings, has_attribute_of_its_own, parameter_name};
 use crate::errors::Errors;
 use crate::item::{Form, Function, Gives, Static, behind_static};
 
-/// Writes `static NAME: T;` as a static of type `Shared<T>`. A second item could hide a crate with
-/// its name, so there is none.
+/// Turns `static NAME: T;` into a static of type `Shared<T>`. Generates no second item, because its
+/// name could hide a crate.
 pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> TokenStream {
     let Static {
         attrs,
@@ -41,7 +41,8 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> To
     }
 }
 
-/// Writes a test. Its services start before its body, and end after it, the last one first.
+/// Generates a test. Its services start before its body runs, and are stopped after it, the last
+/// one first.
 pub(crate) fn on_test(
     item: &Function,
     fixtures: &[Args],
@@ -57,13 +58,13 @@ pub(crate) fn on_test(
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
-        // The item `const _` keeps the body from being the tail expression. Before edition 2024,
-        // the temporaries of a tail expression would outlive the services. After a body that never
-        // ends, rustc would warn of a statement, but not of an item.
+        // The item `const _` keeps the body from being the tail expression, whose temporaries would
+        // outlive the services before edition 2024. After a body that never ends, rustc would warn
+        // about a statement, but not about an item.
         Gives::Nothing => quote!(#body const _: () = ();),
         Gives::Unnameable => quote!(#body),
-        // The closure catches an `Err` from `?` or `return`, so that the failure is recorded before
-        // the services end.
+        // The closure catches an `Err` that `?` or `return` returns, so that the failure is
+        // recorded before the services end.
         Gives::Type(ty) => {
             let (asyncness, run) = match &item.sig.asyncness {
                 Some(asyncness) => (quote!(#asyncness), quote!(.await)),
@@ -87,8 +88,8 @@ pub(crate) fn on_test(
     }
 }
 
-/// Writes a fixture function. rstest's attribute makes it a fixture, and its body begins with the
-/// start of the services.
+/// Generates a fixture function. rstest's attribute makes it a fixture. Its body starts the
+/// services first.
 pub(crate) fn on_fixture(
     item: &Function,
     fixtures: &[Args],
@@ -115,13 +116,13 @@ pub(crate) fn on_fixture(
     }
 }
 
-/// The attribute of rstest that makes the fixture, unless the user has written it.
+/// Returns rstest's `#[fixture]`, unless the user has written it.
 fn rstest_attribute(item: &Function) -> Option<TokenStream> {
     let wanted = cfg!(feature = "rstest") && !item.attrs.iter().any(is_rstest_fixture);
     wanted.then(|| quote!(#[::mirakuru::__private::rstest::fixture]))
 }
 
-/// Writes the body of a fixture function whose services are started for each test.
+/// Generates the body of a fixture function whose services are started for each test.
 fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
@@ -148,8 +149,8 @@ fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Token
     }
 }
 
-/// Writes the body of a fixture function `-> &'static T`. Its value is made at the first use, and
-/// kept in a static inside the function.
+/// Generates the body of a fixture function `-> &'static T`. Its value is created at the first use,
+/// and kept in a static inside the function.
 fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let name = item.sig.ident.to_string();
     let once = quote! {
@@ -194,7 +195,8 @@ fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bind
     }
 }
 
-/// Writes the start of one service for all tests: an expression of type `Result<(Handle,), Error>`.
+/// Generates the start of one service for all tests: an expression of type
+/// `Result<(Handle,), Error>`.
 fn started_alone(fixture: &Args, name: &str) -> TokenStream {
     started_shared(&[Member {
         fixture,
@@ -204,7 +206,7 @@ fn started_alone(fixture: &Args, name: &str) -> TokenStream {
     }])
 }
 
-/// Writes a block that starts the fixture for all tests, and has the value `Result<T, Error>`.
+/// Generates a block that starts the fixture for all tests. Its value is a `Result<T, Error>`.
 fn shared_value(fixture: &Args, ty: &Type, name: &str) -> TokenStream {
     let (service, value) = (handle(0), ours("_value"));
     let found = taken(fixture, &service, ty);
@@ -216,8 +218,8 @@ fn shared_value(fixture: &Args, ty: &Type, name: &str) -> TokenStream {
     })
 }
 
-/// Writes the item after a mistake. Parameters with a fixture become variables of the right types,
-/// without values.
+/// Generates the item after a mistake. Parameters that receive a fixture become variables of the
+/// right type, which never get a value.
 fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     let Function { attrs, vis, sig, .. } = item;
     let form = item.form();
@@ -271,8 +273,9 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     }
 }
 
-/// Writes the start of a function's services, and the variables for its parameters. `start` writes
-/// the expression that starts the members of one system and returns their handles as a tuple.
+/// Generates the start of a function's services, and the variables for its parameters. `start`
+/// generates the expression that starts the members of one system and returns their handles as a
+/// tuple.
 ///
 /// Each service is moved into a variable of its own, in the order of the attributes. The parameter
 /// gets that value, or a reference to it. So the last service is dropped first, and each service
@@ -302,7 +305,7 @@ fn services(
         }
         let mut needs = Vec::new();
         for (other, name) in bindings.needs(index) {
-            // A shared service is already a variable, and has no slot.
+            // A shared service already is a variable, so it has no slot.
             if !is_shared(other) {
                 needs.push((handle(other), name));
             }
@@ -324,7 +327,7 @@ fn services(
     quote!(#shared #start #lets)
 }
 
-/// Writes the start of services for one test only.
+/// Generates the start of services for a single test.
 fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     services(item, fixtures, bindings, &|members| {
         let (system, add, take) = (system_variable(), add(members), take(members));
@@ -343,7 +346,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             None => quote!(#system.start(#take)),
         };
         let start = match skip {
-            // A panic here would count as the panic that the test expects.
+            // A panic here would be taken for the panic that the test expects.
             _ if item.has_attr("should_panic") => {
                 let expected = item.expected_panic();
                 quote!(match #started.or_report(#expected) {
@@ -370,7 +373,8 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
     })
 }
 
-/// Writes a parameter `&'static T`. Its service is shared, even if the function's value is not.
+/// Generates the variable for a parameter `&'static T`. Its service is shared, even if the
+/// function's own value is not.
 fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: usize) -> TokenStream {
     let Some(parameter) = bindings.of(index).and_then(|index| item.parameter(index)) else {
         return quote!();
@@ -389,7 +393,7 @@ fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: u
     }
 }
 
-/// Declares a parameter as a variable.
+/// Generates the variable for a parameter.
 fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream {
     let PatType { attrs, pat, ty, .. } = parameter;
     match &**ty {
@@ -417,8 +421,8 @@ fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream 
     }
 }
 
-/// The value of a variable that holds a handle. It has the span of the type. So rustc reports there
-/// that the type is wrong, or that the handle of a static cannot be moved.
+/// Generates the value for a variable that holds a handle. It has the span of the type, where rustc
+/// then reports a wrong type, or that the handle of a static cannot be moved.
 fn taken(fixture: &Args, service: &Ident, ty: &Type) -> TokenStream {
     let service = located(service, ty);
     taken_value(fixture, service.span(), &quote!(#service), ty)
@@ -438,16 +442,17 @@ fn taken_value(fixture: &Args, place: Span, handle: &TokenStream, ty: &Type) -> 
 /// A service that starts together with others.
 struct Member<'a> {
     fixture: &'a Args,
-    /// Name of the service in messages.
+    /// The name of the service in messages.
     name: String,
-    /// Variable of the service's slot, and later of its handle.
+    /// The variable that holds the service's slot, and later its handle.
     slot: Ident,
-    /// Slots of the services that this one needs, and their names in its recipe.
+    /// The slots of the services that this one needs, and their names in its recipe.
     needs: Vec<(Ident, &'a Ident)>,
 }
 
-/// Statements that add services to the variable `__system`: `let db = __system.service("db",
-/// recipe);`. If a recipe uses the handles of others, it is in a closure.
+/// Generates statements that add services to the variable `__system`:
+/// `let db = __system.service("db", recipe);`. If a recipe uses the handles of other services, it
+/// is a closure.
 fn add(members: &[Member<'_>]) -> TokenStream {
     let mut lets = TokenStream::new();
     for member in members {
@@ -459,7 +464,7 @@ fn add(members: &[Member<'_>]) -> TokenStream {
         } = member;
         let place = Place::of(fixture);
         let recipe = recipe(fixture, &place);
-        // With this key, the recipe decides. Without it, the service waits for its ports.
+        // If the key is given, the recipe decides. Otherwise the service waits for its ports.
         let queue = fixture.entry("queue").is_none();
         let method = if needs.is_empty() { "service" } else { "after" };
         let method = Ident::new(method, place.first);
@@ -488,8 +493,8 @@ fn add(members: &[Member<'_>]) -> TokenStream {
     lets
 }
 
-/// Writes a tuple. A long one contains tuples, because the runtime takes at most eight slots in
-/// one.
+/// Generates a tuple. A long one contains nested tuples, because the runtime accepts at most eight
+/// slots in each.
 fn tuple(mut items: Vec<TokenStream>) -> TokenStream {
     while items.len() > 8 {
         items = items.chunks(8).map(|items| quote!((#(#items,)*))).collect();
@@ -497,14 +502,14 @@ fn tuple(mut items: Vec<TokenStream>) -> TokenStream {
     quote!((#(#items,)*))
 }
 
-/// A closure that takes the handles of started services, the last one first.
+/// Generates a closure that takes the handles of the started services, the last one first.
 fn take(members: &[Member<'_>]) -> TokenStream {
     let slots = members.iter().map(|member| &member.slot).rev();
     quote!(|| (#(#slots.take(),)*))
 }
 
-/// The span for the code of one fixture. If the user's expression lacks a trait, rustc reports that
-/// once for each span. So all code that needs the trait has the same span.
+/// The span for the code of one fixture. If the user's expression does not implement a trait, rustc
+/// reports that once per span, so all code that needs the trait has the same span.
 struct Place {
     first: Span,
     last: Span,
@@ -529,7 +534,8 @@ impl Place {
     }
 }
 
-/// Writes the start of services for all tests: an expression of type `Result<(Handle, ..), Error>`.
+/// Generates the start of services for all tests: an expression of type
+/// `Result<(Handle, ..), Error>`.
 fn started_shared(members: &[Member<'_>]) -> TokenStream {
     let is_any = |wanted: &str| {
         let mut scopes = members.iter().filter_map(|member| {
@@ -538,7 +544,7 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
         });
         scopes.any(|scope| scope.value() == wanted)
     };
-    // Services that start together have the same scope: the shortest one.
+    // Services that start together all get the narrowest of their scopes.
     let scope = if is_any("process") {
         quote!(Process)
     } else if is_any("users") {
@@ -599,8 +605,8 @@ fn program(args: &Args, entry: &Entry) -> Option<TokenStream> {
     Some(quote!(#bin.__compiled(#path, ::core::env!("CARGO_MANIFEST_DIR")) #(#build)*))
 }
 
-/// The path of a binary of the current package. Cargo sets the variable only for integration tests
-/// and benches.
+/// Returns the path of a binary, if it belongs to the current package. Cargo sets the variable only
+/// for integration tests and benches.
 fn path_of_bin(entry: &Entry, name: &str) -> TokenStream {
     let (package, name) = name
         .split_once(':')
@@ -649,8 +655,8 @@ fn readiness(entry: &Entry, place: &Place) -> TokenStream {
     quote!(.wait_for(#condition))
 }
 
-/// The name of a fixture in messages: the name of its parameter or of the fixture function.
-/// Otherwise empty.
+/// The name of a fixture in messages: the name of its parameter or of the fixture function. May be
+/// empty.
 fn name_of(item: &Function, bindings: &Bindings, index: usize) -> String {
     let parameter = bindings.of(index).and_then(|index| item.parameter(index));
     match parameter.and_then(parameter_name) {
@@ -675,12 +681,13 @@ fn remaining(item: &Function, keep: impl Fn(usize) -> bool) -> Punctuated<syn::F
         .collect()
 }
 
-/// The variable that holds a fixture's handle. The user's code cannot see it.
+/// Returns the variable that holds a fixture's handle. The user's code cannot see it.
 fn handle(index: usize) -> Ident {
     ours(&format!("_service_{index}"))
 }
 
-/// The name of the system's variable. It is not `system`, because a field may have that name.
+/// Returns the variable that holds the system. It is not called `system`, because a field may have
+/// that name.
 fn system_variable() -> Ident {
     ours("__system")
 }
@@ -689,22 +696,22 @@ fn ours(name: &str) -> Ident {
     Ident::new(name, Span::mixed_site())
 }
 
-/// A variable of the generated code, located at the end of a type that the user wrote.
+/// Gives a variable of the generated code a span at the end of a type that the user has written.
 fn located(variable: &Ident, ty: &Type) -> Ident {
     let last = ty.to_token_stream().into_iter().last();
     let place = last.as_ref().map_or_else(Span::call_site, TokenTree::span);
     at(variable, variable.span().located_at(place))
 }
 
-/// The same identifier (also a raw one) with another span.
+/// Copies an identifier, which may be a raw one, with another span.
 fn at(name: &Ident, place: Span) -> Ident {
     let mut name = name.clone();
     name.set_span(place);
     name
 }
 
-/// The user's body with new braces. With the old ones, rustc would warn of unnecessary braces
-/// around a one-line body.
+/// Copies the user's body with new braces. With the old ones, rustc would warn about unnecessary
+/// braces around a one-line body.
 fn relocated(body: &Group) -> Group {
     let mut group = Group::new(body.delimiter(), body.stream());
     group.set_span(Span::mixed_site().located_at(body.span()));

@@ -9,14 +9,14 @@ use crate::args::{self, Args};
 use crate::errors::Errors;
 use crate::names::{self, Needs};
 
-/// The new name of `#[fixture(..)]` on the fields of a struct with `cfg` conditions.
+/// The name that `#[fixture(..)]` gets on the fields of a struct with `cfg` conditions.
 pub(crate) const RENAMED: &str = "__mirakuru_fixture";
 
-/// A struct, and the fixtures of its fields.
+/// A struct and the fixtures of its fields.
 pub(crate) struct System {
     /// The struct without our attributes.
     pub(crate) item: ItemStruct,
-    /// The fields that are services, in the order of their declaration.
+    /// The fields that are services, in the order in which they are declared.
     pub(crate) services: Vec<Service>,
     /// The indices of the services that each service needs.
     pub(crate) needs: Needs,
@@ -25,7 +25,7 @@ pub(crate) struct System {
 /// A field that is a service.
 pub(crate) struct Service {
     pub(crate) name: Ident,
-    /// The field's mirakuru attributes: one, if there is no mistake.
+    /// The field's mirakuru attributes: exactly one, unless the user has made a mistake.
     pub(crate) fixtures: Vec<Args>,
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn parse(mut item: ItemStruct, errors: &mut Errors) -> System {
     }
 }
 
-/// Whether a type is `PhantomData`. Such a field is no service, and needs no attribute.
+/// Whether a type is `PhantomData`. Such a field is not a service, and needs no attribute.
 fn is_marker(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|it| it.ident == "PhantomData"))
 }
@@ -79,8 +79,8 @@ impl System {
     }
 }
 
-/// Reports and removes each field that has the same name as a field above, or the type of the
-/// struct itself.
+/// Reports and removes each field whose name is already used above, or whose type is the struct
+/// itself.
 pub(crate) fn take_out_mistakes(item: &mut ItemStruct, errors: &mut Errors) {
     let Fields::Named(fields) = &mut item.fields else {
         return;
@@ -99,15 +99,15 @@ pub(crate) fn take_out_mistakes(item: &mut ItemStruct, errors: &mut Errors) {
     }
 }
 
-/// Reverses the fields. Fields are dropped in the order of their declaration, and a service must
-/// end before the services that it needs, which stand above it.
+/// Reverses the fields. Rust drops fields in the order of their declaration, but a service must end
+/// before the services that it needs, which are declared above it.
 pub(crate) fn reverse(item: &mut ItemStruct) {
     if let Fields::Named(fields) = &mut item.fields {
         fields.named = fields.named.iter().rev().cloned().collect();
     }
 }
 
-/// Whether the struct or a part of it has a `cfg`, which only rustc can resolve.
+/// Whether the struct or a part of it has a `cfg`, which only rustc can evaluate.
 pub(crate) fn is_conditional(tokens: TokenStream) -> bool {
     tokens.into_iter().any(|token| match token {
         TokenTree::Group(group) if group.delimiter() == Delimiter::Bracket => {
@@ -119,8 +119,8 @@ pub(crate) fn is_conditional(tokens: TokenStream) -> bool {
     })
 }
 
-/// Renames the mirakuru attributes of the fields, also those in a `cfg_attr`. As `fixture`, they
-/// would be ambiguous if the user has imported the macro of that name.
+/// Renames the mirakuru attributes of the fields, including those in a `cfg_attr`. Named `fixture`,
+/// they would be ambiguous if the user has imported the macro of that name.
 pub(crate) fn rename_attributes(item: &mut ItemStruct) {
     for attr in item.fields.iter_mut().flat_map(|field| &mut field.attrs) {
         if let Ok(meta) = syn::parse2(renamed(attr.meta.to_token_stream())) {
@@ -129,7 +129,7 @@ pub(crate) fn rename_attributes(item: &mut ItemStruct) {
     }
 }
 
-/// Renames the attributes in a list that is separated by commas.
+/// Renames the attributes in a comma-separated list.
 fn renamed(attributes: TokenStream) -> TokenStream {
     let is_comma = |token: &TokenTree| matches!(token, TokenTree::Punct(it) if it.as_char() == ',');
     let tokens: Vec<TokenTree> = attributes.into_iter().collect();

@@ -1,8 +1,8 @@
-//! The item under the attribute: a function with or without a body, a `static` without a value, or
-//! an item that the attribute does not support.
+//! Parses the item under the attribute: a function with or without a body, a `static` without a
+//! value, or an item that the attribute does not support.
 //!
-//! Rust itself has no function without a body and no `static` without a value, so items are parsed
-//! by hand. A function's body is not parsed.
+//! In Rust itself, a function has a body and a `static` has a value, so these items are parsed by
+//! hand. A function's body is not parsed.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt;
@@ -37,18 +37,18 @@ pub(crate) struct Static {
     pub(crate) value: Option<Expr>,
 }
 
-/// An enum, a module, an `impl`, ...
+/// An item that the attribute does not support: an enum, a module, an `impl`, ...
 pub(crate) struct Other {
     keyword: Ident,
     pub(crate) tokens: TokenStream,
 }
 
-/// The meaning of the attribute on a function.
+/// What the attribute makes of a function.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Form {
-    /// The services live as long as the test.
+    /// A test. The services live as long as it runs.
     Test,
-    /// The function becomes an rstest fixture.
+    /// An rstest fixture.
     Fixture,
 }
 
@@ -57,7 +57,7 @@ pub(crate) enum Gives<'a> {
     Nothing,
     /// A type that can be written in a `let`.
     Type(&'a Type),
-    /// `!`, or a type with `impl` in it, which can only stand in a signature.
+    /// `!`, or a type that contains `impl`, which is allowed only in a signature.
     Unnameable,
 }
 
@@ -140,7 +140,8 @@ fn parse_function(
     })
 }
 
-/// The function's body, also inside the invisible parentheses that a macro's `$name:block` adds.
+/// Parses the function's body, which may be inside the invisible parentheses that a macro's
+/// `$name:block` adds.
 fn body_of_function(input: ParseStream<'_>) -> syn::Result<Group> {
     match input.parse()? {
         TokenTree::Group(group) if group.delimiter() == Delimiter::None => {
@@ -158,8 +159,8 @@ fn ungroup(ty: &mut Type) {
     }
 }
 
-/// Turns `#![..]` at the beginning of a body into `#[..]` for the function, because the body moves
-/// to a place where `#![..]` is not allowed.
+/// Turns `#![..]` at the beginning of a body into `#[..]` on the function, because the body is
+/// moved to a place where `#![..]` is not allowed.
 fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>, TokenStream)> {
     let mut inner = input.call(Attribute::parse_inner)?;
     for attr in &mut inner {
@@ -169,8 +170,9 @@ fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>
 }
 
 impl Function {
-    /// Whether the function is a test or a fixture. A test has a test attribute, or stands below
-    /// one. (A `#[test]` above is not visible here, but it allows no parameters.)
+    /// Whether the function is a test or a fixture. A test has a test attribute below this one, or
+    /// looks like a test and has no parameters. (A `#[test]` above is not visible here, but it
+    /// allows no parameters.)
     pub(crate) fn form(&self) -> Form {
         let parameters_none = self.sig.inputs.is_empty();
         let like_a_test = self.test_attrs().next().is_some() || (parameters_none && self.gives_like_a_test());
@@ -182,7 +184,7 @@ impl Function {
         }
     }
 
-    /// Whether the function has a test attribute, and a semicolon in place of a body.
+    /// Whether the function has a test attribute, but a semicolon in place of a body.
     pub(crate) fn is_test_without_a_body(&self) -> bool {
         self.body.is_none() && self.test_attrs().next().is_some()
     }
@@ -199,7 +201,8 @@ impl Function {
         }
     }
 
-    /// Whether tests may have this return type: none, a `Result` under any name, or an `ExitCode`.
+    /// Whether tests may have this return type: nothing, a `Result` under any name, or an
+    /// `ExitCode`.
     pub(crate) fn gives_like_a_test(&self) -> bool {
         match self.gives() {
             Gives::Nothing | Gives::Unnameable => true,
@@ -223,7 +226,7 @@ impl Function {
         })
     }
 
-    /// The text in `#[should_panic(expected = "..")]`, or an empty text.
+    /// The text in `#[should_panic(expected = "..")]`. Empty if there is none.
     pub(crate) fn expected_panic(&self) -> String {
         let attr = self
             .attrs
@@ -244,7 +247,7 @@ impl Function {
     }
 }
 
-/// Whether an attribute is Rust's own `#[test]`, under any of its paths.
+/// Whether an attribute is Rust's own `#[test]`, written with any of its paths.
 pub(crate) fn is_plain_test(attr: &Attribute) -> bool {
     let path = path_of(attr);
     path == "test"
@@ -252,8 +255,8 @@ pub(crate) fn is_plain_test(attr: &Attribute) -> bool {
             && path.ends_with("::test")
 }
 
-/// Whether a test attribute passes no parameter to the function. Others (`rstest`, `sqlx::test`,
-/// ...) may pass some.
+/// Whether a test attribute passes no arguments to the function. Other ones (`rstest`,
+/// `sqlx::test`, ...) may pass some.
 pub(crate) fn takes_no_parameters(attr: &Attribute) -> bool {
     is_plain_test(attr)
         || [
@@ -270,7 +273,7 @@ pub(crate) fn takes_no_parameters(attr: &Attribute) -> bool {
         .contains(&&*path_of(attr))
 }
 
-/// Whether an attribute is built into Rust, and may stand on a test.
+/// Whether an attribute is built into Rust, and is allowed on a test.
 pub(crate) fn is_built_in(attr: &Attribute) -> bool {
     let path = path_of(attr);
     let words = [

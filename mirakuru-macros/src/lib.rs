@@ -2,13 +2,13 @@
 //!
 //! The modules are used in this order:
 //! - `args` and `item` parse the attribute and its item,
-//! - `bind` gives parameters to fixtures,
+//! - `bind` assigns parameters to fixtures,
 //! - `check` finds mistakes,
-//! - `expand` writes the code.
+//! - `expand` generates the code.
 //!
-//! The generated code has one builder chain for each fixture, and calls `mirakuru-fixtures`, which
-//! decides all behaviour. After a mistake, `expand` still writes an item with the right types, so
-//! that rustc reports no errors that only follow from the mistake.
+//! The generated code contains one builder chain for each fixture, and calls `mirakuru-fixtures`,
+//! which implements all behaviour. After a mistake, `expand` still generates an item with the right
+//! types, so that rustc does not report follow-up errors.
 
 mod args;
 mod bind;
@@ -35,9 +35,9 @@ pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
     dispatch(args.into(), item.into()).into()
 }
 
-/// Writes the recipe of a struct. rustc resolves `#[cfg(..)]` on fields before it calls a derive
-/// macro, but not before an attribute macro. So [`macro@fixture`] adds this derive to a struct with
-/// conditions.
+/// Generates the recipe of a struct. rustc evaluates `#[cfg(..)]` on fields before it calls a
+/// derive macro, but not before it calls an attribute macro. So [`macro@fixture`] adds this derive
+/// to a struct with conditions.
 #[doc(hidden)]
 #[proc_macro_derive(__System, attributes(__mirakuru_fixture))]
 pub fn system_of_struct(item: proc_macro::TokenStream) -> proc_macro::TokenStream {
@@ -52,7 +52,7 @@ pub fn system_of_struct(item: proc_macro::TokenStream) -> proc_macro::TokenStrea
     }
 }
 
-/// The struct without the attributes of its fields, and its recipe.
+/// Returns the struct without the attributes of its fields, and its recipe.
 fn system(item: ItemStruct, errors: &mut Errors) -> (TokenStream, TokenStream) {
     let system = fields::parse(item, errors);
     check::on_fields(&system, errors);

@@ -1,4 +1,4 @@
-//! Finds the services that a recipe is made from: the names of other fixtures in its expressions.
+//! Finds the services that a recipe uses: the names of other fixtures in its expressions.
 
 use proc_macro2::{Ident, Span};
 use syn::ext::IdentExt as _;
@@ -8,11 +8,11 @@ use crate::errors::Errors;
 use crate::nearest::closest;
 use crate::uses::{self, Certainty, Use};
 
-/// The indices of the fixtures that each fixture needs. They all stand above that fixture.
+/// The indices of the fixtures that each fixture needs. All of them are above that fixture.
 pub(crate) type Needs = Vec<Vec<usize>>;
 
-/// Finds the services that each fixture needs. `names` are the fixtures' names, and `others` are
-/// further names in scope.
+/// Finds the services that each fixture needs. `names` are the names of the fixtures, and `others`
+/// are other names in scope.
 pub(crate) fn needs(
     fixtures: &[&Args],
     names: &[Option<Ident>],
@@ -31,11 +31,11 @@ pub(crate) fn needs(
             }
             let needed = match certainty {
                 Certainty::Called => continue,
-                // Brings a similar name into scope, so that rustc can propose it.
+                // Brings the similar name into scope, so that rustc can suggest it.
                 Certainty::Value if other.is_none() && name != "self" => mistyped(name, &names[..at]),
                 _ => other.filter(|_| is_above),
             };
-            // If the expressions also call a function of this name, only a certain use counts.
+            // If the expressions also call a function with this name, only a certain use counts.
             let is_certain = is_above && *certainty >= Certainty::Value;
             if let Some(needed) = needed.filter(|&needed| is_certain || !calls(uses, &names[needed])) {
                 if !needs[at].contains(&needed) {
@@ -43,8 +43,8 @@ pub(crate) fn needs(
                 }
             } else if let Some(message) = mistake(used_here, other, at, &used, names) {
                 errors.at(used_here.span, message);
-                // One mistake for each service is enough. Only the topmost service in a cycle
-                // reports the cycle.
+                // One mistake per service is enough. A cycle is reported only for its topmost
+                // service.
                 break;
             }
         }
@@ -62,8 +62,8 @@ fn place(names: &[Option<Ident>], name: &str) -> Option<usize> {
     names.iter().position(is_it)
 }
 
-/// The message if the service `at` uses a name that no service above has. `None` if the name may be
-/// an item, which rustc checks.
+/// The message if the service `at` uses a name that no service above it has. `None` if the name may
+/// be an item, which rustc checks.
 fn mistake(
     Use {
         name,
@@ -92,7 +92,7 @@ fn mistake(
         let above = &names[..at];
         let remedy = match mistyped(name, above).and_then(|meant| names[meant].as_ref()) {
             Some(meant) => format!("did you mean `{meant}`?"),
-            // A service above has no parameter, and so no name.
+            // A service above has no parameter, and therefore no name.
             None if above.contains(&None) && name.starts_with(char::is_lowercase) => {
                 format!("to use one without a name, write `name = {name}` in its attribute")
             }
@@ -107,8 +107,8 @@ fn mistake(
     })
 }
 
-/// A chain of services from `from` to `to`, each of which uses the next. `None` if the first does
-/// not need the last.
+/// Finds a chain of services from `from` to `to` in which each service uses the next one. `None` if
+/// there is no such chain.
 fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> Option<Vec<usize>> {
     let mut ways = vec![vec![from]];
     let mut seen = vec![from];
@@ -133,7 +133,7 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
     None
 }
 
-/// The message about services that need each other. It begins with the service `at`.
+/// The message about services that need each other, beginning with the service `at`.
 fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     let name = |place: usize| {
         names[place]
@@ -181,9 +181,10 @@ fn uses(args: &Args) -> Vec<Use> {
     uses::uses(&expressions)
 }
 
-/// The service with nearly this name, which the user probably meant.
+/// The service with a similar name, which the user probably meant.
 fn mistyped(word: &str, above: &[Option<Ident>]) -> Option<usize> {
-    // A word of one letter resembles every short name, and a capital letter begins a constant.
+    // A one-letter word resembles every short name, and a word with a capital letter is probably a
+    // constant.
     let is_likely = word.len() > 1 && !word.starts_with(char::is_uppercase);
     if !is_likely {
         return None;
@@ -203,8 +204,8 @@ mod tests {
     use super::*;
     use crate::args::stacked;
 
-    /// The needs of the services `cache`, `server` and `worker` with these attributes, and the
-    /// mistakes.
+    /// Gives the services `cache`, `server` and `worker` these attributes. Returns their needs and
+    /// the mistakes.
     fn found(attributes: [&str; 3]) -> (Needs, Vec<String>) {
         found_with(attributes, ["cache", "server", "worker"].map(Some))
     }

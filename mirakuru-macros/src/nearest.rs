@@ -1,6 +1,6 @@
 //! "Did you mean ...": the known word that is closest to a mistyped one.
 
-/// Words of other libraries, and the keys that correspond to them.
+/// Words that other libraries use, and the corresponding keys.
 const SYNONYMS: &[(&str, &str)] = &[
     ("binary", "bin"),
     ("command", "cmd"),
@@ -21,7 +21,7 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("wait_until", "wait_for"),
 ];
 
-/// The known word that the user probably meant, if there is a close one.
+/// The known word that the user probably meant, if one is close enough.
 pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     for (other, meant) in SYNONYMS {
         if *other == word {
@@ -31,7 +31,7 @@ pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     closest(word, known)
 }
 
-/// The known word that is spelled most like this word, if there is a close one.
+/// The known word with the most similar spelling, if one is close enough.
 pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     // Up to a third of the letters may be wrong. One wrong letter is always allowed.
     let (mut best, mut limit) = (None, (word.len() / 3).max(1) + 1);
@@ -44,8 +44,8 @@ pub(crate) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     best
 }
 
-/// The edit distance: how many letters must be inserted, deleted, replaced, or swapped with a
-/// neighbour.
+/// The edit distance: how many letters must be inserted, deleted, replaced or swapped with a
+/// neighbour to turn `a` into `b`.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];

@@ -1,23 +1,23 @@
 //! Placeholders in the literals of the attribute: the rules of mirakuru-core, applied at compile
 //! time.
 //!
-//! A placeholder is `{word}` or `{word:argument}`, with no `$` before it. A word is a lower-case
-//! letter, followed by such letters, digits and `_`. An argument has no braces, quotes or white
-//! space. `{{word}}` gives the text `{word}`. Every other brace stands for itself. The text is read
-//! from the left, and at each place the doubled form is tried first.
+//! A placeholder is `{word}` or `{word:argument}` without a `$` before it. A word is a lower-case
+//! letter, followed by lower-case letters, digits and `_`. An argument contains no braces, quotes
+//! or white space. `{{word}}` stands for the text `{word}`. Any other brace stands for itself. The
+//! text is read from the left, and the doubled form takes precedence at each position.
 //!
 //! One rule is stricter here: a known word with an empty argument, such as `{port:}`, is a mistake.
 
 use std::ops::Range;
 
-/// The first mistake in a text, and its place.
+/// The first mistake in a text, and its position.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Mistake {
     pub(crate) place: Range<usize>,
     pub(crate) message: String,
 }
 
-/// Finds the first placeholder that does not exist, or has a wrong argument.
+/// Finds the first placeholder that does not exist or has a wrong argument.
 pub(crate) fn check(text: &str) -> Option<Mistake> {
     let mut at = 0;
     while let Some(offset) = text[at..].find('{') {
@@ -74,7 +74,7 @@ impl Found<'_> {
     }
 }
 
-/// The end of `{{word}}` or `{{word:argument}}`, if it begins at this brace.
+/// Returns the end of `{{word}}` or `{{word:argument}}`, if one begins at this brace.
 fn escaped(text: &str, brace: usize) -> Option<usize> {
     if !text[brace + 1..].starts_with('{') {
         return None;
@@ -83,7 +83,8 @@ fn escaped(text: &str, brace: usize) -> Option<usize> {
     text[inner.end..].starts_with('}').then_some(inner.end + 1)
 }
 
-/// The text between this brace and the next closing one, if it has the form of a placeholder.
+/// Parses the text between this brace and the next closing one, if it has the form of a
+/// placeholder.
 fn placeholder(text: &str, brace: usize) -> Option<Found<'_>> {
     let inside = &text[brace + 1..];
     let inside = &inside[..inside.find(['{', '}'])?];

@@ -1,7 +1,7 @@
-//! Finds the names that an expression uses but does not declare, by Rust's rules of scope.
+//! Finds the names that an expression uses but does not declare, according to Rust's scoping rules.
 //!
-//! A name may be an item that the attribute cannot see, and a macro may give its tokens any
-//! meaning. So each use has a certainty, and only a certain use may lead to an error.
+//! A name may be an item that the attribute cannot see, and a macro may interpret its tokens in any
+//! way. So each use has a certainty, and only a certain use can lead to an error.
 
 use proc_macro2::{Delimiter, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt as _;
@@ -24,9 +24,9 @@ pub(crate) struct Use {
 
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub(crate) enum Certainty {
-    /// The name is called, so it is a function and no service.
+    /// The name is called, so it is a function, not a service.
     Called,
-    /// The name occurs in an unknown macro, and may have any meaning.
+    /// The name occurs in an unknown macro, so it may mean anything.
     InMacro,
     /// The name is a value: a variable, a function or a constant.
     Value,
@@ -35,7 +35,7 @@ pub(crate) enum Certainty {
     Variable,
 }
 
-/// Finds the uses in these expressions, in their order.
+/// Finds the names that these expressions use, in order.
 pub(crate) fn uses(expressions: &[&Expr]) -> Vec<Use> {
     let mut search = Search::default();
     for expr in expressions {
@@ -59,13 +59,13 @@ fn bare(expr: &Expr) -> Option<&Ident> {
 #[derive(Default)]
 struct Search {
     found: Vec<Use>,
-    /// Names declared at the current position, the innermost scope last.
+    /// The names declared at the current position, those of the innermost scope last.
     declared: Vec<Declared>,
 }
 
 struct Declared {
     name: Ident,
-    /// Whether a macro or a condition decides if the name is declared.
+    /// Whether the name may not be declared after all, because a macro or a condition decides.
     perhaps: bool,
 }
 
@@ -101,7 +101,7 @@ impl Search {
     }
 
     /// Searches an expression whose methods or fields are used, or which is borrowed or formatted.
-    /// If it is a single name, that name is a variable.
+    /// If the expression is a single name, that name is a variable.
     fn variable(&mut self, expr: &Expr, field: Option<Ident>) {
         match bare(expr) {
             Some(name) => self.add(name, Certainty::Variable, field),
@@ -154,7 +154,7 @@ impl Search {
         }
     }
 
-    /// Searches the arguments of a macro of the standard library.
+    /// Searches the arguments of a standard library macro.
     fn arguments(&mut self, arguments: &Arguments, format_string: Option<usize>) {
         let mut named = Vec::new();
         for argument in arguments {
@@ -175,7 +175,7 @@ impl Search {
         }
     }
 
-    /// Marks all names in a macro call as perhaps declared, for the statements that follow.
+    /// Marks all names in a macro call as possibly declared, for the statements that follow.
     fn perhaps_declared(&mut self, tokens: TokenStream) {
         for token in tokens {
             match token {
@@ -206,7 +206,7 @@ impl<'ast> Visit<'ast> for Search {
                 };
                 self.variable(&field.base, name);
             }
-            // `&name` counts as a variable, because a reference to a function is unusual.
+            // `&name` is treated as a variable, because references to functions are unusual.
             Expr::Reference(reference) => self.variable(&reference.expr, None),
             Expr::Index(indexed) => {
                 self.variable(&indexed.expr, None);
@@ -244,7 +244,7 @@ impl<'ast> Visit<'ast> for Search {
                     search.visit_block(&repeated.body);
                 });
             }
-            // Constants cannot use variables.
+            // A `const` block cannot use variables.
             Expr::Const(_) => {}
             Expr::Repeat(repeated) => self.visit_expr(&repeated.expr),
             Expr::Verbatim(tokens) => self.tokens(tokens.clone()),
@@ -344,8 +344,8 @@ impl Parse for Argument {
     }
 }
 
-/// The arguments of a macro of the standard library that takes expressions, and the position of its
-/// format string. `None` for any other macro.
+/// Parses the arguments of a standard library macro that takes expressions, and returns the
+/// position of its format string as well. `None` for any other macro.
 fn arguments_of(mac: &Macro) -> Option<(Arguments, Option<usize>)> {
     let words = &mac.path.segments;
     let is_std = ["std", "core", "alloc"].iter().any(|word| words[0].ident == word);
@@ -364,7 +364,7 @@ fn arguments_of(mac: &Macro) -> Option<(Arguments, Option<usize>)> {
     Some((arguments, format_string))
 }
 
-/// The variables that a format string names, such as `db` and `width` in `"{db:>width$}"`.
+/// The variables that a format string refers to, such as `db` and `width` in `"{db:>width$}"`.
 fn captures(text: &str) -> Vec<String> {
     let is_in_word = |char: char| char == '_' || char.is_alphanumeric();
     let mut words = Vec::new();
@@ -413,7 +413,7 @@ pub(crate) fn declared_by(pat: &Pat) -> Vec<Ident> {
     names
 }
 
-/// Whether two identifiers are one name: `r#db` is `db`.
+/// Whether two identifiers are the same name: `r#db` is the same as `db`.
 pub(crate) fn is_same(one: &Ident, other: &Ident) -> bool {
     one.unraw() == other.unraw()
 }
@@ -422,8 +422,8 @@ pub(crate) fn is_same(one: &Ident, other: &Ident) -> bool {
 mod tests {
     use super::*;
 
-    /// The names that an expression uses and does not call: `db` as a variable, `db?` as a value of
-    /// any kind, `db~` in an unknown macro.
+    /// The names that an expression uses but does not call: `db` for a variable, `db?` for a value
+    /// of any kind, `db~` for a name in an unknown macro.
     fn found(expr: &str) -> String {
         let expr: Expr = syn::parse_str(expr).unwrap_or_else(|error| panic!("{expr}: {error}"));
         let found = uses(&[&expr]).into_iter().filter_map(|used| {

@@ -1,4 +1,4 @@
-//! Writes a struct whose fields are services, and its recipe.
+//! Generates a struct whose fields are services, and its recipe.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -11,26 +11,26 @@ use crate::errors::Errors;
 use crate::fields::{self, System};
 use crate::item::{self, Item, Static};
 
-/// Writes the struct. Its fields are reversed, so that they are dropped in the right order.
+/// Generates the struct. Its fields are reversed, so that they are dropped in the right order.
 pub(crate) fn item_struct(mut item: ItemStruct) -> TokenStream {
     fields::reverse(&mut item);
     for field in &mut item.fields {
-        // Silences rustc's warning if no test reads the field, because other services may need it.
+        // A field that no test reads is not dead code, because other services may need it.
         field.attrs.push(syn::parse_quote!(#[allow(dead_code)]));
     }
     item.into_token_stream()
 }
 
-/// Writes a struct with `cfg` conditions. rustc resolves them before it calls the derive macro,
-/// which writes the recipe.
+/// Generates a struct with `cfg` conditions. rustc evaluates the conditions before it calls the
+/// derive macro, which generates the recipe.
 pub(crate) fn conditional_struct(mut item: ItemStruct) -> TokenStream {
     fields::rename_attributes(&mut item);
     let item = item_struct(item);
     quote!(#[derive(::mirakuru::__System)] #item)
 }
 
-/// Writes an item after a mistake, without the attributes of its parts. A type also gets a recipe
-/// that panics, so that its uses compile.
+/// Generates an item after a mistake, without the mirakuru attributes of its parts. A type also
+/// gets a recipe that panics, so that code that uses the recipe compiles.
 pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
     let strip = |attrs: &mut Vec<Attribute>| drop(args::on_system(attrs, &mut Errors::default()));
     let strip_fields = |fields: &mut Fields| fields.iter_mut().for_each(|field| strip(&mut field.attrs));
@@ -61,7 +61,7 @@ pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
 }
 
 /// Renames a struct without named fields, because its constructor would have the same name as the
-/// recipe. A type alias keeps the old name.
+/// recipe. A type alias provides the old name.
 fn with_free_name(mut item: ItemStruct) -> TokenStream {
     if let Fields::Named(_) = item.fields {
         return quote!(#item);
@@ -87,7 +87,7 @@ fn as_static(item: &TokenStream) -> Option<Static> {
     }
 }
 
-/// Writes the recipe of a struct.
+/// Generates the recipe of a struct.
 pub(crate) fn recipe_of_struct(system: &System, errors: &Errors) -> TokenStream {
     let item = &system.item;
     let plan = if errors.any() {
@@ -107,7 +107,7 @@ fn unreachable_plan() -> TokenStream {
     quote!(::mirakuru::__private::Plan::new(|_| ::core::unreachable!()))
 }
 
-/// The parts of a struct, enum or union that its recipe needs.
+/// The parts of a struct, an enum or a union that its recipe needs.
 struct Head<'a> {
     attrs: &'a [Attribute],
     vis: &'a Visibility,
@@ -135,7 +135,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Writes the recipe: a constant or function with the same name as the type.
+/// Generates the recipe: a constant or a function with the same name as the type.
 fn recipe(head: Head<'_>, plan: &TokenStream) -> TokenStream {
     let Head {
         attrs,
@@ -146,7 +146,7 @@ fn recipe(head: Head<'_>, plan: &TokenStream) -> TokenStream {
     let (_, arguments, _) = generics.split_for_impl();
     let handle = quote!(#ident #arguments);
     let doc = format!("The recipe of [`{ident}`](struct@{ident}).");
-    // The conditions and lints of the type also hold for its recipe.
+    // The recipe gets the same conditions and lints as the type.
     let is_copied = |attr: &&Attribute| {
         let mut words = ["cfg", "allow", "warn", "deny", "forbid"].iter();
         words.any(|word| attr.path().is_ident(word))
