@@ -1,5 +1,5 @@
-//! Records whether the test on this thread has failed. If it has, a service that is stopped shows
-//! the last lines of its log.
+//! Records whether the test on this thread has failed. If it has, the last lines of a service's log
+//! are shown when the service is stopped.
 //!
 //! A failed test panics or returns `Err`. [`std::thread::panicking`] detects a panic. The attribute
 //! reports an `Err` here, before the test's services are stopped.

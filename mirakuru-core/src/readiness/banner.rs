@@ -32,8 +32,8 @@ use crate::util::text::{distance_within, printable};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Searches the output since this start. By default, that is both streams and the log files;
-/// [`stdout`](Banner::stdout) and [`stderr`](Banner::stderr) select one stream.
+/// Searches the output since the service's last start. By default, that is both streams and the log
+/// files; [`stdout`](Banner::stdout) and [`stderr`](Banner::stderr) select one stream.
 ///
 /// # The pattern
 ///

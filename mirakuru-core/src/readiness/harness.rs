@@ -44,7 +44,7 @@ pub(crate) struct Harness {
     since: Mutex<Mark>,
     notes: Mutex<Notes>,
     remaining: Mutex<Duration>,
-    /// The simulated time since the start, preceded by the time of day when it was set.
+    /// When the simulated time was set, and the simulated time since the start.
     elapsed: Mutex<(SystemTime, Duration)>,
     env: Mutex<Vec<(String, String)>>,
     locked: Mutex<Vec<SocketAddr>>,
