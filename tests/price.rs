@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The limit with default features. `benches/price/results.md` has the figures of other crates.
+/// The limit with default features. `benches/price/results.md` lists the figures of other crates.
 const DEFAULT: usize = 36;
 /// The limit with `default-features = false`, that is without `Http` and rstest fixtures.
 const MINIMAL: usize = 20;

@@ -364,7 +364,8 @@ pub(crate) fn entries(path: &str) -> usize {
 
 // ---- victims ------------------------------------------------------------------------------------
 
-/// The environment variable with a victim's directory. It tells a process that it is a victim.
+/// The environment variable that holds a victim's directory. It tells a process that it is a
+/// victim.
 pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
 
 /// Fails, and shows the output of the process, unless its status is 0.

@@ -68,7 +68,7 @@ impl Lifeline {
 
 /// Opens a lifeline for writing. A process holds it as long as the file is open.
 pub(crate) fn hold(path: &Path) -> File {
-    // Opening for both directions does not wait for a reader.
+    // Opening the FIFO for reading as well avoids a wait for a reader.
     let file = OpenOptions::new().read(true).write(true).open(path);
     file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

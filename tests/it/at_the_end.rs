@@ -384,8 +384,8 @@ fn a_failure_of_the_command_at_the_end_and_its_output_are_in_the_log() {
     let hint = "failed with status 2\nmirakuru: the command runs without a shell, and only a shell \
                 understands `||`: write `.on_end([\"sh\", \"-c\", \"..\"])`\n";
     assert_eq!(log.matches(hint).count(), 2, "{log}");
-    // The program is in one directory on PATH, but may not be executed. The other directories do
-    // not have it.
+    // The program is in one directory on PATH, but is not executable. The other directories do not
+    // contain it.
     let scratch = Scratch::new();
     fs::write(scratch.file("clean-up"), "").expect("a file");
     let mut service = Executor::builder("sleep 60")
@@ -492,7 +492,7 @@ fn killed_at_any_moment_no_record_stays() {
 fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
-    // The kill comes at a random moment of the test.
+    // A random pause, so that the kill may hit any moment of the test.
     thread::sleep(Duration::from_micros(random % 700_000));
     // A stopped test process starts no other service while its tree is listed.
     send(child.id(), SIGSTOP);
@@ -506,7 +506,7 @@ fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let is_worker = |pid: &&u32| parent(**pid).and_then(parent) == Some(child.id());
     if let Some(worker) = tree.iter().find(is_worker).filter(|_| worker_first) {
         send(*worker, SIGKILL);
-        // The guard works alone for a random time.
+        // A random pause, in which only the guard is left to clean up.
         thread::sleep(Duration::from_micros(random / 700_000 % 50_000));
     }
     send(child.id(), SIGKILL);

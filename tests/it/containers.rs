@@ -209,7 +209,7 @@ fn a_test_that_is_killed_at_any_moment_leaves_no_container() {
     for round in 0..rounds {
         let mut command = victim(test_name!(has_a_container), scratch.path());
         let mut child = crate::at_the_end::start(&mut command);
-        // The kill comes at a random moment of the test.
+        // A random pause, so that the kill may hit any moment of the test.
         thread::sleep(Duration::from_micros(random() % 2_500_000));
         let tree = descendants(child.id());
         send(child.id(), SIGKILL);

@@ -487,7 +487,7 @@ fn the_status_that_a_service_reports_is_shown() {
     );
 }
 
-/// The service chooses its port and prints it, so no other process can take it before.
+/// The service chooses its port and prints it, so no other process can take it first.
 #[test]
 fn a_banner_tells_the_port() {
     let service = odd(["--listen", "127.0.0.1:0"])

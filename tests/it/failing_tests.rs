@@ -73,7 +73,7 @@ mod failing {
     #[tokio::test]
     #[ignore = "fails, for another test"]
     pub(super) async fn an_async_panic(_service: mirakuru::OutputExecutor) {
-        // The runtime polls the test again before the panic.
+        // Makes the runtime poll the test again before the panic.
         tokio::time::sleep(Duration::from_millis(10)).await;
         panic!("as it should");
     }
@@ -82,7 +82,7 @@ mod failing {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     #[ignore = "fails, for another test"]
     pub(super) async fn an_async_panic_beside_workers(_service: &mirakuru::OutputExecutor) {
-        // The runtime polls the test again before the panic.
+        // Makes the runtime poll the test again before the panic.
         tokio::time::sleep(Duration::from_millis(10)).await;
         panic!("as it should");
     }
@@ -92,7 +92,7 @@ mod failing {
     pub(super) async fn a_panic_in_a_task() {
         let task = tokio::spawn(async {
             let _service = service();
-            // The runtime polls the test again before the panic.
+            // Makes the runtime poll the test again before the panic.
             tokio::time::sleep(Duration::from_millis(10)).await;
             panic!("as it should");
         });

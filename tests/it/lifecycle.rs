@@ -565,7 +565,7 @@ fn prints_and_ends() {
     let service = listening(["--line", "the only clue"]).start().unwrap();
     fs::write(std::env::temp_dir().join("up"), "").unwrap();
     match std::env::var("MIRAKURU_TEST_END").unwrap().as_str() {
-        // The other test kills this process.
+        // The test that started this process kills it.
         "killed" => std::thread::sleep(LONG),
         "exit" => std::process::exit(3),
         "left behind" => {
@@ -630,7 +630,7 @@ fn panic_while_the_restart_fails() {
     });
 }
 
-/// A service that starts only as long as a file exists.
+/// A service that starts only while a file exists.
 fn needs_a_file(scratch: &Scratch) -> (Executor<Banner>, String) {
     let needed = scratch.file("needed");
     fs::write(&needed, "").unwrap();

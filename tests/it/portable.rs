@@ -122,7 +122,7 @@ fn dies_and_leaves_a_fork() {
     assert!(child > 0);
     fs::write(file("fork.new"), format!("{child}\n")).unwrap();
     fs::rename(file("fork.new"), file("fork")).unwrap();
-    // The other test kills this process.
+    // The test that started this process kills it.
     thread::sleep(LONG);
 }
 

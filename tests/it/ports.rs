@@ -274,7 +274,8 @@ fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     let pids = scratch.file("pids");
     let taken = thread::scope(|scope| {
         let thief = scope.spawn(|| {
-            // The service's command line has its port, which it binds only after 300 ms.
+            // The service's command line contains its port, which the service binds only after 300
+            // ms.
             assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
             let line = fs::read(format!("/proc/{}/cmdline", numbers(&pids)[0])).unwrap();
             let line = String::from_utf8(line).unwrap();
@@ -621,7 +622,7 @@ fn holds_the_port() {
     let Some(dir) = victim_dir() else { return };
     let port = numbers(dir.join("port").to_str().unwrap())[0] as u16;
     let _service = fixed(port).start().unwrap();
-    // The other test kills this process.
+    // The test that started this process kills it.
     thread::sleep(2 * LONG);
 }
 

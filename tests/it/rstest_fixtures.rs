@@ -40,7 +40,7 @@ fn ask(stream: &mut TcpStream, command: &str) -> String {
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn redis() -> TcpExecutor;
 
-/// A fixture whose body makes a client of the service.
+/// A fixture whose body creates a client of the service.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn client(server: TcpExecutor) -> Client {
     Client::connect(server)

@@ -231,7 +231,7 @@ fn die_if_doomed(variable: &str) {
     if doomed.is_ok() {
         count("dying");
         thread::spawn(move || {
-            // The variable says at which moment of the start the kill comes.
+            // The variable sets how long after this point the kill comes.
             thread::sleep(delay);
             send(std::process::id(), SIGKILL);
         });
@@ -252,8 +252,8 @@ fn count(file: &str) {
 
 // ---- the runner and its test processes ----------------------------------------------------------
 
-/// Starts a test process for each line of its input, and ends at the end of the input. A line has a
-/// number and then `KEY=VALUE` pairs, separated by tabs.
+/// Starts a test process for each line of its input, and ends at the end of the input. A line
+/// consists of a number and `KEY=VALUE` pairs, separated by tabs.
 #[test]
 #[ignore = "a part of other tests"]
 fn runner() {
@@ -528,7 +528,7 @@ impl Test {
     fn began(&self) {
         let has_begun = || self.told().contains_key("began");
         assert!(wait_until(has_begun, BOUND), "{}", self.output());
-        // The process does not show that it waits.
+        // Nothing shows when the process begins to wait, so allow it a moment.
         thread::sleep(Duration::from_millis(50));
     }
 
@@ -845,7 +845,7 @@ fn users_come_and_go_and_each_finds_the_service() {
     let mut run = Run::begin(&scratch);
     let tests: Vec<Test> = (0..40_u64)
         .map(|number| {
-            // The tests come at different moments.
+            // The tests ask for the service at different moments.
             thread::sleep(Duration::from_millis(number * 7 % 30));
             let hold = (number * 13 % 40).to_string();
             run.test(&[("USE", "OF_ITS_USERS"), ("HOLD", &hold)])
@@ -1352,7 +1352,7 @@ fn sixty_four_race_and_sixty_are_killed() {
         let began = Instant::now();
         touch(&scratch, "go");
         for (at, test) in kills {
-            // Each kill has a random moment.
+            // Each kill comes at a random moment.
             thread::sleep(at.saturating_sub(began.elapsed()));
             send(test.pid, SIGKILL);
         }

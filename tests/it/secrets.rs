@@ -24,7 +24,7 @@ fn panic_of(test: fn()) -> String {
     payload.downcast_ref::<String>().unwrap().clone()
 }
 
-/// The errors of services that want a socket that another service has.
+/// The errors of services that need a socket that another service holds.
 fn errors_about_a_socket() -> Vec<String> {
     #[mirakuru::fixture(server("one"))]
     #[mirakuru::fixture(server("two"))]

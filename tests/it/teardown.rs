@@ -763,7 +763,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         let kind = kinds[round as usize % kinds.len()];
         let (mut child, _output) = victim(kind);
         let moment = whole.as_nanos() as u64 * 3 / 2;
-        // The kill comes at a random moment of the start.
+        // A random pause, so that the kill may hit any moment of the start.
         thread::sleep(Duration::from_nanos(random() % moment));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -63,7 +63,7 @@ fn goes_on() {
     if !wait_until(|| next_is_there.exists(), LONG) {
         tell("gave up");
     }
-    // The body still runs when the next test does.
+    // The body is still running when the next test runs.
     thread::sleep(LONG);
 }
 

@@ -67,7 +67,7 @@ fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
 }
 
 fn works(ms: u64) {
-    // The timeline shows how long the test works.
+    // The timeline must show this time as the test's work.
     thread::sleep(Duration::from_millis(ms));
 }
 
@@ -532,8 +532,8 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
     assert!(!file.exists());
 }
 
-/// Many short processes run side by side. The trace has all of their tests, whichever process ends
-/// last.
+/// Many short processes run side by side. The trace contains all of their tests, whichever process
+/// ends last.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn nobodys_last_word_is_lost() {

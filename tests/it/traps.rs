@@ -124,7 +124,7 @@ fn meets_its_end() {
             }
             std::process::exit(deeper(0) as i32);
         }
-        // The other test kills this process.
+        // The test that started this process kills it.
         _ => thread::sleep(2 * LONG),
     }
 }
@@ -159,7 +159,7 @@ fn nothing_survives_a_death_in_the_middle_of_a_start() {
             assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
             one_start = began.elapsed();
         } else {
-            // Each round kills at another moment.
+            // Each round kills at a different moment.
             thread::sleep(one_start.mul_f64((round * 7919 % 1000) as f64 / 250.0));
         }
         process.kill().unwrap();

@@ -1,4 +1,4 @@
-//! Another process has the port, the socket or the pid file of a service. The report names that
+//! Another process holds the port, the socket or the pid file of a service. The report names that
 //! process.
 
 use std::fs;

@@ -87,7 +87,7 @@ fn it_is_killed_with_an_etcd() {
             .args(["-KILL", &me])
             .status()
             .unwrap();
-        // The signal ends the process before.
+        // The signal ends the process before this time is over.
         thread::sleep(Duration::from_secs(60));
     }
 }

@@ -60,7 +60,7 @@ impl Subject<'_> {
         for round in 0..rounds.unwrap_or(4) {
             let moment = Duration::from_millis(random() % 1_000);
             let mut child = Busy::start(self);
-            // The kill comes at a random moment of the test.
+            // A random pause, so that the kill may hit any moment of the test.
             thread::sleep(moment);
             // Without its supervisors, a child leaves the clean-up to the next run.
             match round % 4 {

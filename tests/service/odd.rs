@@ -774,7 +774,7 @@ mod sys {
     }
     #[cfg(not(target_os = "linux"))]
     mod numbers {
-        // The numbers on macOS.
+        // The values on macOS.
         pub(crate) const SIGUSR1: i32 = 30;
         pub(crate) const SIGUSR2: i32 = 31;
         pub(crate) const SIGCHLD: i32 = 20;

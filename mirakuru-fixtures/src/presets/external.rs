@@ -61,7 +61,8 @@ const RENEWED_EVERY: Duration = Duration::from_secs(60);
 /// Age at which the objects of an owner on another machine count as left behind.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The URL parameter for the port of RabbitMQ's management plugin. Clients do not get it.
+/// The URL parameter for the port of RabbitMQ's management plugin. It is left out of the URLs for
+/// clients.
 pub(super) const MANAGEMENT_PORT: &str = "management_port";
 
 /// The variable that marks a process of the test binary as a stand-in.
@@ -336,7 +337,7 @@ impl External {
             .map(drop)
             .map_err(|source| self.failed(source))?;
         // The supervisor is a fork of this process, so `/proc/self/exe` leads it to the same
-        // program, even if the file is deleted. The path also makes the recipe equal in all
+        // program, even if the file is deleted. The path also keeps the recipe the same in all
         // processes of the run.
         let magic = Path::new("/proc/self/exe");
         let program = match magic.exists() {
@@ -349,7 +350,7 @@ impl External {
             .__not_ours(&self.variable)
             .current_dir("{dir}")
             .env(STAND_IN, self.name)
-            // Tells the stand-in the URL, and makes recipes for different URLs differ.
+            // This tells the stand-in the URL, and makes the recipes for different URLs differ.
             .env(&self.variable, literal(&self.given))
             .on_end([program.as_os_str(), CLEAN_UP.as_ref()]);
         if let Some(timeout) = options.timeout {

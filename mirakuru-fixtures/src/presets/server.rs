@@ -306,7 +306,7 @@ impl Options {
                 format!("start {}", server.name),
                 format!(
                     "the directory for temporary files, `{}`, has {which} in its name, which the server \
-                        reads as something else; set TMPDIR to another directory",
+                        misreads; set TMPDIR to another directory",
                     dir.display()
                 ),
             ));
@@ -491,7 +491,7 @@ pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Err
         .map_err(|source| failed(format!("write {}", path.display()), source))
 }
 
-/// The setters that all presets share. Only servers with data on a disk have `durable`.
+/// The setters that all presets share. Only servers that keep data on disk have `durable`.
 macro_rules! options {
     ($recipe:ident) => {
         impl $recipe {

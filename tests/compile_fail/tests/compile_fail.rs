@@ -1,8 +1,8 @@
 //! Each mistake in a use of the attribute causes one error, at the token that is wrong, with the
 //! remedy.
 //!
-//! Each file has one mistake and is named after it. The output depends on rustc's version; the
-//! expected output is that of the version in CI.
+//! Each file contains one mistake, and is named after it. The output depends on rustc's version;
+//! the expected output is that of the version in CI.
 //!
 //! This test is a separate package, because trybuild rebuilds all dependencies of its package with
 //! the test's features. This package has the default features, without TLS.

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
 
-/// The environment variable with the way in which a victim ends.
+/// The environment variable that tells a victim how to end.
 pub(crate) const DEATH: &str = "MIRAKURU_FLUSH_DEATH";
-/// The environment variable with the database's file. The application writes an error there if it
-/// cannot reach the database.
+/// The environment variable that names the database's file. The application writes an error there
+/// if it cannot reach the database.
 pub(crate) const KEPT: &str = "MIRAKURU_FLUSH_KEPT";
 
 /// A database that appends its input to a file.

@@ -15,15 +15,15 @@ use std::time::Duration;
 
 use mirakuru::{Executor, ExecutorBuilder, Shared, Tcp, TcpExecutor};
 
-/// The variable with the way in which the victim ends: see [`run`].
+/// The variable that tells the victim how to end: see [`run`].
 pub(crate) const DEATH: &str = "MIRAKURU_CELL_DEATH";
-/// The variable with the helper's program and its flags for the tree.
+/// The variable that holds the helper's program and its flags for the tree.
 pub(crate) const SERVICE: &str = "MIRAKURU_CELL_SERVICE";
-/// The variable with the path of the FIFO that the tree holds open.
+/// The variable that holds the path of the FIFO that the tree keeps open.
 pub(crate) const LIFELINE: &str = "MIRAKURU_CELL_LIFELINE";
-/// The variable with the address on which the service listens.
+/// The variable that holds the address on which the service listens.
 pub(crate) const ADDRESS: &str = "MIRAKURU_CELL_ADDRESS";
-/// The variable with the grace in milliseconds.
+/// The variable that holds the grace in milliseconds.
 pub(crate) const GRACE: &str = "MIRAKURU_CELL_GRACE";
 /// The victim prints the service's process id and this text once the service is up.
 pub(crate) const UP: &str = " is up";
@@ -40,7 +40,7 @@ fn recipe() -> ExecutorBuilder<Tcp> {
     let grace = env::var(GRACE).expect("the grace").parse().expect("milliseconds");
     let lifeline = env::var(LIFELINE).expect("the lifeline");
     let address = env::var(ADDRESS).expect("the address");
-    // Opening for both directions does not wait for a reader.
+    // Opening the FIFO for reading as well avoids a wait for a reader.
     let lifeline = OpenOptions::new().read(true).write(true).open(lifeline);
     Executor::builder(service)
         .args(["--listen", &address])
@@ -94,7 +94,7 @@ pub(crate) fn die(death: &str) {
             black_box(overflow(&[0; 512]));
         }
         "a signal" => {
-            // The signal ends the process before.
+            // The signal ends the process before this time is over.
             thread::sleep(Duration::from_secs(60));
             panic!("no signal came");
         }

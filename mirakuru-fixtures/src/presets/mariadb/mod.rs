@@ -633,7 +633,7 @@ impl Access {
 
     /// Creates a database, and runs these scripts in it.
     fn create(&self, name: &str, scripts: &[Script]) -> Result<(), Error> {
-        // An external server may have another default character set.
+        // An external server may have a different default character set.
         let statement = format!("CREATE DATABASE {name} CHARACTER SET utf8mb4");
         self.connect()
             .and_then(|mut client| client.query(&statement))

@@ -142,7 +142,7 @@ impl Client {
     }
 
     fn write(&mut self, payload: &[u8]) -> io::Result<()> {
-        // A packet's header has three bytes of length, and the sequence number.
+        // A packet's header consists of three bytes of length and the sequence number.
         let mut packet = (payload.len() as u32).to_le_bytes().to_vec();
         packet[3] = self.next;
         packet.extend_from_slice(payload);

@@ -202,7 +202,7 @@ fn slim(data: &Path) -> io::Result<()> {
 /// segment after the server's last process, even if the server is killed. When the server ends, it
 /// then logs that the segment does not exist.
 pub(super) fn release_memory(dir: &Path) {
-    // The seventh line of `postmaster.pid` has the segment's key and id.
+    // The seventh line of `postmaster.pid` contains the segment's key and id.
     let line = postmaster_line(dir, 6);
     let number = line
         .split_whitespace()

@@ -80,7 +80,7 @@ fn run_psql(
     };
     let mut psql = recipe.start()?;
     if let Some(mut stdin) = psql.take_stdin() {
-        // If `psql` has ended, its output has the reason.
+        // If `psql` has ended, its output tells why.
         let _ = stdin.write_all(text);
     }
     match psql.wait(LOAD_WITHIN)?.success() {

@@ -41,7 +41,7 @@ fn connect(external: &External) -> io::Result<Connection> {
         .map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => io::Error::other(format!(
                 "its management plugin does not answer on port {port}: enable it \
-             (`rabbitmq-plugins enable rabbitmq_management`), or name its port, `?management_port=..`"
+             (`rabbitmq-plugins enable rabbitmq_management`), or set its port with `?management_port=..`"
             )),
             _ => error,
         })

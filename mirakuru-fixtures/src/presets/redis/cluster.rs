@@ -78,7 +78,7 @@ impl Place {
     }
 }
 
-/// A node's id of 40 hexadecimal digits.
+/// Computes a node's id, which has 40 hexadecimal digits.
 fn id(kind: char, index: usize, dir: &Path) -> String {
     let dir = dir.to_string_lossy();
     format!("{kind}{index:07x}{:016x}{:016x}", hash(0, &dir), hash(1, &dir))
@@ -90,7 +90,7 @@ pub(super) fn is_up(connection: &mut Connection) -> io::Result<bool> {
     Ok(is_ok(connection)? || view(connection)?.lines().any(is_phantom))
 }
 
-/// The steps that make a cluster of `nodes` nodes, `masters` of them masters, ready.
+/// The steps in which a cluster of `nodes` nodes, `masters` of which are masters, becomes ready.
 pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Check; 3] {
     let check = |sentence: &str, step: fn(&mut Connection, usize, usize) -> io::Result<bool>| {
         let password = password.map(str::to_owned);

@@ -259,8 +259,8 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
             return Err(io::Error::other(problem));
         }
         if begun.elapsed() > GIVEN_BACK_WITHIN {
-            let problem = "all are leased or in use: drop those that are not needed, or let the server \
-                           have more with `databases`";
+            let problem = "all are leased or in use: drop those that are not needed, or raise \
+                           `databases` in the server's configuration";
             return Err(io::Error::other(problem));
         }
         thread::sleep(Duration::from_millis(50));

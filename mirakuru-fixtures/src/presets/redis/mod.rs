@@ -366,7 +366,7 @@ impl Redis {
         }
     }
 
-    /// The password, if `config("requirepass", ..)` or `MIRAKURU_REDIS_URL` has set one.
+    /// The password, if `config("requirepass", ..)` or `MIRAKURU_REDIS_URL` sets one.
     #[must_use]
     pub fn password(&self) -> Option<&str> {
         self.password.as_deref()
