@@ -37,7 +37,7 @@ fn fresh_crate(scratch: &Scratch, name: &str, test: &str) -> PathBuf {
     fs::write(dir.join("Cargo.toml"), manifest).unwrap();
     fs::write(dir.join("src/lib.rs"), "").unwrap();
     fs::write(dir.join("tests/first.rs"), test).unwrap();
-    // Our lock file has the versions that are tested and downloaded.
+    // Our lock file pins the versions that are tested and downloaded.
     let _ = fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock"));
     dir
 }

@@ -603,7 +603,8 @@ fn manifests() -> Vec<(PathBuf, String)> {
     paths.into_iter().map(manifest).collect()
 }
 
-/// All crates have one version. A manifest that names a version of a crate names this one.
+/// All crates have the same version, and manifests that name a version of one of them name that
+/// one.
 #[test]
 fn versions_agree() {
     let manifest = read("Cargo.toml");
@@ -923,7 +924,8 @@ fn sleeps_without_a_reason(source: &str) -> Vec<String> {
     found
 }
 
-/// A fixed sleep makes a test slow, or fails on a busy machine, so each has its reason above it.
+/// A fixed sleep makes a test slow, or lets it fail on a busy machine, so a comment above each
+/// sleep gives the reason.
 #[test]
 fn every_sleep_of_a_test_has_a_reason() {
     let code = "fn f() {\n    sleep(A);\n    // Why.\n    sleep(B);\n    while x {\n        sleep(C);\n    \

@@ -88,7 +88,7 @@ fn fresh_crate(scratch: &Scratch, name: &str, files: &[(String, String)]) -> Pat
     for (file, text) in files {
         fs::write(dir.join("tests").join(file), text).expect("a writable directory");
     }
-    // Our lock file has the versions that are tested and downloaded.
+    // Our lock file pins the versions that are tested and downloaded.
     let _ = fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock"));
     dir
 }

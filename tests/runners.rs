@@ -1,5 +1,5 @@
-//! `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread, and twice at
-//! a time. However they end the test processes, nothing of the services is left.
+//! `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread, and with two
+//! runs at the same time. However they end the test processes, nothing of the services is left.
 //!
 //! The runners run the tests of a user's crate (`runners/`, see `common/fresh.rs`). If nextest is
 //! not installed, each test prints what it leaves out.

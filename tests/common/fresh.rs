@@ -26,8 +26,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     for (file, text) in files {
         write(&dir.join(file), text);
     }
-    // Our lock file has the tested and downloaded versions. cargo removes unneeded versions from
-    // the copy, so a second copy shows whether ours has changed.
+    // Our lock file pins the versions that are tested and downloaded. cargo removes unneeded
+    // versions from the copy, so a second copy shows whether ours has changed.
     let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
     let origin = dir.join("Cargo.lock.origin");
     if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {

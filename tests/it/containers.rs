@@ -194,7 +194,7 @@ fn say_up() {
     std::io::stdout().flush().expect("a reader");
 }
 
-/// `MIRAKURU_KILL_ROUNDS` sets the number of rounds.
+/// Kills the test process at random moments. `MIRAKURU_KILL_ROUNDS` sets the number of rounds.
 #[cfg_attr(
     mirakuru_portable,
     ignore = "the portable back end does not find processes that leave the process group"

@@ -132,7 +132,7 @@ fn meets_its_end() {
 /// A test process that dies in the middle of a start, before the guard exists, must leave nothing.
 #[test]
 fn nothing_survives_a_death_in_the_middle_of_a_start() {
-    // After a change to the order of a start, set MIRAKURU_ROUNDS to run more rounds.
+    // After a change to the order of the steps of a start, set MIRAKURU_ROUNDS to run more rounds.
     let rounds = std::env::var("MIRAKURU_ROUNDS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -817,7 +817,7 @@ fn nothing_is_left_after_a_failed_start() {
     service.stop().unwrap();
 }
 
-/// A drop works without a runtime, on any thread, and during a panic.
+/// Dropping a service works without a runtime, on any thread, and during a panic.
 #[test]
 fn drop_works_on_any_thread_and_at_its_end() {
     use std::cell::RefCell;

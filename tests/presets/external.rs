@@ -898,7 +898,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
             "redis://",
             nothing(),
             &b"$24\r\nredis_version:4.0.14\r\n\r\n\r\n"[..],
-            "it is version 4.0.14, and the preset needs 5 or later",
+            "it is version 4.0.14, but the preset needs 5 or later",
         ),
         (
             "POSTGRES",
@@ -906,7 +906,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
             "postgresql://u:secret@",
             nothing(),
             b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19server_version\x0012.22\0Z\0\0\0\x05I",
-            "it is PostgreSQL 12, and the preset needs 13 or later",
+            "it is PostgreSQL 12, but the preset needs 13 or later",
         ),
         (
             "MARIADB",
@@ -914,7 +914,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
             "mysql://u:secret@",
             greeting_of_mysql("5.5.5-10.2.44-MariaDB"),
             logged_in,
-            "it is MariaDB 10.2, and the preset needs 10.3 or later",
+            "it is MariaDB 10.2, but the preset needs 10.3 or later",
         ),
         (
             "MARIADB",
@@ -922,7 +922,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
             "mysql://u:secret@",
             greeting_of_mysql("5.6.51"),
             logged_in,
-            "it is MySQL 5.6, and the preset needs 5.7 or later",
+            "it is MySQL 5.6, but the preset needs 5.7 or later",
         ),
         (
             "ETCD",

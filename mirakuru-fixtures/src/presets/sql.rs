@@ -75,7 +75,7 @@ pub(super) fn find(given: &str, scripts: &mut Vec<Script>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Whether a text is SQL and not a path.
+/// Whether a text is SQL rather than a path.
 fn is_sql(given: &str) -> bool {
     let is_path = given.starts_with(['/', '.', '~']) && !given.starts_with("/*");
     let is_name = given.to_ascii_lowercase().ends_with(".sql") || given.ends_with('/');

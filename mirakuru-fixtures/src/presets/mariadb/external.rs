@@ -30,7 +30,7 @@ fn check(external: &External) -> io::Result<()> {
     let (name, version, oldest) = version(&client.version);
     if version < oldest {
         let problem = format!(
-            "it is {name} {}.{}, and the preset needs {}.{} or later",
+            "it is {name} {}.{}, but the preset needs {}.{} or later",
             version.0, version.1, oldest.0, oldest.1
         );
         return Err(io::Error::other(problem));

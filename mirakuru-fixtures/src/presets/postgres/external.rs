@@ -39,7 +39,7 @@ fn check(external: &External) -> io::Result<()> {
     if client.version < OLDEST {
         let (major, oldest) = (client.version / 10_000, OLDEST / 10_000);
         return Err(io::Error::other(format!(
-            "it is PostgreSQL {major}, and the preset needs {oldest} or later"
+            "it is PostgreSQL {major}, but the preset needs {oldest} or later"
         )));
     }
     let rights = "SELECT quote_ident(current_user) FROM pg_roles \
@@ -61,7 +61,7 @@ pub(super) fn check_version(external: &External, wanted: Option<u32>) -> io::Res
     let major = connect(external)?.version / 10_000;
     match wanted {
         Some(wanted) if wanted != major => Err(io::Error::other(format!(
-            "it is PostgreSQL {major}, and the recipe says `version({wanted})`"
+            "it is PostgreSQL {major}, but the recipe says `version({wanted})`"
         ))),
         _ => Ok(()),
     }

@@ -771,7 +771,7 @@ fn writable(source: io::Error) -> io::Error {
     match source.to_string() {
         text if text.contains("read-only transaction") => io::Error::new(
             source.kind(),
-            format!("{text}; a replica takes no changes: use the primary, which is node 0"),
+            format!("{text}; a replica accepts no changes: use the primary, which is node 0"),
         ),
         _ => source,
     }

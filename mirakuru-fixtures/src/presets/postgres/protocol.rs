@@ -147,7 +147,7 @@ impl Client {
                 return Ok(());
             }
             let Some(password) = password else {
-                return Err(io::Error::other("it asks for a password, and the URL has none"));
+                return Err(io::Error::other("it asks for a password, but the URL has none"));
             };
             match method {
                 CLEAR => self.send(b'p', password.as_bytes())?,
@@ -267,8 +267,8 @@ impl Client {
     }
 }
 
-/// The first value of a row: two bytes with the number of columns, four bytes of length, and a
-/// text.
+/// Decodes the first value of a row. A row is two bytes with the number of columns, and then, for
+/// each value, four bytes of length and a text.
 fn first_value(row: &[u8]) -> Option<String> {
     let length = i32::from_be_bytes(row.get(2..6)?.try_into().ok()?);
     let value = row.get(6..6 + usize::try_from(length).ok()?)?;

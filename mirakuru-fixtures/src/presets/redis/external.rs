@@ -155,7 +155,7 @@ fn check(external: &External) -> io::Result<()> {
     let version = value("redis_version:");
     let major = version.split('.').next().and_then(|major| major.parse().ok());
     if major.is_some_and(|major: u32| major < OLDEST) {
-        let problem = format!("it is version {version}, and the preset needs {OLDEST} or later");
+        let problem = format!("it is version {version}, but the preset needs {OLDEST} or later");
         return Err(io::Error::other(problem));
     }
     if value("redis_mode:") == "cluster" {
