@@ -27,7 +27,7 @@ use mirakuru::{Executor, Prepare, Probe, Readiness, TcpExecutor};
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 pub static REDIS: TcpExecutor;
 
-/// A user's own condition. It is another type in each binary, but the service is the same.
+/// A user's own condition. Its type is different in each binary, but the service is the same.
 #[derive(Clone)]
 pub struct Mine;
 

@@ -1,5 +1,5 @@
 //! `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread, and with two
-//! runs at the same time. However they end the test processes, nothing of the services is left.
+//! runs at the same time. However they end the test processes, no trace of the services is left.
 //!
 //! The runners run the tests of a user's crate (`runners/`, see `common/fresh.rs`). If nextest is
 //! not installed, each test prints what it leaves out.
@@ -214,7 +214,7 @@ impl Endless {
 
 impl Drop for Endless {
     fn drop(&mut self) {
-        // This file makes the test end, and then its runner.
+        // This file makes the test end, and its runner ends after it.
         let _ = fs::write(self.scratch.file("end"), "");
         if !wait_until(
             || !matches!(self.child.try_wait(), Ok(None)),

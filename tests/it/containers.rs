@@ -139,7 +139,7 @@ impl Podman {
     fn mounts(&self) -> Vec<String> {
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
         let dir = self.dir.to_str().expect("UTF-8");
-        // Podman also mounts its storage. That mount is not a container's.
+        // Podman also mounts its own storage, which does not belong to a container.
         let is_container = |line: &&str| line.contains(dir) && line.contains("/merged");
         mounts.lines().filter(is_container).map(str::to_owned).collect()
     }

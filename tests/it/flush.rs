@@ -262,7 +262,7 @@ fn a_static_flushes_into_another() {
     assert_flushes(test_name!(has_statics), OF_A_PROCESS);
 }
 
-/// In a program built with `panic = "abort"` nothing unwinds.
+/// In a program built with `panic = "abort"`, nothing unwinds.
 #[test]
 fn an_executor_flushes_into_another_where_a_panic_aborts() {
     if require("python3").is_none() {

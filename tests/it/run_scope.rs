@@ -5,7 +5,7 @@
 //! The runner is another process of this binary ([`Run`]). It starts test processes on demand, and
 //! sets `NEXTEST_RUN_ID` in their environment. Without that variable they would take the `cargo`
 //! that runs *these* tests for their runner. The test processes are this binary as well
-//! ([`test_process`]). `tests/run_scope_crate.rs` has real runners and a real crate.
+//! ([`test_process`]). `tests/run_scope_crate.rs` uses real runners and a real crate.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -95,12 +95,12 @@ static NODES: mirakuru::Cluster<TcpExecutor>;
 #[mirakuru::fixture(mirakuru::presets::redis())]
 static REDIS: mirakuru::presets::Redis;
 
-/// A service that uses a database which is leased to one test.
+/// A service that uses a database that is leased to one test.
 #[cfg(feature = "presets")]
 #[mirakuru::fixture(cmd = "sleep 100", env = ("URL", REDIS.database().url()))]
 static LEASED: SimpleExecutor;
 
-/// A system whose server uses a database which is leased to one test.
+/// A system whose server uses a database that is leased to one test.
 #[cfg(feature = "presets")]
 #[mirakuru::fixture]
 struct LeasedSystem {
@@ -837,7 +837,8 @@ fn a_user_that_comes_while_the_service_ends_has_a_new_one() {
     run.end(false);
 }
 
-/// The service cannot run twice at a time, so a user that starts a second one too early fails.
+/// The service cannot run twice at the same time, so a user that starts a second one too early
+/// fails.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn users_come_and_go_and_each_finds_the_service() {
@@ -1739,8 +1740,8 @@ fn stale_directories_are_swept_by_the_next_run() {
     assert_nothing_left(&scratch, &pids);
 }
 
-/// If the run's directory is removed, the run goes on with a new one, and nothing is left at its
-/// end.
+/// If the run's directory is removed, the run continues with a new one, and nothing is left when it
+/// ends.
 #[test]
 fn a_directory_that_is_removed_is_made_again() {
     let scratch = Scratch::new();

@@ -1,5 +1,5 @@
-//! rstest's `#[timeout]` ends a test while the thread of its body goes on. The test's services must
-//! end.
+//! rstest's `#[timeout]` ends a test while the thread of its body continues. The test's services
+//! must end.
 //!
 //! The tests run several victims below in one process of this binary.
 #![cfg(feature = "rstest")]
@@ -56,7 +56,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &output.stderr].concat()).into_owned()
 }
 
-/// A body that goes on while later tests run.
+/// A body that continues while later tests run.
 fn goes_on() {
     tell("began");
     let next_is_there = victim_dir().unwrap().join("next");

@@ -71,7 +71,7 @@ fn works(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
 }
 
-/// A process that runs several tests at a time.
+/// A process that runs several tests at the same time.
 mod first_binary {
     use super::*;
 
@@ -215,7 +215,7 @@ fn runner_of_many() {
     });
 }
 
-/// Runs all test processes. One is killed while another goes on.
+/// Runs all test processes. One is killed while another continues.
 #[test]
 #[ignore = "a part of other tests"]
 fn runner() {

@@ -44,7 +44,7 @@ const TREES: [&[&str]; 4] = [
     &["--keep-forking", "3"],
 ];
 
-/// A test process starts a service for each kind of tree, and then ends in a certain way.
+/// A test process starts a service for each kind of tree, and then ends in one of several ways.
 #[test]
 fn nothing_survives_the_test_process_however_it_ends() {
     let ends = [
@@ -184,7 +184,8 @@ fn starts_forever() {
 
 // ---- output -------------------------------------------------------------------------------------
 
-/// A pipe holds 64 kB. If nothing reads it, a service that prints more before it listens hangs.
+/// A pipe holds 64 kB. If nothing reads it, a service that prints more than that before it listens
+/// hangs.
 #[test]
 fn output_before_readiness_does_not_hang_the_start() {
     for bytes in ["200000", "5000000"] {
@@ -764,7 +765,7 @@ fn no_descriptor_of_the_test_leaks() {
     service.stop().unwrap();
 }
 
-/// After a failed start no process is left.
+/// After a failed start, no process is left.
 #[test]
 fn nothing_is_left_after_a_failed_start() {
     let trees: [&[&str]; 4] = [

@@ -500,7 +500,8 @@ fn postgres_gives_each_test_a_database() {
             });
         }
     });
-    // `url()` is a database of the run, with the same content. It is not the given database.
+    // `url()` leads to the run's own database with the same content, not to the database in the
+    // variable.
     assert_eq!(
         POSTGRES.url().split_once("/mk").unwrap().0,
         given.rsplit_once('/').unwrap().0
@@ -761,7 +762,8 @@ fn mariadb_gives_each_test_a_database() {
         return;
     }
     assert_eq!(MARIADB.host(), "127.0.0.1");
-    // `url()` is a database of the run, with the same content. It is not the given database.
+    // `url()` leads to the run's own database with the same content, not to the database in the
+    // variable.
     let given = env::var("MIRAKURU_MARIADB_URL").unwrap();
     assert!(
         MARIADB.url().starts_with(&format!("{given}mk")),

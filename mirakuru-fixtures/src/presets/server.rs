@@ -189,7 +189,7 @@ impl Server {
         }
     }
 
-    /// Returns a reason if the server must run as root, and not as one of its users.
+    /// If the server must stay root and cannot run as one of its users, returns the reason.
     pub(crate) fn stays_root(&self) -> Option<String> {
         match unprivileged_user(self.users) {
             Some(Ok(_)) => None,

@@ -1,5 +1,5 @@
-//! A victim, which is one cell of the table of teardown. It starts a service with a certain kind of
-//! process tree, reports that the service is up, and ends in a certain way.
+//! A victim, which is one cell of the table of teardown. It starts a service with the given kind of
+//! process tree, reports that the service is up, and ends in the given way.
 //!
 //! The victim runs as an `#[ignore]`d test, and in a program built with `panic = "abort"`. Without
 //! its settings in the environment it does nothing. It uses standard output and input to talk to

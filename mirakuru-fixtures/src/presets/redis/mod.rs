@@ -330,7 +330,8 @@ impl Recipe for RedisRecipe {
 /// A running Redis server.
 ///
 /// [`database`](Redis::database) gives each test its own database. Tests share everything else: the
-/// configuration, scripts, functions, `FLUSHALL`, and the channels of `PUBLISH` and `SUBSCRIBE`.
+/// configuration, scripts, functions, and the channels of `PUBLISH` and `SUBSCRIBE`. `FLUSHALL`
+/// empties the databases of all tests.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
