@@ -480,7 +480,8 @@ fn another_server_on_the_port_is_refused_whatever_it_does_there() {
     for how in ways {
         let port = fixed_port();
         let other = OtherServer::start(&[how, &[&format!("127.0.0.1:{port}")]].concat());
-        // `queue` waits for services of mirakuru only. Another server is an error at once.
+        // `queue` waits only for services of mirakuru. If another server has the port, the start
+        // fails immediately.
         for queue in [false, true] {
             let error = error_of(fixed(port).queue(queue).start());
             assert_already_running(&error, port, other.pid());

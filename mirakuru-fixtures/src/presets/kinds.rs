@@ -73,8 +73,8 @@ fn of_answer(question: &[u8], answer: &[u8]) -> Option<Kind> {
         [b'I', b'N', b'F', b'O', b' ', ..] => Kind::Known("NATS", &["NATS"]),
         [b'V', b'E', b'R', b'S', b'I', b'O', b'N', b' ', ..] => Kind::Known("memcached", &["memcached"]),
         [b'A', b'M', b'Q', b'P', ..] => Kind::Known("RabbitMQ", &["RabbitMQ"]),
-        // A first packet of MySQL's protocol: three bytes of length, sequence number 0, and a
-        // greeting (10) or an error (0xff).
+        // The server's first packet in MySQL's protocol: three bytes of length, sequence number 0,
+        // and a greeting (10) or an error (0xff).
         [_, _, _, 0, 10 | 0xff, ..] => Kind::Known("MariaDB or MySQL", &["MariaDB"]),
         [b'N' | b'S' | b'E', ..] if question == TLS_REQUEST => Kind::Known("PostgreSQL", &["PostgreSQL"]),
         [0x20, 2, ..] if question == MQTT => Kind::Known("an MQTT broker", &["Mosquitto"]),

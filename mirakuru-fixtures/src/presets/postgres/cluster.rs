@@ -102,7 +102,7 @@ pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), 
         let cluster = initialize(&initdb, args)?;
         let made = cluster.dir().join("data");
         let copied = slim(&made).and_then(|()| copy_tree(&made, &kept.join("data")));
-        copied.map_err(|source| failed("keep the cluster that `initdb` has made", source))
+        copied.map_err(|source| failed("keep the cluster that `initdb` has created", source))
     })
 }
 

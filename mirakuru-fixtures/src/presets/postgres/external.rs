@@ -72,7 +72,7 @@ pub(super) fn check_copies_settings(address: &Address, client: &mut Client) -> i
     let is_super = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
     match address {
         Address::External(external, _) if client.query(is_super)? != ["t"] => Err(io::Error::other(format!(
-            "the recipe's SQL gives the database itself settings, grants or a comment; to copy them, the \
+            "the recipe's SQL puts settings, grants or a comment on the database itself; to copy them, the \
              user of {external} must be a SUPERUSER"
         ))),
         _ => Ok(()),
