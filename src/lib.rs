@@ -357,11 +357,11 @@ pub use mirakuru_fixtures::{
 /// | `name = parameter` | the parameter that it is given to |
 /// | `scope` | for what is shared: `"run"` (the default: one service for a `cargo test` or `cargo nextest run`) or `"process"` |
 ///
-/// One of `cmd`, `bin` and `example` is needed. At most one readiness key is allowed. Without one,
-/// a service is ready once it is executed. Every other `key = value` calls the method of
-/// [`ExecutorBuilder`] with that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env =
-/// ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. These
-/// may be repeated: `arg`, `env`, `env_remove`, `fail_on`, `file`, `listen`, `listen_as`,
+/// One of `cmd`, `bin` and `example` is required. At most one readiness key is allowed. Without
+/// one, a service is ready once its program is executed. Every other `key = value` calls the method
+/// of [`ExecutorBuilder`] with that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`,
+/// `env = ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone.
+/// These may be repeated: `arg`, `env`, `env_remove`, `fail_on`, `file`, `listen`, `listen_as`,
 /// `log_file`.
 ///
 /// Instead of keys, you can write an expression whose value is a recipe: any value that implements

@@ -366,10 +366,10 @@ fn misspelt() {
     };
     let output = run("misspelt", &|_| {});
     for expected in [
-        "failed to find or build the program `failing-sever` of the workspace: there is none of this name; \
+        "failed to find or build the program `failing-sever` of the workspace: there is none with this name; \
             the workspace's \
          programs are `failing-daemon:failing-server`",
-        "`lib:failing-server` of the workspace: there is none of this name; the workspace's programs are \
+        "`lib:failing-server` of the workspace: there is none with this name; the workspace's programs are \
             `failing-daemon:",
     ] {
         assert!(output.contains(expected), "{output}");
@@ -397,7 +397,7 @@ fn misspelt() {
         cargo.env("MIRAKURU_BIN_FAILING_SERVER", "no-such-file");
     });
     assert!(
-        output.contains("MIRAKURU_BIN_FAILING_SERVER leads to `"),
+        output.contains("MIRAKURU_BIN_FAILING_SERVER points to `"),
         "{output}"
     );
     assert!(

@@ -239,7 +239,7 @@ fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
             // A write beyond the limit would kill the process.
             let (name, length) = (entry.path(), metadata.len());
             return Err(io::Error::other(format!(
-                "{} has {length} bytes, and this process may write {limit} into a file: raise `ulimit -f`",
+                "{} has {length} bytes, but this process may write only {limit} to a file: raise `ulimit -f`",
                 name.display()
             )));
         } else {
@@ -501,7 +501,7 @@ mod tests {
             let used = now - IN_USE - Duration::from_secs(60 * u64::from(number + 1));
             fs::File::open(name(number)).unwrap().set_modified(used).unwrap();
         }
-        // Directory 28 has the oldest last use, until this line uses it again.
+        // Directory 28 was used least recently, until this line uses it again.
         note_use(&name(28));
         bound(&cache);
         let left: Vec<u32> = (0..MOST as u32 + 5)

@@ -63,7 +63,7 @@ pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRec
     const {
         assert!(
             !R::__SEVERAL,
-            "a node of a cluster is one service, and this recipe starts several: make a cluster for each"
+            "a node of a cluster is one service, but this recipe starts several: make a cluster for each"
         );
     }
     ClusterRecipe {
@@ -347,7 +347,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             let name = name.map_or_else(String::new, |name| format!(" `{name}`"));
             return Err(Error::other(
                 format!("start the cluster{name}"),
-                "its size is 0, and a cluster has at least one node",
+                "its size is 0, but a cluster needs at least one node",
             ));
         }
         let mut permits = Vec::new();

@@ -45,7 +45,7 @@ pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
         (_, Some(true)) => Err(Error::other(
             "start a service for the whole run",
             "its recipe uses a `database()`, a `vhost()` or a prefix, which is leased for one test; the \
-             lease ends with this process, and the service does not; use a value that lasts as long as \
+             lease ends with this process, but the service does not; use a value that lasts as long as \
              the run, such as the server's `url()`, or put the attribute on the test",
         )),
         (made, _) => Ok(made),

@@ -168,7 +168,7 @@ fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
 /// Passes a skipped test to the writer, which is started if necessary.
 fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     static HELD: OnceCell<OutputExecutor> = OnceCell::new();
-    let failed = |e: io::Error| Error::other("note that a test was skipped", e);
+    let failed = |e: io::Error| Error::other("record that a test was skipped", e);
     let (dir, runner) = make_run_dir(run).map_err(failed)?;
     let summary = dir.join("summary");
     let note = || -> io::Result<()> {

@@ -37,7 +37,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// Returns the value or its error, if the value was already requested.
+    /// Returns the value or the error that an earlier use has produced, if any.
     pub(crate) fn peek(&self) -> Option<Result<&T, &Error>> {
         self.value.get().map(Result::as_ref)
     }
@@ -114,7 +114,7 @@ impl<T> Once<T> {
 /// The reason for an error if values need each other. The chain begins and ends with the same name.
 fn in_a_circle(chain: &[&str]) -> String {
     if let [_, _] = chain {
-        return "its own start uses it, and would wait for ever: use the executor that the start gets"
+        return "its own start uses it, and would wait forever: use the executor that the start gets"
             .to_owned();
     }
     let mut names = Vec::new();

@@ -489,7 +489,7 @@ impl<'a> System<'a> {
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
                 let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-                let message = message.unwrap_or("(its value is not a text)");
+                let message = message.unwrap_or("(its value is not text)");
                 let error = Error::other("start it", format!("it panicked: {message}"));
                 Err(Stopped {
                     error: Box::new(error),

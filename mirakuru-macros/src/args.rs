@@ -11,7 +11,7 @@ use syn::{Attribute, Expr, ExprLit, ExprPath, Ident, Lit, LitStr, Meta, Path, To
 use crate::errors::Errors;
 use crate::fields::RENAMED;
 
-/// Keys that select the service. Exactly one of them is needed.
+/// Keys that select the program. Exactly one of them is required.
 pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
 
 /// Keys that configure the build of a workspace program. They are methods of `Bin`.

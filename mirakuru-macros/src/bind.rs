@@ -46,7 +46,7 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
                 if fixtures[..index].iter().any(has_it) {
                     errors.at(
                         name.span(),
-                        format!("a fixture above is called `{name}` already: choose another name"),
+                        format!("a fixture above is already called `{name}`: choose another name"),
                     );
                 }
                 continue;
@@ -105,7 +105,7 @@ fn names_stand_once(item: &Function, bindings: &mut Bindings, errors: &mut Error
         if same.is_some_and(|(other, _)| bindings.is_bound(*other) || bindings.is_bound(*index)) {
             errors.at(
                 name.span(),
-                format!("another parameter is called `{}` already", name.unraw()),
+                format!("another parameter is already called `{}`", name.unraw()),
             );
             bindings.incomplete = true;
         }
@@ -323,7 +323,7 @@ mod tests {
         );
         assert_eq!(
             errors,
-            ["a fixture above is called `x` already: choose another name"]
+            ["a fixture above is already called `x`: choose another name"]
         );
         let (_, errors) = bind(
             &[quote!(x(), name = x), quote!(x())],
@@ -340,7 +340,7 @@ mod tests {
         );
         assert_eq!(
             errors,
-            ["`x` stands below: move it above the service that needs it"]
+            ["`x` is declared below: move it above the service that needs it"]
         );
     }
 
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn parameters_with_one_name() {
-        let one_name = ["another parameter is called `a` already"];
+        let one_name = ["another parameter is already called `a`"];
         let (_, errors) = bind(
             &[quote!(a()), quote!(b())],
             quote!(

@@ -325,7 +325,7 @@ fn keys_stand_once(fixture: &Args, errors: &mut Errors) {
         if earlier && !repeatable && !is_unknown(entry) {
             errors.at(
                 entry.key.span(),
-                format!("`{}` stands here twice: remove one", entry.key),
+                format!("`{}` is given twice: remove one", entry.key),
             );
         }
     }
@@ -362,7 +362,7 @@ fn a_build_has_a_program(fixture: &Args, errors: &mut Errors) {
         errors.at(
             key.span(),
             format!(
-                "`{key}` says how cargo builds a program of the workspace: it stands beside `bin = \"name\"` \
+                "`{key}` says how cargo builds a program of the workspace: use it with `bin = \"name\"` \
                  or `example = \"name\"`"
             ),
         );
@@ -377,7 +377,8 @@ fn one_readiness(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Reports keys of a kind of which only one is allowed. (Another check reports repeated keys.)
+/// Reports a second key of a kind of which only one is allowed. (Another check reports repeated
+/// keys.)
 fn different_of(fixture: &Args, of_the_kind: impl Fn(&Entry) -> bool, message: &str, errors: &mut Errors) {
     let mut all = fixture.entries.iter().filter(|entry| of_the_kind(entry));
     let Some(first) = all.next() else {
@@ -665,7 +666,7 @@ fn no_method(item: &Function, errors: &mut Errors) {
     if let Some(receiver) = item.sig.receiver() {
         errors.on(
             receiver,
-            "the attribute does not stand on methods: use a function outside the `impl`",
+            "the attribute is not supported on methods: use a function outside the `impl`",
         );
     }
 }
@@ -790,12 +791,12 @@ mod tests {
             quote!(cmd = "x", colour = 5),
             "the keys are cmd, bin, example, features, profile, tcp",
         );
-        one(quote!(cmd = "x", cmd = "y"), "`cmd` stands here twice");
-        one(quote!(cmd = "x", tcp = 1, tcp = 2), "`tcp` stands here twice");
+        one(quote!(cmd = "x", cmd = "y"), "`cmd` is given twice");
+        one(quote!(cmd = "x", tcp = 1, tcp = 2), "`tcp` is given twice");
         one(quote!(cmd = "x", bin = "y"), "`bin` beside `cmd`");
         one(quote!(bin = "x", example = "y"), "`example` beside `bin`");
-        one(quote!(cmd = "x", features = ["y"]), "it stands beside `bin");
-        one(quote!(cmd = "x", profile = "release"), "it stands beside `bin");
+        one(quote!(cmd = "x", features = ["y"]), "use it with `bin");
+        one(quote!(cmd = "x", profile = "release"), "use it with `bin");
         one(quote!(cmd = "x", tcp = 1, unix = "y"), "`unix` beside `tcp`");
         one(quote!(tcp = 1), "`cmd` is missing");
         one(quote!(), "names no program");

@@ -91,7 +91,7 @@ pub(crate) fn take_out_mistakes(item: &mut ItemStruct, errors: &mut Errors) {
         if matches!(&field.ty, Type::Path(path) if path.path.is_ident(&item.ident)) {
             errors.on(&field.ty, "a system cannot be a part of itself");
         } else if known.contains(&name.unraw()) {
-            errors.at(name.span(), format!("a field above is called `{name}` already"));
+            errors.at(name.span(), format!("a field above is already called `{name}`"));
         } else {
             known.push(name.unraw());
             fields.named.push(field);

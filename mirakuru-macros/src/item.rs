@@ -337,7 +337,7 @@ impl Other {
         syn::Error::new(
             self.span(),
             format!(
-                "`#[mirakuru::fixture]` stands on a test function, on `static NAME: T;`, on a fixture \
+                "`#[mirakuru::fixture]` belongs on a test function, on `static NAME: T;`, on a fixture \
                  function or on a struct, not on {what}"
             ),
         )

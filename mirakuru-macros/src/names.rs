@@ -103,7 +103,7 @@ fn mistake(
     Some(match chain(used, names, other, at) {
         _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
         Some(chain) => in_a_circle(names, at, &chain),
-        None => format!("`{name}` stands below: move it above the service that needs it"),
+        None => format!("`{name}` is declared below: move it above the service that needs it"),
     })
 }
 
@@ -296,19 +296,22 @@ mod tests {
 
     #[test]
     fn mistakes() {
-        one(["x(worker.url())", "x()", "x()"], "`worker` stands below");
+        one(["x(worker.url())", "x()", "x()"], "`worker` is declared below");
         one(
             ["x(format!(\"{worker}\"))", "x()", "x()"],
-            "`worker` stands below",
+            "`worker` is declared below",
         );
         one(["x()", "x(server.url())", "x()"], "`server` needs itself");
         one(
             ["x(server.url())", "x(cache)", "x()"],
             "`cache` needs `server`, and `server` needs `cache`",
         );
-        one(["x(worker.a, server.b)", "x()", "x()"], "`worker` stands below");
-        one(["x(url(&worker))", "x()", "x()"], "`worker` stands below");
-        one(["x(worker[0].url())", "x()", "x()"], "`worker` stands below");
+        one(
+            ["x(worker.a, server.b)", "x()", "x()"],
+            "`worker` is declared below",
+        );
+        one(["x(url(&worker))", "x()", "x()"], "`worker` is declared below");
+        one(["x(worker[0].url())", "x()", "x()"], "`worker` is declared below");
         one(
             ["x()", "x(cahce.url())", "x()"],
             "no service above is called `cahce`: did you mean `cache`?",

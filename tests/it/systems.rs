@@ -905,7 +905,7 @@ fn a_cluster_has_at_least_one_node() {
     let waits = plain
         .clone()
         .ready_when(mirakuru::Check::new("it holds", |_| Ok(true)));
-    let expected = "failed to start the cluster: its size is 0, and a cluster has at least one node";
+    let expected = "failed to start the cluster: its size is 0, but a cluster needs at least one node";
     for nodes in [plain, waits] {
         assert_eq!(nodes.start().unwrap_err().to_string(), expected);
     }

@@ -68,7 +68,7 @@ fn timeouts_are_stretched_for_slow_machines() {
     assert_ne!(stop, "stop Ok(())");
     assert!(
         stderr.contains(
-            "mirakuru: MIRAKURU_TIMEOUT_SCALE is `quick`, which is no positive number: timeouts \
+            "mirakuru: MIRAKURU_TIMEOUT_SCALE is `quick`, which is not a positive number: timeouts \
             stay as they are"
         ),
         "{stderr}"

@@ -285,7 +285,7 @@ fn a_preset_refuses_a_cluster_without_nodes() {
     for error in errors {
         let text = error.unwrap_err().to_string();
         assert!(
-            text.ends_with("its size is 0, and a cluster has at least one node"),
+            text.ends_with("its size is 0, but a cluster needs at least one node"),
             "{text}"
         );
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// How long the shop waits for a reply from Redis.
 pub const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Counts a visit, in a database of the Redis at this address.
+/// Counts a visit in a database of the Redis server at this address.
 pub fn count_visit(redis: SocketAddr, database: u32) -> io::Result<u64> {
     let mut stream = TcpStream::connect_timeout(&redis, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;

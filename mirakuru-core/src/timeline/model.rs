@@ -13,8 +13,7 @@
 //! finds the cause of each wait:
 //!
 //! - a piece of any kind waits for the piece before it in its lane;
-//! - a wait for a port waits for the stop of the service that used the port before, until that
-//!   service was gone;
+//! - a wait for a port waits for the stop of the service that used the port before;
 //! - a wait for a service that another test starts waits for that start;
 //! - the beginning of a test waits for the last test that ended before it, in the same process if
 //!   possible. The time between them belongs to the runner, and to tests that use no service.

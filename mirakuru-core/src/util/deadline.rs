@@ -58,7 +58,7 @@ pub fn scaled(timeout: Duration) -> Duration {
         let text = std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned());
         scale(text.as_deref()).unwrap_or_else(|| {
             say(&format!(
-                "{VARIABLE} is `{}`, which is no positive number: timeouts stay as they are",
+                "{VARIABLE} is `{}`, which is not a positive number: timeouts stay as they are",
                 text.unwrap_or_default()
             ));
             1.0

@@ -214,8 +214,8 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "this test was built in `{}`, and runs as `{}`, like a test from an archive: cargo cannot build \
-            for it",
+        "this test was built in `{}`, but runs as `{}`, like a test from an archive: cargo cannot build \
+            the same program",
         built.build_dir.display(),
         exe.display()
     ))
@@ -307,7 +307,7 @@ fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
     });
     executable.next_back().ok_or_else(|| {
         format!(
-            "cargo has built it, but has not said where\n{}",
+            "cargo built it, but did not report its path\n{}",
             said.err.trim_end()
         )
     })
@@ -335,7 +335,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
             return Ok(manifest);
         }
     }
-    let reason = "nothing tells which workspace this test belongs to: it was not started by cargo, and \
+    let reason = "cannot tell which workspace this test belongs to: it was not started by cargo, and \
         there is no `Cargo.toml` in its working directory";
     Err(by_variable(bin, reason))
 }
@@ -381,7 +381,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
                 names.push(full_name(&all[at]));
             }
             Err(format!(
-                "there is none of this name; {}",
+                "there is none with this name; {}",
                 listed(&names, bin.kind())
             ))
         }
@@ -390,7 +390,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
                 names.push(full_name(found));
             }
             let names = names.join(" and ").replacen(" and ", " or ", 1);
-            Err(format!("there is more than one of this name: write {names}"))
+            Err(format!("there is more than one with this name: write {names}"))
         }
     }
 }
@@ -540,7 +540,7 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
         }
         progress.tell(&|elapsed| {
             format!(
-                "{}: building it for {elapsed}; cargo says: {}",
+                "{}: cargo has been building it for {elapsed}, and says: {}",
                 bin.name,
                 short(last.trim())
             )

@@ -140,10 +140,10 @@ impl Bin {
         match path.metadata() {
             Ok(metadata) if metadata.is_file() => Ok(Some(path)),
             Ok(_) => Err(self.error(format!(
-                "{variable} leads to `{}`, which is not a file",
+                "{variable} points to `{}`, which is not a file",
                 path.display()
             ))),
-            Err(e) => Err(self.error(format!("{variable} leads to `{}`: {e}", path.display()))),
+            Err(e) => Err(self.error(format!("{variable} points to `{}`: {e}", path.display()))),
         }
     }
 
