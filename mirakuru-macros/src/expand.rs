@@ -305,7 +305,7 @@ fn services(
         }
         let mut needs = Vec::new();
         for (other, name) in bindings.needs(index) {
-            // A shared service already is a variable, so it has no slot.
+            // A shared service is already a variable, so it has no slot.
             if !is_shared(other) {
                 needs.push((handle(other), name));
             }

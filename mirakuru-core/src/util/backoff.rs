@@ -9,9 +9,9 @@ pub(crate) const FIRST_POLL: Duration = Duration::from_micros(100);
 /// The longest pause. Without this limit, the readiness of a service that takes minutes would be
 /// noticed seconds late.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
-/// A pause is one fiftieth of the time already waited, so readiness is noticed 1 % late on average,
-/// and 2 % late at worst. Each pause is then shortened by half, but by at most 0.5 ms. That matters
-/// for a service that starts fast.
+/// A pause is one fiftieth of the time already waited, minus `LESS`, so readiness is noticed at
+/// most 2 % late, and 1 % on average. `LESS` matters only for a service that starts fast, and
+/// shortens a pause by at most half.
 const POLL_DIVISOR: u32 = 50;
 const LESS: Duration = Duration::from_micros(500);
 /// The divisor for fallback polls. Usually an event ends such a wait; the polls are for an event
