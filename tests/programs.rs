@@ -464,8 +464,8 @@ fn a_test_that_is_started_by_hand() {
     let output = start(Path::new(executable));
     assert_eq!(answers(&output), ["version ONE plain"], "{output}");
 
-    // In another directory, as after the unpacking of an archive, mirakuru cannot ask cargo for the
-    // program.
+    // In another directory, as after an archive has been unpacked, mirakuru cannot ask cargo for
+    // the program.
     let copy = workspace.scratch.path().join("e2e");
     fs::copy(executable, &copy).expect("a writable directory");
     let output = start(&copy);

@@ -603,8 +603,8 @@ fn manifests() -> Vec<(PathBuf, String)> {
     paths.into_iter().map(manifest).collect()
 }
 
-/// All crates have the same version, and manifests that name a version of one of them name that
-/// one.
+/// All crates have the same version, and a manifest that requires one of them requires exactly this
+/// version.
 #[test]
 fn versions_agree() {
     let manifest = read("Cargo.toml");

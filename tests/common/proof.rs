@@ -158,8 +158,8 @@ pub(crate) fn marked(dir: &Path) -> Vec<u32> {
     pids
 }
 
-/// All entries of mirakuru under this directory, except for kept logs and for the locks of ports
-/// and paths.
+/// All files and directories of mirakuru under this directory, except for kept logs and for the
+/// locks of ports and paths.
 pub(crate) fn service_dirs(temp: &Path) -> Vec<String> {
     in_the_base(temp, false)
 }

@@ -585,7 +585,7 @@ fn touch(scratch: &Scratch, file: &str) {
     fs::write(scratch.path().join(file), "").expect("a writable directory");
 }
 
-/// All entries of mirakuru in the directory of a run, except for kept logs.
+/// All files and directories of mirakuru in the directory of a run, except for kept logs.
 fn left_in(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for base in fs::read_dir(dir).into_iter().flatten().flatten() {

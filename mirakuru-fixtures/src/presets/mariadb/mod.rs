@@ -446,8 +446,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// Identifies the server's version by its file: name, size, time and inode. Running the server with
-/// `--version` would take a tenth of the time of a start.
+/// Identifies the server's version by its file: name, size, modification time and inode. Running
+/// the server with `--version` would take a tenth of the time of a start.
 fn version_of(program: &Path) -> Option<String> {
     let metadata = fs::metadata(program).ok()?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();
