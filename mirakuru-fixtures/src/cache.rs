@@ -334,8 +334,8 @@ fn bound(cache: &Path) {
         if count <= MOST && bytes <= MOST_BYTES {
             break;
         }
-        // The directory is renamed before it is removed, so that no process finds a half of it. If
-        // this process is killed, `remove_old` recognises the name and removes the rest.
+        // The directory is renamed before it is removed, so that no process finds it half removed.
+        // If this process is killed, `remove_old` recognises the name and removes the rest.
         let mut going = path.clone().into_os_string();
         going.push(format!(".{}.new", std::process::id()));
         if fs::rename(&path, &going).is_ok() {
