@@ -426,6 +426,30 @@ fn no_line_is_too_wide() {
     );
 }
 
+/// The number of lines from which a file says at its head why it is long.
+const LONG: usize = 800;
+
+/// A long file is hard to find one's way in, so one that stays long has a reason.
+#[test]
+fn a_long_file_says_why() {
+    let silent: Vec<String> = texts()
+        .iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .filter(|path| {
+            let text = read(path);
+            let head: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).collect();
+            let head = head.concat();
+            text.lines().count() > LONG && !head.contains(" is long because ")
+        })
+        .map(|path| path.display().to_string())
+        .collect();
+    assert!(
+        silent.is_empty(),
+        "over {LONG} lines without \"The file is long because ..\" at the head:\n{}",
+        silent.join("\n")
+    );
+}
+
 /// Finds places where a text repeats at least four words at once.
 fn said_twice(text: &str) -> Vec<String> {
     // A backslash at the end of a line continues a string.
