@@ -44,7 +44,8 @@ mod timeline;
 mod util;
 mod workspace;
 
-pub use error::{Error, Evidence, Missing};
+pub use error::missing::Missing;
+pub use error::{Error, Evidence};
 pub use executor::{Executor, StdinPipe};
 pub use output::logs::Logs;
 pub use output::mark::Mark;

@@ -1,4 +1,5 @@
-//! Services that need each other: stacked attributes, structs, statics, plain code.
+//! Services that need each other: stacked attributes, structs, statics, plain code, clusters. The
+//! file is long because the forms share services and helpers.
 
 #![allow(unnameable_test_items)]
 

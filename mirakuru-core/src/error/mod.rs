@@ -5,6 +5,7 @@
 //! remedy. `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show
 //! `Debug`. The layout is in [`report`](crate::error::report).
 
+pub(crate) mod missing;
 pub(crate) mod programs;
 pub(crate) mod report;
 pub(crate) mod secrets;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::error::missing::Missing;
 use crate::error::report::{Printed, Report, Reported};
 use crate::error::secrets::mask_urls;
 use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
@@ -232,50 +234,6 @@ impl Error {
             source,
             system: Vec::new(),
         }
-    }
-}
-
-/// A program or feature that a service needs and that this machine lacks. See [`Error::missing`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Missing {
-    /// The program or feature, for example `redis-server`, `PostgreSQL 17` or `IPv6`.
-    pub what: String,
-    /// The command that installs the program on this machine, if known.
-    pub install: Option<String>,
-    /// Whether the recipe allows the test to be skipped.
-    optional: bool,
-}
-
-impl Missing {
-    /// A missing program or feature that comes with the package of `program`.
-    pub(crate) fn of(what: impl Into<String>, program: &str) -> Missing {
-        Missing {
-            what: what.into(),
-            install: programs::install(program),
-            optional: false,
-        }
-    }
-
-    /// A missing feature of the kernel, which no package installs.
-    pub(crate) fn feature(what: impl Into<String>) -> Missing {
-        Missing {
-            what: what.into(),
-            install: None,
-            optional: false,
-        }
-    }
-
-    /// Sets whether the recipe allows the test to be skipped.
-    pub(crate) fn optional(self, optional: bool) -> Missing {
-        Missing { optional, ..self }
-    }
-
-    /// Whether the recipe allows the test to be skipped.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn __is_optional(&self) -> bool {
-        self.optional
     }
 }
 

@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::error::Error;
+use crate::error::missing::Missing;
 use crate::error::secrets::Unmasked;
-use crate::error::{Error, Missing};
 use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
 use crate::util::insert_sorted;

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::error::Error;
+use crate::error::missing::Missing;
 use crate::error::secrets::Unmasked;
-use crate::error::{Error, Missing};
 use crate::executor::endpoints::Endpoints;
 use crate::executor::hint;
 use crate::executor::launch;
