@@ -231,7 +231,7 @@ impl Probe<'_> {
         Logs::since(self.output, self.log_files, self.since)
     }
 
-    /// Number of matching lines that earlier waits of this start have used.
+    /// Number of matching lines that earlier waits have consumed since the service started.
     pub(crate) fn lines_found(&self, key: &LineKey) -> usize {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let found = notes.found.iter().find(|(known, _)| known == key);

@@ -289,7 +289,7 @@ mod tests {
         assert!(wakes(&readiness).1 <= SETTLED);
         io::Write::write_all(&mut file, b"1").unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // An empty file is enough if it stays empty.
+        // If the file stays empty, the service counts as ready after a while.
         let (mut readiness, _) = prepare(&dir.path().join("y")).unwrap();
         assert!(!probe(&mut readiness).unwrap());
         let _file = fs::File::create(dir.path().join("y")).unwrap();

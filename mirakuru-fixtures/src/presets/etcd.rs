@@ -95,7 +95,7 @@ impl EtcdRecipe {
     }
 }
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for EtcdRecipe {
     of_executor!(Etcd);

@@ -445,8 +445,8 @@ impl External {
     }
 }
 
-/// The text before the first `_` of each name, without duplicates. If mirakuru generated the name,
-/// the text is its owner.
+/// The part of each name before its first `_`, without duplicates. In a name that mirakuru
+/// generated, this part identifies the owner.
 pub(super) fn owners_of(names: &[String]) -> Vec<String> {
     let mut owners = Vec::new();
     for name in names {

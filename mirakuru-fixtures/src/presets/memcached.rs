@@ -42,7 +42,7 @@ pub struct MemcachedRecipe {
 
 options!(MemcachedRecipe);
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for MemcachedRecipe {
     of_executor!(Memcached);

@@ -70,7 +70,7 @@ impl MosquittoRecipe {
     }
 }
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for MosquittoRecipe {
     of_executor!(Mosquitto);

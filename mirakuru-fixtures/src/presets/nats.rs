@@ -193,7 +193,7 @@ fn user(number: u32) -> String {
     format!("test{number}")
 }
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for NatsRecipe {
     type Readiness = Answers;

@@ -165,7 +165,7 @@ fn with_port(text: &str, port: u16) -> String {
     placed
 }
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for NginxRecipe {
     type Readiness = Answers;

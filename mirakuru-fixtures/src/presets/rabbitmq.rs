@@ -247,7 +247,7 @@ fn applications(app: &str) -> Vec<String> {
     applications
 }
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for RabbitmqRecipe {
     type Readiness = Answers;

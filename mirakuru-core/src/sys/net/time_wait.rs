@@ -9,7 +9,7 @@ use super::raw_socket::{bind, connect, family, set_non_blocking, set_reuse_addr,
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::raw_socket::{set_flag, set_option};
 
-/// Removes one remnant whose other end is on this machine too.
+/// Removes the remnant of the connection between these two addresses of this machine.
 ///
 /// A client connects between the same two addresses while no socket listens, so the remnant
 /// answers. The client's kernel replies to that answer with a reset, which ends the remnant. RFC

@@ -18,14 +18,15 @@ use mirakuru_core::__private::{hash, literal};
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Signal};
 
 use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_memory};
-use self::load::{copy_extras, create_database, extras, load};
+pub use self::database::PostgresDatabase;
+use self::database::{Template, copy};
+use self::load::{create_database, extras, load};
 use self::protocol::{Address, Client, takes_clients};
-use super::connection::{TIDY_WITHIN, tidied};
 use super::external::External;
 use super::seed::{self, Seed};
 use super::server::{
-    AsRoot, Options, Server, handle, new_password, options, password, read_secret, unique_name,
-    write_password, write_secret,
+    AsRoot, Options, Server, handle, new_password, options, password, unique_name, write_password,
+    write_secret,
 };
 use super::sql::{self, Script};
 use super::{Answers, expect, failed, percent_encoded};
@@ -34,6 +35,7 @@ use crate::cache::{copy_tree, fill};
 use crate::cluster::{ClusterRecipe, Node};
 
 mod cluster;
+mod database;
 mod external;
 mod load;
 mod protocol;
@@ -465,7 +467,7 @@ const FAST: [(&str, &str); 3] = [
     ("max_wal_senders", "0"),
 ];
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for PostgresRecipe {
     type Readiness = Answers;
@@ -592,40 +594,6 @@ impl Recipe for PostgresRecipe {
             external,
         })
     }
-}
-
-/// The facts about the template that a copy needs.
-#[derive(Clone, Debug)]
-struct Template {
-    has_settings: bool,
-    owner: Option<String>,
-}
-
-impl Template {
-    fn read(dir: &std::path::Path) -> Result<Template, Error> {
-        let text = read_secret(dir, EXTRAS)?;
-        let (has_settings, owner) = text.split_once(' ').unwrap_or_default();
-        Ok(Template {
-            has_settings: has_settings == "true",
-            owner: (!owner.is_empty()).then(|| owner.to_owned()),
-        })
-    }
-}
-
-/// Creates a database: a copy of the template, or an empty one if there is no template.
-fn copy(client: &mut Client, address: &Address, template: Option<&Template>, name: &str) -> io::Result<()> {
-    let version = client.version;
-    let Some(template) = template else {
-        let statement = create_database(address, name, "template0", None, version);
-        return client.query(&statement).map(drop);
-    };
-    let owner = template.owner.as_deref();
-    let from = address.template();
-    client.query(&create_database(address, name, &from, owner, version))?;
-    if template.has_settings {
-        client.query(&copy_extras(&from, name))?;
-    }
-    Ok(())
 }
 
 /// A running PostgreSQL server, version 13 or later.
@@ -774,42 +742,6 @@ fn writable(source: io::Error) -> io::Error {
             format!("{text}; a replica accepts no changes: use the primary, which is node 0"),
         ),
         _ => source,
-    }
-}
-
-/// A database of a [`Postgres`] for one test. Dropping the value closes the connections to the
-/// database and drops the database. If the server does not answer within a second, the database
-/// stays until the server ends.
-#[derive(Debug)]
-pub struct PostgresDatabase {
-    name: String,
-    url: String,
-    address: Address,
-}
-
-impl PostgresDatabase {
-    /// The URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/NAME`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        self.url.clone()
-    }
-
-    /// The name, which is unique on the server.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl Drop for PostgresDatabase {
-    fn drop(&mut self) {
-        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
-        // Even if this wait runs out, the server finishes the statement.
-        let dropped = self
-            .address
-            .connect_within(self.address.shared(), TIDY_WITHIN)
-            .and_then(|mut client| client.query(&statement));
-        tidied(&format!("drop the database {}", self.name), dropped.map(drop));
     }
 }
 

@@ -212,7 +212,7 @@ impl Client {
         self.until_ready(sql)
     }
 
-    /// Sends a message whose body is one text, followed by a zero byte.
+    /// Sends a message whose body is one string, terminated by a zero byte.
     fn send(&mut self, kind: u8, text: &[u8]) -> io::Result<()> {
         self.send_bytes(kind, &[text, &[0]].concat())
     }

@@ -240,7 +240,7 @@ fn line(directive: &str, value: &str) -> String {
     format!("{directive} {value}\n")
 }
 
-// Keeps this type out of the compiler's list of types that implement `Recipe`.
+// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for RedisRecipe {
     type Readiness = Answers;

@@ -175,7 +175,8 @@ pub(super) unsafe fn report_failure(a: &Arena) {
 /// The kind of the control socket: it keeps packets whole, and always reports an end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_SEQPACKET;
 
-/// Whether a daemon of the service can escape. On Linux it cannot, in any session or group.
+/// Whether a daemon of the service can outlive the service. On Linux it cannot, even if it creates
+/// a session or a process group of its own.
 pub(crate) const LOSES_DAEMONS: bool = false;
 
 /// The exit status of a supervisor that could not prove the tree empty.
@@ -239,7 +240,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let whole = memory::needs_all();
     let waiting = RefCell::new(Vec::new());
     let take = || {
-        // SAFETY: a listed batch stays valid until its thread has had the lock, which is held here.
+        // SAFETY: the thread of a listed batch frees the batch only after it has taken the lock,
+        // which is held here.
         unsafe {
             let is_done = !(*mine).forked.is_empty();
             let mut next = match is_done {
@@ -263,7 +265,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     };
     memory::with_memory(whole.is_none(), take, |_| {
         let waiting = waiting.borrow();
-        // SAFETY: a listed batch stays valid until its thread has had the lock, which is held here.
+        // SAFETY: the thread of a listed batch frees the batch only after it has taken the lock,
+        // which is held here.
         let mut batches = waiting.iter().map(|batch| unsafe { &mut **batch });
         let batch = batches.find(|batch| batch.forked.len() < batch.mappings.len());
         let Some(batch) = batch else { return };

@@ -37,7 +37,7 @@
 //!   fails in that time, because the two share one `errno`.
 //! * Guard and worker share one command line, but each has its own process name (`comm`).
 //!
-//! The file is long because the order of these steps matters, and one file shows it.
+//! The file is long because the guard and the worker must do their steps in one order.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
