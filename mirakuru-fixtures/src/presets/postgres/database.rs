@@ -51,9 +51,9 @@ pub(super) fn copy(
     Ok(())
 }
 
-/// A database of a [`Postgres`](super::Postgres) for one test. Dropping the value closes the connections to the
-/// database and drops the database. If the server does not answer within a second, the database
-/// stays until the server ends.
+/// A database of a [`Postgres`](super::Postgres) for one test. Dropping the value closes the
+/// connections to the database and drops the database. If the server does not answer within a
+/// second, the database stays until the server ends.
 #[derive(Debug)]
 pub struct PostgresDatabase {
     pub(super) name: String,
