@@ -8,8 +8,8 @@
 //! | `proc/` | reads `/proc` |
 //! | `io/` | files, locks and waiting |
 //!
-//! Nothing here imports from a folder above `sys/`. Those folders use the names that this file
-//! lists.
+//! Nothing here imports from a folder above `sys/`. Those folders use only names that this file
+//! exports.
 //!
 //! `RUSTFLAGS="--cfg mirakuru_portable"` selects the portable back end on Linux, so that it can be
 //! tested there. The flag also disables the Linux-only interfaces that mirakuru can do without

@@ -28,9 +28,9 @@ const WORTHWHILE: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,
-    /// Whether the watch would report the file now.
+    /// Whether the watch will report when the file next appears or changes.
     works: bool,
-    /// Whether an event has reported that the writer has finished the file.
+    /// Whether an event has reported that the writer has finished writing the file.
     complete: bool,
 }
 
@@ -56,8 +56,8 @@ impl Watching {
         self.complete
     }
 
-    /// The descriptor that becomes readable when the file has an event. `None` if the watch does
-    /// not work.
+    /// The descriptor that becomes readable when an event is pending. `None` if the watch does not
+    /// work.
     pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
         self.watch
             .as_ref()
@@ -107,7 +107,8 @@ mod linux {
     pub(crate) struct FileWatch {
         /// The instance; `None` only during the drop.
         inotify: Option<OwnedFd>,
-        /// Numbers of all watches, for current and earlier directories and files.
+        /// The numbers of all watches added during this wait, even for files that have been
+        /// replaced since.
         watches: Vec<i32>,
     }
 
@@ -129,8 +130,8 @@ mod linux {
             })
         }
 
-        /// Renews the watches of the path and of its directory. Returns whether they will report
-        /// the file.
+        /// Renews the watches on the path and on its directory. Returns whether they will report
+        /// when the file appears or changes.
         pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
             self.drain(&mut |mask, name| {
                 if Some(name) == path.file_name().map(OsStr::as_bytes) {
@@ -146,8 +147,8 @@ mod linux {
                 let Ok(dir) = CString::new(dir.as_os_str().as_bytes()) else {
                     return false;
                 };
-                // SAFETY: the text ends with a zero byte, and zeros are a valid structure, which
-                // the call fills.
+                // SAFETY: the path ends in a zero byte, an all-zero `statfs` is valid, and the call
+                // fills it in.
                 let (stat, done) = unsafe {
                     let mut stat: libc::statfs = std::mem::zeroed();
                     let done = libc::statfs(dir.as_ptr(), &mut stat);
@@ -181,7 +182,7 @@ mod linux {
             let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
                 return false;
             };
-            // SAFETY: the text ends in a zero byte and outlives the call.
+            // SAFETY: the path ends in a zero byte and outlives the call.
             let watch = unsafe { libc::inotify_add_watch(self.fd(), path.as_ptr(), mask) };
             if watch >= 0 && !self.watches.contains(&watch) {
                 self.watches.push(watch);
@@ -299,8 +300,8 @@ mod tests {
             ("bound", &|| drop(UnixListener::bind(&path).unwrap())),
         ];
         for (what, deed) in deeds {
-            // A process that another test forked may close its copy of the previous step's file
-            // only now, and this is an event.
+            // A child that another test forked may hold a copy of the previous step's file. Closing
+            // that copy is an event too, so this waits until no more events arrive.
             in_time(|| {
                 renew(&mut watching, &path);
                 !told(&watching)
@@ -396,7 +397,7 @@ mod tests {
         fs::remove_dir(&inner).unwrap();
         fs::create_dir(&inner).unwrap();
         renew(&mut watching, &path);
-        // The removal of the old directory may be reported late, so this renews again.
+        // The removal of the old directory may be reported late, so this renews the watch again.
         renew(&mut watching, &path);
         assert!(!told(&watching));
         fs::write(&path, "").unwrap();

@@ -38,7 +38,7 @@ pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
 /// Fails with the error of the operating system.
 pub(in crate::sys) fn make_fifo(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the text ends in a zero byte and outlives the call.
+    // SAFETY: the path ends in a zero byte and outlives the call.
     match Errno::result(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }) {
         Ok(_) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno.into()),

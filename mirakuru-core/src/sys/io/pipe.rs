@@ -1,4 +1,5 @@
-//! Creates pipes, as only newer versions of `std` can, and checks whether a descriptor is readable.
+//! Creates pipes, which older versions of `std` do not support, and checks whether a descriptor is
+//! readable.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

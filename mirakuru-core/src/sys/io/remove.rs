@@ -112,7 +112,7 @@ impl Place {
             let slash = bytes.iter().rposition(|byte| *byte == b'/')?;
             let mut parent = [0_u8; LONGEST];
             let before = bytes.get(..slash.max(1))?;
-            // The last byte of the buffer is for the zero.
+            // The last byte of the buffer is reserved for the terminating zero byte.
             parent
                 .get_mut(..LONGEST - 1)?
                 .get_mut(..before.len())?
@@ -152,7 +152,7 @@ impl Place {
         }
     }
 
-    /// Removes the directory with its contents, and the entry `last` after all other entries.
+    /// Removes the directory with its contents. `last` names the entry to remove after all others.
     unsafe fn remove(self, last: Option<&CStr>) -> bool {
         // SAFETY: the names end in a zero byte.
         unsafe {

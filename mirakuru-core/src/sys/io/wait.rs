@@ -36,11 +36,11 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     #[cfg(target_os = "linux")]
     let result = {
         let time = libc::timespec {
-            // `try_into` avoids the name `time_t`, whose size changes for musl.
+            // `try_into` infers the type, because `libc` has deprecated the name `time_t` on musl.
             tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };
-        // SAFETY: the pointers are to a list of the given length, and to a time.
+        // SAFETY: the pointers are to a list of the given length and to a `timespec`.
         unsafe { libc::ppoll(polled.as_mut_ptr(), count, &time, std::ptr::null()) }
     };
     #[cfg(not(target_os = "linux"))]

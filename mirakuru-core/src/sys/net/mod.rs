@@ -1,4 +1,5 @@
-//! Sockets: the kernel's tables, reservations of ports, and calls that the standard library lacks.
+//! Reads the kernel's socket tables, reserves ports, and makes socket calls that the standard
+//! library does not offer.
 
 use std::net::SocketAddr;
 

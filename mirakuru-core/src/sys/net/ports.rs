@@ -27,17 +27,17 @@ pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
 /// # Errors
 ///
 /// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even another hold. Closed
-/// connections in TIME_WAIT do not count. Neither does a socket of [`stand_beside`].
+/// connections in TIME_WAIT and sockets created by [`stand_beside`] do not count.
 pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     if let Ok(fd) = bind_everywhere(port, false) {
         allow_sharing(&fd)?;
         return Ok(fd);
     }
-    // The first bind may have failed because of a listener, another hold, or only TIME_WAIT. A bind
-    // with SO_REUSEADDR would also succeed beside another hold, so two processes would hold the
-    // same port.
+    // The first bind may have failed because of a listener, another hold, or merely a connection in
+    // TIME_WAIT. Only in the last case is the port free. A retry with SO_REUSEADDR is not enough to
+    // find out: it also succeeds beside another hold, and two processes would then hold the port.
     //
-    // An exclusive bind to an unused address tells these cases apart. It conflicts with every
+    // An exclusive bind to an unused address distinguishes these cases. It conflicts with every
     // socket on the wildcard address, but not with connections, which have other addresses. While
     // the probe is open, no other process can start to hold the port.
     let probe = match bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), false) {
@@ -46,7 +46,7 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
             Some(probe)
         }
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),
-        // Only Linux has all of 127.0.0.0/8, so other systems skip this check.
+        // Only Linux assigns all of 127.0.0.0/8 to loopback, so other systems skip this check.
         Err(_) => None,
     };
     let fd = bind_everywhere(port, true);
@@ -132,7 +132,7 @@ fn bind_tcp(addr: SocketAddr, v6_only: Option<bool>, sharing: bool) -> io::Resul
     Ok(fd)
 }
 
-/// Sets both options, because an option has an effect only if both sockets have it. Nearly all
+/// Sets both options, because an option allows sharing only if both sockets set it. Nearly all
 /// services set SO_REUSEADDR, and some set only SO_REUSEPORT.
 fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
     set_reuse_addr(fd, true)?;
@@ -141,7 +141,7 @@ fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
 
 /// Returns a bound socket together with its port.
 fn with_its_port(fd: OwnedFd) -> io::Result<(OwnedFd, u16)> {
-    // The socket does not listen, but `TcpListener` can ask for its address.
+    // The socket does not listen, but `TcpListener` can still query its address.
     let socket = TcpListener::from(fd);
     let port = socket.local_addr()?.port();
     Ok((socket.into(), port))

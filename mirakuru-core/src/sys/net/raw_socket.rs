@@ -1,4 +1,5 @@
-//! The socket calls that `std` lacks, on top of `libc`, for the other files of this folder.
+//! Wraps the `libc` socket calls that `std` does not offer. The other files of this folder use
+//! them.
 //!
 //! The `nix` crate offers these calls, but its socket features add two more crates to every user's
 //! build. Every new descriptor gets an owner immediately, and is close-on-exec.
@@ -121,7 +122,8 @@ pub(in crate::sys) unsafe fn set_option<T>(
     Ok(())
 }
 
-/// Id of the process at the other end of a Unix socket, as of its `connect` or `listen`.
+/// Returns the id of the process that called `connect` or `listen` for the other end of a Unix
+/// socket.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
     let mut peer = libc::ucred {

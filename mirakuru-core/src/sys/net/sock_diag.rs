@@ -36,7 +36,7 @@ const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
-/// The attribute that tells whether an IPv6 listener accepts only IPv6.
+/// The attribute that reports whether an IPv6 listener accepts only IPv6.
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const TCP_LISTEN: u8 = 10;
 /// The state of a UDP socket that is bound and not connected.
@@ -51,8 +51,8 @@ const LOOPBACK: u32 = 1;
 pub(crate) enum States {
     /// Sockets that listen or accept datagrams. For TCP, this dump takes 10 µs.
     Listening,
-    /// All sockets except those in TIME_WAIT; from Linux 6.8 on also sockets that are only bound.
-    /// This dump takes milliseconds.
+    /// All sockets except those in TIME_WAIT. Sockets that are only bound are listed since Linux
+    /// 6.8. This dump takes milliseconds.
     Any,
 }
 
@@ -104,7 +104,7 @@ thread_local! {
 /// Runs one exchange on this thread's socket. Closes the socket after an error, so that no unread
 /// answer disturbs the next exchange.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
-    // Uses `try_with` and `take`, because an ending thread may drop a fixture after its
+    // Uses `try_with` and `take`, because a thread that is exiting may drop a fixture after its
     // thread-local values are gone.
     let kept = DIAG.try_with(RefCell::take).unwrap_or(None);
     let mut diag = match kept {
@@ -238,7 +238,7 @@ impl Diag {
         };
         put(&[family as u8, number as u8, 0, 0]);
         put(&states.to_ne_bytes());
-        // In the socket id, the local address comes first, and the remote one is zero. For the
+        // In the socket id, the local address comes first, and the remote address is zero. For the
         // lookup of a UDP socket, the kernel expects the two in reverse order. A dump compares only
         // the local port.
         let mut ports = [port.to_be_bytes(), [0; 2]];

@@ -1,5 +1,5 @@
-//! Sockets that `std` cannot create: a bind without listening, and a connect to a Unix socket that
-//! never blocks.
+//! Socket operations that `std` lacks, such as a bind without listening, and a connect to a Unix
+//! socket that never blocks.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,9 +16,9 @@ use super::raw_socket::{
 /// Binds to an address as most servers do, without listening, and closes the socket immediately.
 /// TCP uses SO_REUSEADDR, UDP does not.
 ///
-/// The error is `AddrInUse` if a server could not bind either. Connections in TIME_WAIT do *not*
-/// cause the error. A socket that has SO_REUSEADDR and does not listen does not cause it either,
-/// for example if it reserves a port for a later service.
+/// The error is `AddrInUse` if a server could not bind to the address. Connections in TIME_WAIT do
+/// *not* cause this error. Nor does a socket that has SO_REUSEADDR and does not listen, such as one
+/// that reserves a port for a later service.
 pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     let fd = match protocol {
         Protocol::Tcp => socket(family(&addr), libc::SOCK_STREAM, 0)?,

@@ -26,7 +26,8 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     if let Err(error) = bind(&client, &remote.into()) {
         choose_at_connect(&client, remote).map_err(|_| error)?;
     }
-    // The socket does not block, so the connect returns immediately. Its error does not matter.
+    // The socket is non-blocking, so `connect` returns immediately. The returned error does not
+    // matter.
     let _ = connect(&client, &local.into());
     Ok(())
 }

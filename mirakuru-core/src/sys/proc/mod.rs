@@ -22,10 +22,11 @@ pub(crate) use fds::{Closely, search, search_tree};
 pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening};
 
 /// Whether a process with a listening socket is busy with something other than accepting
-/// connections. Either its first thread runs, or each of its threads runs or sleeps for a fixed
-/// time. Returns `false` if `/proc` does not show it.
+/// connections. That is the case if its first thread is running, or if every thread is running or
+/// in a timed sleep. Returns `false` if `/proc` does not show the state of the threads.
 ///
-/// Reads the other threads only if the first one sleeps: see [`search_tree`] for the cost.
+/// Examines the other threads only if the first one is in a timed sleep, because reading the `task`
+/// directory has a cost: see [`search_tree`].
 pub(crate) fn is_between_calls(pid: u32) -> bool {
     let place = |path: String| read(&path).map(|text| String::from_utf8_lossy(&text).into_owned());
     match place(format!("{pid}/wchan")).as_deref() {
@@ -183,8 +184,8 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
 /// A process and its descendants, nearest first, until `enough` returns true. Calls `enough` with
 /// each process before it looks for that process's children.
 fn tree_until(root: u32, enough: &mut dyn FnMut(u32) -> bool) -> Vec<u32> {
-    // A kernel without CONFIG_PROC_CHILDREN has no file `children`. The parents of all processes
-    // then give the same answer.
+    // A kernel without CONFIG_PROC_CHILDREN has no file `children`. The children are then found by
+    // reading the parent of every process.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
         walk(root, &children, enough)
@@ -331,7 +332,7 @@ pub(crate) fn service_ids(environment: &[u8]) -> impl Iterator<Item = &[u8]> {
     entries(environment).filter_map(|entry| entry.strip_prefix(ID_VARIABLE.as_bytes())?.strip_prefix(b"="))
 }
 
-/// The words of a process's command line. Empty if we may not read them.
+/// The arguments of a process, with the program first. Empty if we may not read them.
 pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     let line = read(&format!("{pid}/cmdline")).unwrap_or_default();
     let mut words = Vec::new();
@@ -348,11 +349,11 @@ pub(crate) fn entries(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Checks whether this process, which runs as root, may run a service as this user and group.
-/// Returns `Ok` if `/proc` does not show it.
+/// Returns `Ok` if `/proc` does not provide the answer.
 ///
 /// # Errors
 ///
-/// The reason why it may not.
+/// Fails with the reason why the service may not run as this user and group.
 pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     const NEEDED: [(u32, &str); 3] = [(0, "CAP_CHOWN"), (6, "CAP_SETGID"), (7, "CAP_SETUID")];
     let text = |name: &str| {
@@ -471,7 +472,7 @@ mod tests {
 
     #[test]
     fn a_grandchild_is_in_the_tree_by_either_way() {
-        // The shell prints the line after the grandchild exists.
+        // The inner shell prints the line only once the grandchild exists.
         let mut child = Command::new("sh")
             .args(["-c", "sh -c 'sleep 60 & echo $!; wait' & wait"])
             .stdout(Stdio::piped())

@@ -6,9 +6,9 @@ use std::path::Path;
 use super::read;
 use crate::sys::net::{Protocol, Socket};
 
-/// The listeners of a port (0: of any port) from `/proc/net/tcp` and `tcp6`, or for UDP the bound
-/// sockets from `udp` and `udp6`. `None` if there are none. Takes milliseconds, because the kernel
-/// walks its whole table.
+/// Returns the TCP listeners or the bound UDP sockets on a port, or on every port if `port` is 0.
+/// Reads `/proc/net/tcp` and `tcp6`, or `udp` and `udp6`. `None` if there are none. Takes
+/// milliseconds, because the kernel walks its whole table.
 pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     let table = |name: &str| {
         let bytes = read(&format!("thread-self/net/{name}")).ok()?;
@@ -31,8 +31,8 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// Connections of a local port that this side has closed, and that still linger. Returns the local
-/// and the remote address of each. Takes milliseconds.
+/// Lists the connections that the owner of a local port has closed but that still linger. Returns
+/// the local and the remote address of each connection. Takes milliseconds.
 pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     /// FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
     const CLOSED: [&str; 5] = ["04", "05", "06", "09", "0B"];

@@ -1,8 +1,8 @@
-//! The system calls that guaranteed teardown needs, with the purpose of each and the remedy if it
-//! fails.
+//! Lists the system calls that guaranteed teardown needs. For error messages, each call has a
+//! purpose, and some failures have a remedy.
 //!
-//! If a supervisor cannot make one of these calls, the start fails, because nothing would then
-//! guarantee that the service is stopped.
+//! If a supervisor cannot make one of these calls, the start fails, because the supervisor could
+//! not guarantee that it stops the service.
 
 use std::io;
 
@@ -20,7 +20,7 @@ macro_rules! calls {
         impl Call {
             const ALL: &'static [Call] = &[$(Call::$call,)*];
 
-            /// The name as in the kernel's manual pages.
+            /// The name of the call to print in messages.
             fn name(self) -> &'static str {
                 match self {
                     $(Call::$call => $name,)*
@@ -62,7 +62,7 @@ calls! {
 }
 
 impl Call {
-    /// The call with this number in a message.
+    /// Returns the call with this number, as carried by a `FAILED` message.
     pub(super) fn of(number: i32) -> Option<Call> {
         Call::ALL.iter().copied().find(|call| *call as i32 == number)
     }
@@ -75,13 +75,13 @@ impl Call {
         }
     }
 
-    /// The step that failed, for the sentence "failed to ..".
+    /// Describes the failed step as the end of a sentence that begins with "failed to".
     pub(crate) fn attempt(self) -> String {
         format!("{} with `{}`", self.purpose(), self.name())
     }
 
-    /// Whether this error means that the call is not available at all, in this kernel or this
-    /// sandbox. For some calls the manual lists no EPERM, so an EPERM comes from a sandbox.
+    /// Whether this error means that the kernel lacks the call or that a sandbox forbids it. For
+    /// some calls the manual lists no EPERM, so there an EPERM comes from a sandbox.
     pub(crate) fn is_absent(self, error: &io::Error) -> bool {
         match error.raw_os_error() {
             Some(libc::ENOSYS) => true,
@@ -93,12 +93,12 @@ impl Call {
         }
     }
 
-    /// The kernel's feature behind the call, for the sentence ".. is not on this machine".
+    /// Names the call as a missing feature of the kernel, for an error about a missing requirement.
     pub(crate) fn feature(self) -> String {
         format!("the kernel's `{}`", self.name())
     }
 
-    /// The remedy, as an instruction to the reader.
+    /// Tells the user how to remedy the error, if there is a known remedy.
     pub(crate) fn remedy(self, error: &io::Error) -> Option<String> {
         let name = self.name();
         let since = match self {

@@ -1,7 +1,8 @@
-//! The phases of a stop, in the supervisors of both back ends. This module enforces the grace.
+//! Leads a stop through its phases, in the supervisors of both back ends, and enforces the grace.
 //!
 //! 1. *Waiting*, if other services need this one: its supervisor waits until they are gone.
-//! 2. *Polite*: all processes of the tree receive the stop signal, and have the grace to exit.
+//! 2. *Polite*: all processes of the tree receive the stop signal, and have until the end of the
+//!    grace to exit.
 //! 3. *Killing*, if the recipe's kill signal is not SIGKILL: all processes receive the kill signal,
 //!    and SIGKILL follows a second later.
 //! 4. SIGKILL for every process that is left.

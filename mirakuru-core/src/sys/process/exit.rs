@@ -18,7 +18,8 @@ use super::slots::{Slot, Slots};
 use super::{service, users};
 
 static SLOTS: Slots<Ending> = Slots::new();
-/// The process whose services the handler stops. A fork inherits the handler, but not the services.
+/// The process whose services the handler stops. A forked child inherits the handler, but not the
+/// services.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// The time on CLOCK_MONOTONIC at which the handler began.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
@@ -173,12 +174,13 @@ fn end_all(failed: bool) {
     // the main thread, a test has ended the process, because the harness exits on the main thread.
     let in_a_test = failed || !is_main_thread();
     end_where(in_a_test, &|_| true);
-    // The services of this process have ended, so the shared services that they needed may end too.
+    // The services of this process have been stopped, so it no longer uses the shared services that
+    // they needed.
     users::leave_all();
 }
 
-/// Stops the services of a test that is over, even if a thread of the test still holds them. To
-/// such a thread, the process seems to be exiting.
+/// Stops the services of a test that is over, even if a thread of the test still holds them. Such a
+/// thread then sees its services as it would during the exit of the process.
 pub(crate) fn end_of_test(test: u64) {
     if PROCESS.load(Ordering::SeqCst) == std::process::id() {
         end_where(true, &|slot| slot.test.load(Ordering::SeqCst) == test);
@@ -193,7 +195,8 @@ fn end_where(in_a_test: bool, is_wanted: &dyn Fn(&Ending) -> bool) {
             false => -1,
         };
         if control >= 0 && !is_wanted(slot) {
-            // The owner has given up the slot in the meantime, and another service has taken it.
+            // Between the two checks, the owner released the slot, and another service took it. So
+            // the control socket is put back.
             slot.control.store(control, Ordering::SeqCst);
         } else if control >= 0 {
             let mut message: Message = std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst));

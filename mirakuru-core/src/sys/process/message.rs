@@ -86,7 +86,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
             Err(_) => match Errno::last() {
                 Errno::EINTR => continue,
                 Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS => {}
-                // The other side is gone, or the call is forbidden.
+                // The other side is gone, or a sandbox forbids the call.
                 _ => return false,
             },
         }

@@ -26,8 +26,8 @@ extern "C" fn note_parent() {
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static AT_LOAD: extern "C" fn() = note_parent;
 
-/// Whether the process that started this one has ended. Returns false in a fork that has executed
-/// no program, because the loader has not called `note_parent` there.
+/// Whether the process that started this one has ended. Returns `false` in a forked child that has
+/// not executed a program, because the loader has not called `note_parent` there.
 pub(crate) fn is_orphan() -> bool {
     SELF.load(Ordering::Relaxed) == std::process::id() && PARENT.load(Ordering::Relaxed) != parent_id()
 }

@@ -1,4 +1,5 @@
-//! Moves a service's output into its log, in the supervisors of both back ends.
+//! Moves a service's output from its pipes into its log. The supervisors of both back ends use this
+//! code.
 //!
 //! Runs after a fork: see the head of `spawn.rs`.
 
@@ -113,8 +114,8 @@ impl Output {
         }
     }
 
-    /// Moves the rest of the output into the log, after no process is left to print more. Records
-    /// the bytes that could not be written as lost.
+    /// Moves the rest of the output into the log, once no process is left that could print more.
+    /// Records the bytes that could not be written as lost.
     pub(super) unsafe fn finish(&mut self, buffer: &mut [u8; BUFFER]) {
         // SAFETY: `relay` uses only this value and the buffer.
         unsafe {
@@ -158,8 +159,8 @@ impl Output {
     }
 
     /// Writes the first `len` bytes of the buffer into the log, then their record into the index.
-    /// So a reader that finds a record finds its bytes. If the disk has no room, counts the bytes
-    /// as lost; the service never waits for room.
+    /// So a reader that finds a record also finds its bytes. If the disk has no room, counts the
+    /// bytes as lost; the service never waits for room.
     pub(super) unsafe fn write(&mut self, buffer: &[u8], stream: usize, len: usize) {
         // SAFETY: the call writes from the buffer, and never more than it holds.
         unsafe {
@@ -210,8 +211,9 @@ impl Output {
         }
     }
 
-    /// Starts a new part of the log, and removes an old part if there are too many. Writes the
-    /// record that names the new part only once that part is complete.
+    /// Starts a new part of the log, and removes an old part if there are too many. Returns whether
+    /// the new part was started. The record that names the new part is added to the old index last,
+    /// when the new files are ready.
     unsafe fn begin_part(&mut self) -> bool {
         let number = self.part.number.wrapping_add(1);
         // SAFETY: the strings end in a zero byte. Each descriptor opened here is closed here, or
@@ -232,7 +234,7 @@ impl Output {
             let at = LogPart {
                 number,
                 log: self.part.log.wrapping_add(self.log_len as u64),
-                // Includes the record that names the new part.
+                // This counts the record that names the new part, which is written below.
                 index: (self.part.index)
                     .wrapping_add(self.index_len as u64)
                     .wrapping_add(log_record::SIZE as u64),

@@ -117,7 +117,8 @@ pub(crate) enum Stream {
     Inherit(RawFd),
 }
 
-/// The policy for stopping a service: the stop signal, the grace, and the signal that follows it.
+/// The policy for stopping a service: the stop signal, the grace, and the signal to send when the
+/// grace is over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StopPolicy {
     pub(crate) signal: i32,

@@ -45,8 +45,8 @@ pub(crate) struct Service {
     /// The control socket. `drop` leaves it open if the exit handler (`exit.rs`) is stopping the
     /// service.
     control: ManuallyDrop<OwnedFd>,
-    /// The process that started the service. A fork of that process has a copy of this value, and
-    /// must not use it.
+    /// The process that started the service. A forked child has a copy of this value, and must not
+    /// use it.
     owner: u32,
     guard: Pid,
     id: String,
@@ -103,12 +103,13 @@ pub(crate) struct Exit {
     pub(crate) status: ExitStatus,
     /// The time on CLOCK_MONOTONIC, in nanoseconds, at which the supervisor noticed the exit.
     pub(crate) at: u64,
-    /// Whether the main process left descendants behind, as a daemon's does.
+    /// Whether the main process left descendants behind, as it does when the service becomes a
+    /// daemon.
     pub(crate) left_descendants: bool,
 }
 
 impl Exit {
-    /// Whether the main process made the service a daemon: it exited with status 0 and left
+    /// Whether the service has become a daemon: its main process exited with status 0 and left
     /// descendants.
     pub(crate) fn is_daemonised(&self) -> bool {
         self.left_descendants && self.status.success()
@@ -116,8 +117,8 @@ impl Exit {
 }
 
 impl Service {
-    /// Starts a supervisor for each plan. The supervisors are forked together, so a cheap fork is
-    /// prepared only once. Each supervisor executes its service a moment later: see
+    /// Starts a supervisor for each plan. The supervisors are forked together, because preparing
+    /// the memory costs more than a fork. Each supervisor executes its service a moment later: see
     /// [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
         Service::try_to_launch(plans, LAUNCH_RETRIES)
@@ -243,8 +244,8 @@ impl Service {
         Err(failure)
     }
 
-    /// Whether the service is stopped elsewhere, because its test is over or this process exits. In
-    /// that case the supervisor removes the directory.
+    /// Whether the exit handler or the end of the test is already stopping the service. In that
+    /// case the supervisor removes the directory.
     pub(crate) fn ended_elsewhere(&self) -> bool {
         self.owner == std::process::id() && !self.registration.take()
     }
@@ -387,7 +388,8 @@ impl Service {
     /// Stops the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
         if self.owner != std::process::id() || !self.registration.take() {
-            // This value is a copy in a fork, or the exit handler is already stopping the service.
+            // Either this process is a forked child, or the exit handler is already stopping the
+            // service.
             self.state.closed = true;
             self.state.empty = true;
             self.state.reaped = true;
@@ -423,8 +425,8 @@ impl Service {
         self.state.closed = true;
         self.state.reaped = true;
         if !empty {
-            // The worker may be alive even if its socket is closed or broken. `hang_up` tells the
-            // worker to stop the service.
+            // The worker may still be alive, even if its socket is closed or broken. `hang_up`
+            // tells the worker to stop the service.
             raw_socket::hang_up(&self.control);
         }
         match self.reap_guard(empty) {
@@ -452,8 +454,9 @@ impl Service {
         )
     }
 
-    /// Waits until the guard has exited: without a limit if `soon` is set, otherwise for [`MARGIN`]
-    /// plus `slow_end`. Returns `None` if the guard has not exited by then.
+    /// Waits until the guard has exited. Returns `None` if it has not exited after [`MARGIN`] plus
+    /// `slow_end`. If `soon` is set, the worker has sent its last message, so there is no time
+    /// limit.
     fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
         wait_for(
@@ -491,7 +494,7 @@ impl Service {
         }
     }
 
-    /// Reads a message, if one has arrived. Records that the connection is closed.
+    /// Reads a message, if one has arrived. If the connection is closed, records that.
     fn receive(&mut self) -> io::Result<Option<Message>> {
         if self.state.closed {
             return Ok(None);
@@ -534,7 +537,7 @@ struct LaunchResources<'a> {
     registration: Registration,
     /// The test process's end of the socket.
     ours: OwnedFd,
-    /// Descriptors outside the plan of which the supervisor gets copies.
+    /// Descriptors that are not in the plan, and of which the supervisor gets copies.
     _theirs: Vec<OwnedFd>,
 }
 
@@ -550,8 +553,8 @@ impl LaunchResources<'_> {
             if fd > 2 {
                 return Ok(fd);
             }
-            // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is
-            // owned by `theirs`.
+            // SAFETY: the descriptor is open (borrowed from `plan`, or newly created); `theirs`
+            // owns the copy.
             let copy = unsafe {
                 let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3));
                 OwnedFd::from_raw_fd(copy.map_err(|errno| Call::Duplicate.failed(errno.into()))?)
@@ -658,8 +661,8 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
 }
 
 impl Drop for Service {
-    /// Kills the service without grace if it was not stopped. Normally its executor has already
-    /// stopped it with grace.
+    /// Kills the service immediately if it was not stopped. Normally its executor has already
+    /// stopped it, with the grace of the recipe.
     fn drop(&mut self) {
         if !self.state.reaped {
             let policy = StopPolicy {

@@ -1,8 +1,9 @@
-//! Starts the programs of a supervisor, in both back ends: the service and its `on_end` command.
+//! Executes the two programs that a supervisor starts: the service and its `on_end` command. Both
+//! back ends use this code.
 //!
 //! This code runs after a fork of a process that may have many threads, so it makes only system
 //! calls. It must not allocate, lock, panic, or use a thread-local value other than `errno`. The
-//! process may have inherited only the arena, the stacks and the files' mappings.
+//! process may have inherited only the arena, the stacks and the file mappings.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem;
@@ -90,8 +91,8 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
             loop {
                 libc::execve(*candidate, words.argv, envp);
                 error = errno();
-                // If the program was written just now, a fork of the writer may still have it open.
-                // The fork closes the file when it executes a program of its own.
+                // If the program was written just now, a forked child of the writer may still have
+                // the file open. The child closes it when it executes a program of its own.
                 if error != libc::ETXTBSY || tries >= 20 {
                     break;
                 }
@@ -293,7 +294,7 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
 }
 
 /// Executes the `on_end` command, in the child. If the child shares the supervisor's memory, the
-/// supervisor sleeps until then.
+/// supervisor sleeps until the exec.
 unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
     // SAFETY: the arena's strings and descriptors are valid.
     unsafe {

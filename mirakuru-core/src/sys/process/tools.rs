@@ -1,4 +1,4 @@
-//! Helpers for the supervisors. They run after a fork: see the head of `spawn.rs`.
+//! Helpers for the supervisors. This code runs after a fork: see the head of `spawn.rs`.
 
 use std::ffi::c_char;
 use std::ptr;

@@ -1,11 +1,12 @@
-//! The users of a service that ends with its last user. Each user is a process.
+//! Tracks the users of a service that is stopped when its last user is gone. A user is a process.
 //!
-//! Each user holds the write end of a FIFO, and the service's supervisor polls the read end. The
-//! kernel reports a hang-up when the last writer is gone, however it ended. The supervisor then
-//! hides the service from new users, checks again, and stops the service (`linux/supervisor.rs`).
+//! Each user holds the write end of a FIFO, and the service's supervisor polls the read end. When
+//! the last writer has closed the FIFO or died, the kernel reports a hang-up. The supervisor then
+//! hides the service from new users. If there is still no user, it stops the service
+//! (`linux/supervisor.rs`).
 //!
-//! If a process was the last user of a service and exits normally, it waits until the service has
-//! ended. So the service is gone before the runner sees the process end.
+//! If the last user exits normally, it waits until the service has been stopped. So the service is
+//! gone before the runner notices that the process has exited.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -158,7 +159,7 @@ mod tests {
         drop(one);
         assert!(!is_hung_up(&reader));
         drop(other);
-        // A fork of another test may hold a copy of the write end for a moment.
+        // A child that another test forked may hold a copy of the write end for a moment.
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while !is_hung_up(&reader) {
             assert!(std::time::Instant::now() < deadline, "nobody uses it");

@@ -8,9 +8,9 @@ use once_cell::sync::Lazy;
 
 use super::{memory, os};
 
-/// Whether the system lacks pidfds, as valgrind 3.19 does. Without pidfds, processes are identified
-/// by their ids alone. The test process checks this before it forks a supervisor, which inherits
-/// the answer.
+/// Whether pidfds are unavailable, as they are under valgrind 3.19. Without pidfds, processes are
+/// identified by their ids alone. The test process checks this before it forks a supervisor, which
+/// inherits the answer.
 pub(crate) fn pidfds_are_missing() -> bool {
     static MISSING: Lazy<bool> = Lazy::new(|| {
         let unknown = |e: io::Error| e.raw_os_error() == Some(libc::ENOSYS);
@@ -31,8 +31,8 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
 /// if it is not ours.
 ///
 /// The pidfd is opened before the check, so the signal goes to the process that was checked.
-/// Without pidfds, another process may have the same id by now, but only after the system has used
-/// all other ids.
+/// Without pidfds, the id could be reused in between, but only after the system has used all other
+/// ids.
 ///
 /// # Safety
 ///

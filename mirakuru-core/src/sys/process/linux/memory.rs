@@ -8,11 +8,11 @@
 //! * the arena (stacks, buffers, the plan);
 //! * the thread-local block of the forking thread, which holds libc's `errno` and the kernel's
 //!   `rseq` area;
-//! * the top of the forking thread's stack: from 1.2.5 on, musl's `clone` leaves data there, which
-//!   the child reads before it calls its function;
-//! * `.bss`, which the kernel shows as an anonymous mapping behind a file's mapping.
+//! * the top of the forking thread's stack: since musl 1.2.5, `clone` leaves data there, which the
+//!   child reads before it calls its function;
+//! * `.bss`, which the kernel lists as an anonymous mapping right after a file mapping.
 //!
-//! The fork inherits files' mappings (code, `.data`, `.got`) as usual.
+//! The child inherits file mappings (code, `.data`, `.got`) as usual.
 //!
 //! The supervisor runs only mirakuru's code and simple calls of libc, so it needs no other memory.
 //! A preloaded library, a sanitizer or lazy binding would run other code, whose data may be
@@ -38,8 +38,8 @@ use once_cell::sync::Lazy;
 
 use super::super::arena::page_size;
 
-/// Prevents other forks during ours. It is a pthread mutex, because one handler of `pthread_atfork`
-/// locks it and another unlocks it.
+/// Keeps other threads from forking during our fork. It is a pthread mutex, because one handler of
+/// `pthread_atfork` locks it and another unlocks it.
 struct ForkLock(UnsafeCell<libc::pthread_mutex_t>);
 
 // SAFETY: a pthread mutex is designed to be shared between threads.
@@ -58,8 +58,8 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// The reason that [`needs_all`] returns under valgrind, which aborts a process that creates some
-/// kinds of children.
+/// The reason that [`needs_all`] returns under valgrind, which aborts a process that creates a
+/// child in any way other than a plain fork.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
 
 fn preloads() -> OsString {
@@ -125,7 +125,8 @@ fn binds_lazily() -> bool {
     /// The linker calls this for each loaded object. Returns 1 for the object that contains this
     /// code, which ends the iteration.
     unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
-        // SAFETY: the linker gives the headers of an object that is loaded; `lazy` is a `bool`.
+        // SAFETY: the linker passes the program headers of a loaded object, and `lazy` points to a
+        // `bool`.
         unsafe {
             let info = &*info;
             let base = info.dlpi_addr as usize;
@@ -168,8 +169,8 @@ fn binds_lazily() -> bool {
     false
 }
 
-/// Takes the lock, calls `own` for ranges of memory, and calls `fork` for each range. If `little`
-/// is set, each fork inherits only its range and the memory that libc needs.
+/// Calls `fork` for each range of memory that `own` returns, while no other thread can fork. If
+/// `little` is set, each child inherits only its own range and the memory that libc needs.
 pub(super) fn with_memory(
     little: bool,
     own: impl FnOnce() -> Vec<Range<usize>>,

@@ -16,10 +16,10 @@
 //! becomes a child of the worker, or of the guard if the worker is gone. A descendant cannot avoid
 //! that with its own session, a double fork or a cleared environment.
 //!
-//! When `waitpid` fails with ECHILD in a subreaper, this proves that nothing is left. No search by
-//! name or mark can prove that. If one of the two is killed, the other finishes its work. If both
-//! are killed at the same time, `sweep` finds the service's processes by the mark in their
-//! environment.
+//! A `waitpid` that fails with ECHILD in a subreaper proves that no descendant is left. No search
+//! by name or mark can prove that. If the guard or the worker is killed, the other one stops the
+//! service. If both are killed at the same time, `sweep` finds the service's processes by the mark
+//! in their environment.
 //!
 //! The files:
 //!

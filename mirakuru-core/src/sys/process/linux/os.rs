@@ -1,5 +1,5 @@
-//! The Linux part of the code that both back ends share (`spawn.rs`, `service.rs`). The first
-//! section runs after a fork, so it must not allocate, lock or panic.
+//! The Linux versions of the functions that the shared code (`spawn.rs`, `service.rs`) calls. The
+//! first section runs after a fork, so it must not allocate, lock or panic.
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -50,12 +50,13 @@ pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
 
 /// Gives the service its own session and process group.
 pub(in crate::sys::process) unsafe fn own_group() {
-    // SAFETY: the call takes only numbers. It cannot fail: a new process leads no group.
+    // SAFETY: the call takes only numbers. It cannot fail, because a newly forked process is never
+    // a group leader.
     unsafe { libc::setsid() };
 }
 
-/// Asks for SIGKILL when the parent's thread ends. The parent has only one thread, so that is when
-/// the parent ends.
+/// Requests SIGKILL for this process when its parent dies. The kernel watches only the thread that
+/// forked this process, but the parent has no other thread.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {
     // SAFETY: the call takes only numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
@@ -214,8 +215,8 @@ struct Batch {
     next: *mut Batch,
 }
 
-/// The batches of all waiting threads. The thread that holds the lock forks all of them, because
-/// marking the memory costs more than a fork.
+/// The batches of all threads that wait for the lock. The thread that holds it forks the
+/// supervisors of all batches, because marking the memory costs more than a fork.
 static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 
 /// Forks a supervisor for each mapping. The caller has blocked all signals.
@@ -231,7 +232,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         forked: Vec::new(),
         next: ptr::null_mut(),
     }));
-    // SAFETY: no other thread knows the batch before it is in the list.
+    // SAFETY: no other thread can reach the batch until it is in the list.
     let push = |first| unsafe {
         (*mine).next = first;
         Some(mine)
@@ -240,8 +241,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let whole = memory::needs_all();
     let waiting = RefCell::new(Vec::new());
     let take = || {
-        // SAFETY: the thread of a listed batch frees the batch only after it has taken the lock,
-        // which is held here.
+        // SAFETY: each thread frees its own batch only after its call of `with_memory`, which takes
+        // the lock that this thread holds now.
         unsafe {
             let is_done = !(*mine).forked.is_empty();
             let mut next = match is_done {
@@ -251,8 +252,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
             let mut ranges = Vec::new();
             while let Some(batch) = next.as_mut() {
                 next = batch.next;
-                // In a fork of the test process, the list contains copies of batches of the
-                // parent's threads.
+                // After a fork of the test process, the child's list contains copies of its
+                // parent's batches. The child skips them.
                 if batch.process == process {
                     for (range, ..) in &batch.mappings {
                         ranges.push(range.clone());
@@ -265,8 +266,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     };
     memory::with_memory(whole.is_none(), take, |_| {
         let waiting = waiting.borrow();
-        // SAFETY: the thread of a listed batch frees the batch only after it has taken the lock,
-        // which is held here.
+        // SAFETY: each thread frees its own batch only after its call of `with_memory`, which takes
+        // the lock that this thread holds now.
         let mut batches = waiting.iter().map(|batch| unsafe { &mut **batch });
         let batch = batches.find(|batch| batch.forked.len() < batch.mappings.len());
         let Some(batch) = batch else { return };
@@ -347,7 +348,8 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
         tv_nsec: timeout.subsec_nanos() as _,
     });
     let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the pointers are to one `pollfd` and to a time, or null.
+    // SAFETY: the first pointer is to one `pollfd`, and the second is null or points to a
+    // `timespec`.
     unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
 }
 

@@ -3,7 +3,7 @@
 //! This code runs after a fork of a process that may have many threads, so it makes only system
 //! calls. It must not allocate, lock, or use a thread-local value other than `errno`. It must not
 //! panic, so it avoids indexing, `unwrap`, and arithmetic that may overflow. The process has
-//! inherited only the arena, its stacks and the files' mappings.
+//! inherited only the arena, its stacks and the file mappings.
 //!
 //! The order of events guarantees that the service is stopped:
 //!
@@ -14,7 +14,7 @@
 //!    group reaches two of them.
 //! 2. The worker watches the test process through a pidfd that was opened before the fork, so it
 //!    always notices when the test process ends. The end of file of the socket is not enough:
-//!    another fork of the test process may hold a copy of the socket.
+//!    another child of the test process may hold a copy of the socket.
 //! 3. The service asks for SIGKILL at its parent's death, and only then checks that its parent is
 //!    alive. So it notices an earlier death as well.
 //! 4. A stop goes through the phases of `ending.rs`, then kills until nothing is left. After that
@@ -37,7 +37,8 @@
 //!   fails in that time, because the two share one `errno`.
 //! * Guard and worker share one command line, but each has its own process name (`comm`).
 //!
-//! The file is long because the guard and the worker must do their steps in one order.
+//! The file is long because its guarantees depend on the order of the steps of guard and worker,
+//! which is easiest to check in one place.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
@@ -138,7 +139,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
             check(a.guard_pidfd, Call::PidfdOpen)?;
         }
-        // Tries calls whose first real use comes too late to report a failure.
+        // The guard needs `wait4` and `waitid` only after the worker has started. By then a failed
+        // call could no longer fail the start, so the guard tries both now.
         let nobody = tree::has_children();
         check(if nobody == Some(false) { 0 } else { -1 }, Call::Wait)?;
         let not_mine = !tree::is_my_child(a.guard) && errno() == libc::ECHILD;
@@ -198,7 +200,7 @@ struct Worker<'a> {
     inbox: Inbox,
     output: Output,
     ending: Ending,
-    /// The time of the stop signal, in the kernel's clock ticks.
+    /// The time at which the stop signal was sent, in clock ticks since boot.
     asked_at: i64,
     /// Whether the service's process group has received the stop signal.
     group_was_asked: bool,
@@ -286,8 +288,8 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
         a.worker = libc::getpid();
         let events = signalfd();
         check(events, Call::Signalfd)?;
-        // Tries calls whose first real use comes too late to report a failure. Signal 0 has no
-        // effect.
+        // The worker needs these calls only when it signals processes later. By then a failed call
+        // could no longer fail the start, so the worker tries them now. Signal 0 has no effect.
         if a.guard_pidfd >= 0 {
             check(handle::send(a.guard_pidfd, 0), Call::PidfdSend)?;
         } else {
@@ -354,8 +356,8 @@ impl Worker<'_> {
                     self.output.take_turn(&mut self.a.buffer, 1);
                 }
                 if guard_seen {
-                    // The guard is gone. The worker stops the service without grace, because
-                    // nothing would stop the service if the worker died as well.
+                    // The guard is gone. The worker kills the service immediately, because nothing
+                    // would stop the service if the worker died as well.
                     return self.conclude(runner);
                 }
                 let mut owner_is_gone = false;
@@ -393,9 +395,10 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether the service of the run must be stopped. A service that ends with its last user is
-    /// first hidden from new users, then checked again. A new user opens the FIFO before it looks
-    /// for the service. So either this check sees the user, or the user does not find the service.
+    /// Whether a published service must be stopped, after its runner or its last user has gone. A
+    /// service that ends with its last user is first hidden from new users, and then the FIFO is
+    /// checked again. A new user opens the FIFO before it looks for the service. So either this
+    /// check sees the user, or the user does not find the service.
     unsafe fn is_over(&self, users: i32) -> bool {
         // SAFETY: the paths are strings in the arena, and `poll` uses a local variable.
         unsafe {
@@ -539,9 +542,9 @@ impl Worker<'_> {
             }
             if self.ending.clean_up {
                 if self.published {
-                    // The runner has ended, or the last user of a service that has its own
-                    // directory. Without the runner no process starts a service of the run or
-                    // attaches to one, and a new run has another directory. So the first worker
+                    // Either the runner has ended, or the service has its own directory and its
+                    // last user is gone. Without the runner no process starts a service of the run
+                    // or attaches to one, and a new run has another directory. So the first worker
                     // that gets here removes the files of all services of the run.
                     remove_private_dir(self.a.run_dir);
                 }
@@ -633,8 +636,8 @@ impl Worker<'_> {
         self.group_was_asked && unsafe { libc::getpgid(pid) } == self.a.service
     }
 
-    /// Records that a process is sent the stop signal. Returns `false` if it was sent the signal
-    /// before, or if the list is full.
+    /// Records a process that is about to get the stop signal. Returns `false` if it is already
+    /// recorded, or if the list is full.
     fn note_told(&mut self, pid: i32) -> bool {
         let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
         if told.contains(&pid) {
@@ -740,8 +743,8 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // or exits.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // If the worker is killed now, a guard that shares this memory learns from this field that
-        // there is a service.
+        // If the worker is killed now, a guard that shares this memory finds the service through
+        // this field.
         a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);
         os::report_failure(a);

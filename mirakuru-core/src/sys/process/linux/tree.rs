@@ -28,7 +28,7 @@ use super::handle;
 
 /// The largest process id of any 64-bit kernel, plus one.
 const PID_LIMIT: i32 = 1 << 22;
-/// Number of process ids, from this process's own id on, that the search tries first.
+/// The search first tries this many process ids, starting at this process's own id.
 const NEAR: i32 = 4096;
 /// If this many walks in a row find no child in `/proc`, the search tries all process ids.
 const BLIND_WALKS: u32 = 50;
@@ -40,8 +40,8 @@ const TOO_MANY_ERRORS: u32 = 2000;
 ///
 /// # Safety
 ///
-/// The calling process must be a child subreaper with one thread, and none of its children may have
-/// to survive.
+/// The calling process must be a child subreaper with one thread, and every child that it has or
+/// adopts must belong to the tree to kill.
 pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
     // SAFETY: an all-zero `sigaction` is valid, and the other calls use local variables or `pids`.
     unsafe {
@@ -109,7 +109,7 @@ pub(super) fn has_children() -> Option<bool> {
 ///
 /// # Safety
 ///
-/// The rules of [`kill_all`] apply.
+/// The same as for [`kill_all`].
 pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
     let is_mine = || {
         let mine = is_my_child(pid);
@@ -240,7 +240,7 @@ pub(super) fn descendants(pids: &mut [i32]) -> usize {
 ///
 /// # Safety
 ///
-/// The rules of [`kill_all`] apply.
+/// The same as for [`kill_all`].
 pub(super) unsafe fn signal_descendant(pid: i32, signal: i32) {
     // SAFETY: `signal_if` is sound with any arguments.
     unsafe { handle::signal_if(pid, signal, || is_my_child(pid) || descends(pid)) };
@@ -283,7 +283,7 @@ pub(super) fn now_ticks() -> i64 {
     }
 }
 
-/// Whether a process was started after this moment of [`now_ticks`].
+/// Whether a process was started after `ticks`, a time that [`now_ticks`] returned.
 pub(super) fn is_younger(pid: i32, ticks: i64) -> bool {
     stat_field(pid, 19) > ticks
 }
@@ -302,7 +302,7 @@ fn stat_field(pid: i32, index: usize) -> i64 {
         libc::close(fd);
         got
     };
-    // The format is PID (NAME) STATE PARENT .., and the name may contain any character.
+    // The file begins with `PID (NAME) STATE PARENT`, and the name may contain any character.
     let text = text.get(..usize::try_from(got).unwrap_or(0)).unwrap_or(&[]);
     let end = text.iter().rposition(|byte| *byte == b')').unwrap_or(0);
     let rest = text.get(end.wrapping_add(2)..).unwrap_or(&[]);

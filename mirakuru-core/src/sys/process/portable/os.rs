@@ -1,5 +1,5 @@
-//! The portable part of the code that both back ends share (`spawn.rs`, `service.rs`), in POSIX
-//! calls. The first section runs after a fork, so it must not allocate, lock or panic.
+//! The POSIX versions of the functions that the shared code (`spawn.rs`, `service.rs`) calls. The
+//! first section runs after a fork, so it must not allocate, lock or panic.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -17,7 +17,7 @@ use super::super::arena::{Arena, Mapping};
 use super::super::tools::to_read;
 use super::supervisor;
 
-// libc's functions may be called here, because libc itself has made the fork, and the child has one
+// libc's functions may be called here, because the process was forked by libc itself, and has one
 // thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
@@ -125,7 +125,8 @@ pub(in crate::sys::process) unsafe fn spawn(
 /// reports no end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
-/// Whether a daemon of the service can escape. Here it can, by leaving the process group.
+/// Whether a daemon of the service can outlive the service. Here it can, by leaving the process
+/// group.
 pub(crate) const LOSES_DAEMONS: bool = true;
 
 /// The exit status of a supervisor that could not prove the group empty.
@@ -144,8 +145,8 @@ pub(crate) fn pidfd(_: u32) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Always `false`: only the supervisor, as the leader's parent, knows that the group still has this
-/// id.
+/// Always `false`: only the supervisor, as the leader's parent, can be sure that the group still
+/// has this id.
 pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
     false
 }
@@ -221,15 +222,15 @@ pub(in crate::sys::process) fn arguments() -> Range<usize> {
 /// Sleeps until there is something to read, but no longer than `timeout`.
 pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
     match timeout {
-        // `poll` counts milliseconds, which is too coarse for a service that is ready sooner.
-        // `pselect` takes only low descriptors.
+        // The timeout of `poll` is in milliseconds, which is too coarse for so short a wait.
+        // `pselect` accepts only descriptors below `FD_SETSIZE`.
         Some(timeout) if timeout < Duration::from_millis(10) && (fd as usize) < libc::FD_SETSIZE => {
             let time = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: timeout.subsec_nanos() as _,
             };
-            // SAFETY: the set is a local variable with room for this descriptor, as just checked;
-            // null stands for the other sets.
+            // SAFETY: the set is a local variable with room for this descriptor, as just checked,
+            // and a null pointer means an empty set.
             unsafe {
                 let mut set: libc::fd_set = mem::zeroed();
                 libc::FD_SET(fd, &mut set);
@@ -255,7 +256,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     }
 }
 
-/// Does nothing: only the supervisor knows the child that it has forked.
+/// Does nothing, because only the supervisor has the id of the child that would become the service.
 pub(in crate::sys::process) fn abort_start(_: i32) {}
 
 /// Kills the service's group if the supervisor was killed. Does not find processes that have left

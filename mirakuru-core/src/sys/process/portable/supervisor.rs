@@ -1,5 +1,5 @@
 //! The supervisor's own code. It runs after a fork, so it makes only system calls, and must not
-//! allocate, lock or panic (`spawn.rs`).
+//! allocate, lock or panic. The head of `spawn.rs` gives all the rules.
 //!
 //! The order of events guarantees that the service's process group is stopped:
 //!
@@ -7,8 +7,8 @@
 //!    blocked. So the runner's signals to its process group and terminal do not reach the
 //!    supervisor.
 //! 2. The end of file of the socket immediately tells the supervisor that the test process has
-//!    died. A fork of the test process may hold a copy of the other end. So the supervisor also
-//!    checks from time to time whether its parent has changed.
+//!    died. Another child of the test process may hold a copy of the other end. So the supervisor
+//!    also checks from time to time whether its parent has changed.
 //! 3. Supervisor and service both call `setpgid`. So the service has its own group before the test
 //!    process learns of it.
 //! 4. A stop sends the stop signal and SIGCONT to the group. After the grace, it sends SIGKILL
@@ -111,7 +111,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             return 1;
         }
         // The group must exist before any signal is sent to it. If the program has been executed
-        // already, this call fails, but the child has made the group.
+        // already, this call fails, but then the child has created the group itself.
         libc::setpgid(pid, pid);
         libc::close(lifted);
         close_streams(a);
@@ -163,7 +163,8 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
         if !watch_children(wake[1]) {
             return Err(Call::Handler);
         }
-        // Tries calls whose first real use comes too late to report a failure.
+        // The supervisor needs `waitpid` only after the service has started. By then a failed call
+        // could no longer fail the start, so the supervisor tries it now.
         if libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) != -1 || errno() != libc::ECHILD {
             return Err(Call::Wait);
         }
