@@ -108,7 +108,7 @@ fn no_queue_is_advised_for_the_port_of_another_users_test() {
     send(others.id(), SIGTERM);
     others.wait().expect("a child");
     assert!(
-        report.contains("wait until that test of another user has ended, or "),
+        report.contains("wait until the other user's test has ended, or "),
         "{report}"
     );
     assert!(!report.contains("queue"), "{report}");

@@ -82,5 +82,5 @@ fn https_is_asked_over_tls() {
             .wait_for(Http::get("https://127.0.0.1:{port}/"))
             .timeout(Duration::from_secs(4)),
     ));
-    assert!(text.contains("did not agree on TLS"), "{text}");
+    assert!(text.contains("the TLS handshake with "), "{text}");
 }

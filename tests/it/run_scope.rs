@@ -1545,7 +1545,7 @@ fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
     let own = run.test(&envs("OWN_FIXED"));
     let (kind, error) = own.error();
     assert_eq!(kind, "AlreadyRunning");
-    assert!(error.contains("whole run of tests shares"), "{error}");
+    assert!(error.contains("whole test run shares"), "{error}");
     // A test of another run waits for the port.
     let mut other = Run::begin(&scratch);
     let waits = other.test(&envs("OWN_FIXED"));

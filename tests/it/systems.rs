@@ -949,7 +949,7 @@ fn on(port: u16) -> ExecutorBuilder<Tcp> {
 /// Asserts that the error says that a wait would never end, and gives this remedy.
 #[track_caller]
 fn assert_endless(text: &str, port: u16, remedy: &str) {
-    let wanted = format!("two services of this test, or of this whole test process, want port {port}, and");
+    let wanted = format!("two services of this test or test process need port {port}, so");
     assert!(text.contains(&wanted), "{text}");
     assert!(text.contains(&format!("hint:       {remedy}")), "{text}");
     assert_eq!(

@@ -29,7 +29,7 @@ fn the_port_is_taken_by_another_server() {
         &format!(
             "{ODD} --listen {addr}: port {port} is already in use by mirakuru-odd-service (pid {pid})\n  \
                holder:     started [time] ago by user {user}\n  \
-               hint:       end it with `kill {pid}`, or let a free port be chosen with `{{port}}`"
+               hint:       end it with `kill {pid}`, or use `{{port}}` to get a free port"
         ),
     );
 }
@@ -174,8 +174,8 @@ fn another_server_takes_the_port_during_the_start() {
                timeline:   spawned\n  \
                output:     none\n  \
                hint:       it uses the address or path that this service \
-                   needs: end it with `kill {pid}`, or let a free \
-               port be chosen with `{{port}}`"
+                   needs: end it with `kill {pid}`, or use `{{port}}` \
+               to get a free port"
         ),
     );
 }
@@ -224,7 +224,7 @@ fn the_bind_fails_because_of_another_server() {
         );
         assert!(
             text.contains(&format!(
-                "end it with `kill {pid}`, or let a free port be chosen with `{{port}}`"
+                "end it with `kill {pid}`, or use `{{port}}` to get a free port"
             )),
             "{text}"
         );

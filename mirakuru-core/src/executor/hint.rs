@@ -93,9 +93,7 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
             text = format!("{text}, {about}");
         }
         let remedy = holder.remedy().unwrap_or_else(|| "end that process".to_owned());
-        return Some(format!(
-            "{text}\n{remedy}, or let a free port be chosen with `{{port}}`"
-        ));
+        return Some(format!("{text}\n{remedy}, or use `{{port}}` to get a free port"));
     }
     for port in &symptoms.chosen {
         candidates.push(loopback(*port));

@@ -80,8 +80,8 @@ impl LogFile {
                 }
                 self.open = Some(file);
             }
-            // Look up the name before reading the rest. If the name belongs to a new file by now,
-            // the service no longer writes to the old file.
+            // Check the path before reading the rest. If it already leads to a new file, the
+            // service no longer writes to the old one.
             let named = self.path.metadata().ok().map(|metadata| identity(&metadata));
             self.read_rest(each)?;
             if named == self.at.file || named.is_none() {
@@ -106,7 +106,7 @@ impl LogFile {
             }
         }
         let mut block = vec![0; BLOCK];
-        // Stop at the length read above, so that a fast writer cannot keep this loop running.
+        // Stop at `length`, so that a fast writer cannot keep this loop running.
         while self.at.offset < length {
             let wanted = usize::try_from(length - self.at.offset).map_or(BLOCK, |rest| rest.min(BLOCK));
             match file.read_at(&mut block[..wanted], self.at.offset) {
@@ -123,7 +123,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// Ends an unfinished line, because the next file does not continue it.
+    /// Passes a line feed to `each` if the last line is unfinished, because the next file does not
+    /// continue that line.
     fn end_line(&mut self, each: &mut dyn FnMut(&[u8])) {
         if !std::mem::replace(&mut self.at_line_start, true) {
             each(b"\n");
@@ -157,7 +158,7 @@ mod tests {
         file.write_all(b"o\n").unwrap();
         let end = Place::end_of(&path);
         assert_eq!(read(&mut follower), "o\n");
-        // Rename the file while it has an unread line, and create a new one.
+        // Rename the file while its end is still unread, and create a new one.
         file.write_all(b"the old fil").unwrap();
         fs::rename(&path, dir.path().join("app.log.1")).unwrap();
         let mut file = File::create(&path).unwrap();

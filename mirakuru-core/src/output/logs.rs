@@ -26,9 +26,9 @@ pub(super) const TAIL_LINE: usize = 400;
 ///
 /// A snapshot contains at most the last 16 MiB of the output; [`truncated`](Logs::truncated) tells
 /// whether the beginning is missing. The [file](Logs::path) contains all output, up to a limit.
-/// U+FFFD replaces bytes that are not UTF-8, as in [`String::from_utf8_lossy`]. If output of the
-/// other stream splits a character in the file, the character is whole in [`stdout`](Logs::stdout)
-/// and [`stderr`](Logs::stderr).
+/// U+FFFD replaces bytes that are not UTF-8, as in [`String::from_utf8_lossy`].
+/// [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr) contain only whole characters, even if
+/// output of the other stream splits a character in the file.
 ///
 /// `Display` writes the output of both streams as it is in the file. An extra line shows where
 /// output was left out.
@@ -348,7 +348,7 @@ impl Excerpt {
 }
 
 /// Folds groups of four or more successive lines that differ only in times and process ids. The
-/// first and the last line of a group stay; a line between them gives the number of the others.
+/// first and the last line of a group are kept; a line between them tells how many were left out.
 /// Returns each line with the number of input lines it represents.
 fn fold(logs: &Logs) -> Vec<(String, u64)> {
     let mut folded: Vec<(String, u64)> = Vec::new();
@@ -417,7 +417,7 @@ struct Open {
     bytes: Vec<u8>,
     /// Whether the last line is unfinished.
     line: bool,
-    /// Number of the latest piece that was output of this stream.
+    /// Sequence number of the latest piece of this stream's output.
     touched: u64,
 }
 

@@ -12,7 +12,7 @@ use crate::util::hash::Fnv1a;
 /// [`Executor::mark`](crate::executor::Executor::mark).
 ///
 /// A mark stays valid when the service restarts or ends. The default mark is the beginning of all
-/// output. The usual variable name is `mark`.
+/// output. Variables of this type are usually named `mark`.
 ///
 /// A mark is valid only for the service that created it. Other services refuse it.
 #[derive(Clone, Debug, Default)]

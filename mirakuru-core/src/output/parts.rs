@@ -20,7 +20,7 @@ pub(crate) struct Place {
     pub(crate) log: u64,
 }
 
-/// One part of the log: its two files, which stay readable after they are removed.
+/// One part of the log. Its two files are kept open, so they stay readable after their removal.
 #[derive(Debug)]
 struct Part {
     number: u32,
@@ -30,7 +30,7 @@ struct Part {
     begin: Place,
 }
 
-/// The parts of a log that were known at one moment.
+/// A snapshot of the known parts of a log.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     /// Each part, with the position at which it ends.
@@ -104,7 +104,8 @@ impl View {
                 }
             }
             let Some(found) = found else {
-                // The next part has begun, but all parts have been removed by now.
+                // The index announces another part, but that part and all later ones have been
+                // removed.
                 self.earlier_length = self.end().log;
                 return Ok(());
             };

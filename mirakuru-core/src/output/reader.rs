@@ -32,7 +32,7 @@ pub(crate) enum Stream {
     Stderr,
 }
 
-/// One item of the index.
+/// One event in the log: output, missing output, or a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'a> {
     /// Bytes that the service printed.
@@ -50,12 +50,12 @@ pub(crate) enum Piece<'a> {
 pub(crate) struct Cursor {
     /// Offset in the index up to which records have been read.
     index: u64,
-    /// Offset in the log up to which the records before `index` cover it.
+    /// Offset in the log at which the bytes of the records before `index` end.
     covered: u64,
     /// Offset in the log up to which bytes were returned. If it is greater than `covered`, the
     /// bytes in between have no record.
     pub(super) given: u64,
-    /// The bytes without a record that the last read saw, if it saw any.
+    /// The bytes that had no record at the last read, if there were any.
     orphans: Option<Orphans>,
 }
 
@@ -65,7 +65,8 @@ pub(crate) struct Cursor {
 struct Orphans {
     /// The cursor's `index` when the orphans were seen.
     index: u64,
-    /// Offset in the log at which the orphans end. Later bytes have their own waiting time.
+    /// Offset in the log at which the orphans end. Bytes that arrive later wait for [`ORPHANED`]
+    /// themselves.
     end: u64,
     since: Instant,
 }
@@ -160,9 +161,10 @@ impl OutputReader {
         }
     }
 
-    /// The newest part of the log and its index, with the position of the part. `open` opens a file
-    /// for appending; the reader must have been opened by [`open_with`](OutputReader::open_with)
-    /// with such a function.
+    /// The newest part of the log and its index, open for appending, and the position of the part.
+    /// `open` must open a file for appending. So must the function that was passed to
+    /// [`open_with`](OutputReader::open_with), because the descriptors of the first part are
+    /// duplicated.
     pub(crate) fn newest_part(
         &self,
         open: fn(&Path) -> io::Result<File>,
@@ -179,7 +181,7 @@ impl OutputReader {
 
     /// Passes the output and the other records after the cursor to `each`, and advances the cursor.
     ///
-    /// Leaves output that is written during the call to the next call, so that this call ends even
+    /// Output that arrives during the call is left for the next call, so that this call ends even
     /// if the service prints fast.
     pub(crate) fn read_pieces(
         &self,

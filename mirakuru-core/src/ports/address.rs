@@ -88,7 +88,7 @@ pub(crate) fn loopback(port: u16) -> Vec<SocketAddr> {
     ]
 }
 
-/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into the host and the text of the port.
+/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into the host and the unparsed port.
 pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     let Some(inside) = text.strip_prefix('[') else {
         if text.parse::<Ipv6Addr>().is_ok() {

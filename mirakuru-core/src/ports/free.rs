@@ -43,9 +43,9 @@ impl Busy {
                 "remove the file if that process is another program (then an earlier service left it \
                     behind); otherwise {remedy}"
             ),
-            (Some(remedy), true) => format!("{remedy}, or let a free port be chosen with `{{port}}`"),
+            (Some(remedy), true) => format!("{remedy}, or use `{{port}}` to get a free port"),
             (Some(remedy), false) => format!("{remedy}, or use a path in `{{dir}}`, which is private"),
-            (None, true) => "let a free port be chosen with `{port}`".to_owned(),
+            (None, true) => "use `{port}` to get a free port".to_owned(),
             (None, false) => "use a path in `{dir}`, which is private".to_owned(),
         };
         Error::AlreadyRunning {
@@ -72,9 +72,9 @@ impl fmt::Display for Busy {
     }
 }
 
-/// How long to wait for a busy port that may soon be free. A fork of this process closes its copies
-/// of descriptors when it executes a program. A holder that is not visible may already have closed
-/// the port, or may be a process that is exiting.
+/// How long to wait for a busy port that may soon be free. If the holder is a child that this
+/// process has just forked, its copy of the socket is closed when it executes a program. A holder
+/// that is not visible may be exiting, or may already have closed the port.
 fn patience_with(holder: Option<&Holder>) -> Duration {
     let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
     match holder.map(|holder| (holder.pid, holder)) {

@@ -22,7 +22,8 @@ fn is_supervisor(comm: &str) -> bool {
     SUPERVISOR.contains(&comm)
 }
 
-/// A process that uses an endpoint of a service. Facts that are not visible are left out.
+/// A process that uses an endpoint of a service. A field is `None` or false if the fact cannot be
+/// determined.
 ///
 /// Displayed as `redis-server (pid 812)`. [`about`](Holder::about) describes it further, and
 /// [`remedy`](Holder::remedy) tells how to free the endpoint.
@@ -112,7 +113,7 @@ impl Holder {
         if self.ourselves {
             Some("drop the value that holds it, in this test or in another one of this binary".to_owned())
         } else if self.queues_apart {
-            Some("wait until that test of another user has ended".to_owned())
+            Some("wait until the other user's test has ended".to_owned())
         } else if self.marked && self.supervised {
             Some("wait for that test with `.queue(true)`".to_owned())
         } else if self.essential {
@@ -126,7 +127,7 @@ impl Holder {
         }
     }
 
-    /// The process that has the first of these sockets whose owner is visible.
+    /// The process that owns one of these sockets. Returns the first owner that is visible.
     fn of_sockets(found: &[(u64, u32)], inodes: &[u64]) -> Option<Holder> {
         inodes.iter().find_map(|inode| Holder::of_socket(found, *inode))
     }
@@ -290,7 +291,7 @@ mod tests {
         };
         assert_eq!(
             others.remedy().unwrap(),
-            "wait until that test of another user has ended"
+            "wait until the other user's test has ended"
         );
         let wrong_listener = Holder {
             pid: Some(812),

@@ -18,8 +18,8 @@ pub struct Identity {
 
 #[derive(Debug)]
 struct Inner {
-    /// Whether an unknown port name gets a made-up number, because no service will start with that
-    /// port.
+    /// Whether [`port`](Identity::port) makes up a number for an unknown name, because no service
+    /// will start with that port.
     is_fixed: bool,
     dir: Option<PathBuf>,
     /// The directory, until [`take_dir`](Identity::take_dir) passes it to the service.

@@ -35,7 +35,7 @@
 //! A service in a `static` lives as long as the process and belongs to no thread
 //! ([`EndpointLock::for_process`]). A wait for it would never end, so every thread gets the error.
 //! If a service lives as long as the test run ([`EndpointLock::for_run`]), a note in the lock file
-//! tells the other processes of the run.
+//! says so, and the run's other processes get the error as well.
 //!
 //! # The files stay
 //!
@@ -134,7 +134,7 @@ impl EndpointLock {
     /// Takes all endpoints if all are free, otherwise none. Error messages of other processes show
     /// `service`.
     ///
-    /// Retries for some milliseconds, because a process that another thread has just forked has
+    /// Retries for a few milliseconds, because a process that another thread has just forked has
     /// copies of all locks until it executes its program.
     ///
     /// # Errors
@@ -202,8 +202,8 @@ impl EndpointLock {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
-                            "{endpoint} belongs to a service that this whole run of tests shares, so a wait \
-                             for it would never end"
+                            "{endpoint} belongs to a service that the whole test run shares, so waiting for \
+                             it would never end"
                         ),
                     ));
                 }
@@ -289,10 +289,7 @@ impl Drop for EndpointLock {
 
 /// The error text for two services of one test or process that need the same endpoint.
 pub(crate) fn wanted_twice(endpoint: &Endpoint) -> String {
-    format!(
-        "two services of this test, or of this whole test process, want {endpoint}, and a wait for it \
-            would never end"
-    )
+    format!("two services of this test or test process need {endpoint}, so waiting for it would never end")
 }
 
 /// Describes the last holder of the lock on this endpoint, for example `redis-server of test
@@ -568,7 +565,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("two services of this test, or of this whole test process, want port 1,"),
+                .contains("two services of this test or test process need port 1,"),
             "{error}"
         );
         // The error is the same after the supervisor has taken over the lock.

@@ -54,14 +54,14 @@ pub(crate) struct WrongListener {
 }
 
 impl WrongListener {
-    /// Advice for the user, for the hint of the error.
+    /// The advice in the error's hint.
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
             true => "both listen there (SO_REUSEPORT), and each gets some of the connections",
             false => "it uses the address or path that this service needs",
         };
         match self.holder.remedy() {
-            Some(remedy) => format!("{what}: {remedy}, or let a free port be chosen with `{{port}}`"),
+            Some(remedy) => format!("{what}: {remedy}, or use `{{port}}` to get a free port"),
             None => what.to_owned(),
         }
     }
@@ -203,7 +203,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
     };
     let shared = strange.len() < inodes.len();
     if poll < POLLS && !search.denied {
-        // Another search of the tree is cheaper than a search through all processes.
+        // The caller searches the tree again, which is cheaper than a search of all processes.
         return Ownership::WrongListener {
             inode: first,
             holder: None,
@@ -219,8 +219,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
             ours.push(*inode);
         }
     }
-    // After a denied search, the test process does not count: it may have opened the socket that
-    // the service inherits.
+    // If some processes could not be inspected, the test process does not count: it may have opened
+    // the socket that the service inherits.
     let counts = |pid: u32| !search.denied || pid != std::process::id();
     everybody.retain(|(inode, pid)| !ours.contains(inode) && counts(*pid));
     if search.denied && everybody.is_empty() {
@@ -304,8 +304,8 @@ pub(crate) struct FirstSeen {
 }
 
 impl FirstSeen {
-    /// The pause before the next poll. It grows with the time that has passed, because most servers
-    /// accept connections within microseconds after they begin to listen.
+    /// The pause before the next poll. It grows with the time since the sockets were first seen,
+    /// because most servers accept connections within microseconds after they begin to listen.
     pub(crate) fn next_poll(&self) -> Duration {
         (self.at.elapsed() / 4).clamp(Duration::from_micros(50), Duration::from_millis(1))
     }
@@ -337,8 +337,8 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
     answering(Protocol::Tcp, canonical(addr)).is_some_and(|now| table::inodes(&now) == first.inodes)
 }
 
-/// The addresses on which the tree below `root` listens, in no particular order. For the error
-/// about a service that listens elsewhere. Empty if they cannot be determined.
+/// The addresses on which the tree below `root` listens, in no particular order. Empty if they
+/// cannot be determined.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes = table::inodes(&sockets);

@@ -97,8 +97,8 @@ impl Port {
         }
     }
 
-    /// Returns the UDP socket that has been bound to the port since the reservation. It contains
-    /// all datagrams received since then.
+    /// Returns the UDP socket that has been bound to the port since the reservation. Datagrams
+    /// received since then are still in its queue.
     #[must_use]
     pub fn into_udp_socket(self) -> UdpSocket {
         self.udp

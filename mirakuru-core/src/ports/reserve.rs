@@ -22,8 +22,8 @@
 //! service declares that it uses UDP, it gets a [low](Range::Low) port, which the kernel normally
 //! never chooses by itself.
 //!
-//! A hold does not disturb a running service, so it stays open. When the service stops, the port is
-//! still reserved.
+//! The hold stays open while the service runs, because the two sockets do not conflict. When the
+//! service stops, its port is therefore still reserved.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -66,7 +66,7 @@ impl HoldLevel {
 
 /// The low range: above the default ports of most servers, and below 50000.
 const LOW: std::ops::Range<u16> = 20_000..50_000;
-/// Low ports that are the default of some server and that another test may need.
+/// Low ports that are some server's default, so another test may need them.
 const WELL_KNOWN: [u16; 10] = [
     25_565, 25_672, 26_257, 26_379, 27_017, 27_018, 27_019, 28_015, 32_400, 33_060,
 ];

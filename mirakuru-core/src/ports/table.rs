@@ -1,7 +1,7 @@
 //! Lists the sockets on a port of this machine without connecting to it.
 //!
-//! Services notice connections. For example, PostgreSQL logs an incomplete startup packet for each
-//! connection that sends nothing.
+//! A connection would not go unnoticed: PostgreSQL, for example, logs an incomplete startup packet
+//! for each connection that sends nothing.
 //!
 //! Only the most specific sockets get connections: `127.0.0.1` takes precedence over `0.0.0.0`, and
 //! `0.0.0.0` over a `[::]` that also serves IPv4.
@@ -65,10 +65,10 @@ pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     })
 }
 
-/// Connects, and checks that the connection has not been made to itself.
+/// Connects, and checks that the socket has not connected to itself.
 ///
-/// A connection to a local ephemeral port on which no process listens can be made to itself,
-/// because the kernel may choose the same port for the client's end.
+/// If no process listens on a local ephemeral port, a client's socket can connect to itself,
+/// because the kernel may choose that very port for the client.
 pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     not_itself(TcpStream::connect_timeout(&addr, timeout)?)
 }
@@ -148,8 +148,8 @@ pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>
     procfs::listeners(protocol, port)
 }
 
-/// The sockets that prevent a server from binding this address. If none of them listens, includes
-/// sockets that are bound to the address or connected from it.
+/// The sockets that prevent a server from binding this address. Returns only listeners if there are
+/// any, otherwise sockets that are bound to the address or connected from it.
 pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     let found = listeners_in_the_way(protocol, addr);
     if !found.is_empty() {

@@ -18,7 +18,7 @@ const SHORT_WAIT: Duration = Duration::from_secs(2);
 /// Maximum number of connections that one pass removes. Each costs several system calls.
 const MANY: usize = 2_000;
 
-/// Checks as [`check_free`] does that a server could listen on these addresses. Removes closed
+/// Like [`check_free`], checks that a server could listen on these addresses, but removes closed
 /// connections that prevent it.
 pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     let mut pauses = Pauses::new();

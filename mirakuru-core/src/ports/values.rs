@@ -24,8 +24,8 @@ pub(crate) struct Values {
     given: Vec<(String, Reservation)>,
     /// Whether other processes know the ports. If so, the ports must not change.
     are_known: bool,
-    /// Ports that another process took, or on which a start failed, and which must not be used
-    /// again.
+    /// Ports that must not be used again, because another process took them or a start failed on
+    /// them.
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
     range: Range,
@@ -98,8 +98,8 @@ impl Values {
         self.secrets.add_secret(&value.to_string_lossy());
     }
 
-    /// From now on, masks the secrets that a recipe sets in its service's environment. An error may
-    /// show the recipe as written, so this is called before the placeholders are filled in.
+    /// From now on, masks the secrets that a recipe sets in its service's environment. Call this
+    /// before the placeholders are filled in, because an error may show the recipe as written.
     pub(crate) fn hide_secrets_of(&mut self, env: &[(OsString, Option<OsString>)]) {
         for (name, value) in env {
             let value = value.as_deref().unwrap_or_default();
@@ -210,7 +210,7 @@ impl Values {
         self.ports.clear();
     }
 
-    /// Loosens the holds by one step. For a service that found its ports in use although only this
+    /// Loosens the holds by one step, for a service that cannot bind its ports although only this
     /// process holds them. Returns `false` if no step is left.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {

@@ -311,8 +311,8 @@ impl Probe<'_> {
         start.is_none_or(|start| changed >= start)
     }
 
-    /// Finds a file for which `is_kind` returns true and that the service may have created in place
-    /// of the awaited one. Searches the awaited file's directory, the private directory and the
+    /// Finds a file that the service may have created instead of the awaited one, and for which
+    /// `is_kind` returns true. Searches the awaited file's directory, the private directory and the
     /// service's working directory.
     pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
         let is_new = |path: &Path| {

@@ -27,8 +27,8 @@ use crate::util::text::printable;
 
 /// Time limit of the first run. If a run exceeds its limit, the next run gets twice the time.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// The pause after a slow run is as long as the run, less [`UNAVOIDABLE`], but at most the time
-/// already waited divided by this number.
+/// The pause after a slow run is as long as the run, less [`UNAVOIDABLE`]. It never exceeds the
+/// time already waited divided by this number.
 const LONG_PAUSE_PART: u32 = 10;
 /// The time that even the shortest run takes.
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
@@ -58,10 +58,10 @@ const KEPT: usize = 4096;
 ///
 /// Many servers come with such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
-/// The command is repeated until it succeeds, one run at a time. The pause between runs is about
-/// a fiftieth of the time already waited, at least 0.1 ms, and longer after a slow run. The start
-/// returns about one run after the service is ready, which is 2 ms for a small program. A run is
-/// killed after 5 s, and the next one gets twice the time.
+/// The command is repeated until it succeeds, one run at a time. The pause between runs is about a
+/// fiftieth of the time already waited, at least 0.1 ms, and longer after a slow run. The start
+/// returns about one run after the service is ready; a run of a small program takes about 2 ms. A
+/// run is killed after 5 s, and the next one gets twice the time.
 ///
 /// All processes that a run has started end with it, even those in a session of their own. None of
 /// them outlives the test process.
@@ -235,7 +235,8 @@ impl Exec {
     fn not_executed(&self, error: &io::Error) -> io::Error {
         let program = self.words[0].to_string_lossy();
         let text = format!("cannot execute `{}`: {error}", printable(&program, 400));
-        // The service may still create a program at a path, but none on PATH.
+        // The service may still create a program at a given path, but is unlikely to add one to
+        // PATH.
         if error.kind() == io::ErrorKind::NotFound && !program.contains('/') {
             let text = format!("{text}; is it installed, and on PATH?");
             io::Error::new(io::ErrorKind::InvalidInput, text)

@@ -153,7 +153,7 @@ impl LineWatch {
         self.open[0].match_unfinished(&self.pattern, found);
     }
 
-    /// Passes a finished line to `found` and returns true, if the line matches.
+    /// If a finished line matches, passes it to `found` and returns true.
     pub(crate) fn matches(&self, line: &[u8], found: &mut dyn FnMut(&Found<'_>)) -> bool {
         self.pattern.tell(line, 0, found)
     }
@@ -199,7 +199,7 @@ impl Pattern {
         }
     }
 
-    /// Passes a line to `found` and returns true, if the line matches at or after `start`.
+    /// If a line matches at or after `start`, passes it to `found` and returns true.
     fn tell(&self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
         let line = &*self.text(line);
         let start = start.min(line.len());

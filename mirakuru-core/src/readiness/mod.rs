@@ -47,8 +47,8 @@ use crate::util::hash;
 /// A condition is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
 /// start and fills in the placeholders. Then [`probe`](Readiness::probe) is called until it returns
 /// `Ok(true)`. The pauses begin at a fraction of a millisecond and grow in proportion to the time
-/// already waited. In a combined condition, an event of the other part may end a pause early. If
-/// the service exits, the wait ends immediately, so a probe need not check for that.
+/// already waited. In a combined condition, an event that wakes the other condition may end a pause
+/// early. If the service exits, the wait ends immediately, so a probe need not check for that.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

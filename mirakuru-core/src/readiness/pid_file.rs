@@ -26,7 +26,7 @@ const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
 /// Ready when the service has written its pid file, or any other file at the path.
 ///
-/// The file must exist; its content does not matter. If it is empty, the wait continues for some
+/// The file must exist; its content does not matter. If it is empty, the wait continues for a few
 /// milliseconds, so that the service can fill it. A file from before the start counts only once it
 /// has been written to, touched or replaced. mirakuru does not remove such a file.
 ///

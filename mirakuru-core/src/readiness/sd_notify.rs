@@ -77,7 +77,8 @@ impl SdNotify {
             // Messages that arrived before the filter was set are still in the queue.
             while socket.recv(&mut [0]).is_ok() {}
         }
-        // If the filter works, the supervisor keeps a copy of the socket.
+        // If the kernel supports such filters, the supervisor has a copy of the socket that stays
+        // open.
         self.socket = None;
     }
 

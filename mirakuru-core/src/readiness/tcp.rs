@@ -62,7 +62,7 @@ enum Wanted {
 
 #[derive(Clone, Debug, Default)]
 struct Resolved {
-    /// The address for messages, such as `localhost:6379`.
+    /// The address as messages show it, such as `localhost:6379`.
     text: String,
     /// The addresses to check.
     places: Vec<Place>,

@@ -47,9 +47,9 @@ pub struct UnixSocket {
     path: PathBuf,
     /// A watch for the socket file. No event tells when the service begins to accept connections.
     watching: Watching,
-    /// Two times since the start of the service: when the path was first seen, and when the next
-    /// poll is due.
+    /// When the path was first seen, as the time since the start of the service.
     there: Option<Duration>,
+    /// When the next poll is due, as the time since the start of the service.
     next: Duration,
 }
 

@@ -21,8 +21,8 @@ use crate::util::backoff::Pauses;
 pub struct Lease {
     number: u32,
     lock: File,
-    /// Id of the process that took the lease. A fork has a copy of this value, and must not return
-    /// the number.
+    /// Id of the process that took the lease. A forked child has a copy of this value, and must not
+    /// release the lease when it drops the copy.
     holder: u32,
 }
 
@@ -64,8 +64,8 @@ impl Lease {
         Ok(None)
     }
 
-    /// Leases the only number of a directory, as an exclusive lock. Waits for up to `patience`,
-    /// then returns `None`.
+    /// Uses the directory as an exclusive lock, by leasing its only number. Waits for up to
+    /// `patience`, then returns `None`.
     ///
     /// # Errors
     ///

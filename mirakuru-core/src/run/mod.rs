@@ -33,7 +33,7 @@ pub struct Run {
     pub(crate) dir: PathBuf,
     pub(crate) runner: u32,
     pub(crate) started: u64,
-    /// Whether the run's services end with their last user.
+    /// Whether the run's services are stopped when their last user is gone.
     pub(crate) with_users: bool,
 }
 
@@ -74,12 +74,12 @@ impl Run {
         RUN.as_ref()
     }
 
-    /// The run whose processes share services. The services end with the run, or with their last
-    /// user. `None` if [`current`](Run::current) returns `None`, or if `MIRAKURU_SCOPE=process`
-    /// makes shared services end with their test process.
+    /// The run whose processes share services. The services end with the run, or when their last
+    /// user is gone. `None` if [`current`](Run::current) returns `None`, or if
+    /// `MIRAKURU_SCOPE=process` makes shared services end with their test process.
     #[must_use]
     pub fn for_services(with_users: bool) -> Option<&'static Run> {
-        // Every start rejects unknown values of the variable.
+        // Unknown values are not checked here, because each start rejects them.
         static SET: Lazy<OsString> = Lazy::new(|| std::env::var_os(SCOPE).unwrap_or_default());
         static WITH_USERS: Lazy<Option<Run>> = Lazy::new(|| {
             Run::current().map(|run| Run {
@@ -97,7 +97,7 @@ impl Run {
         }
     }
 
-    /// Whether the run's services end with their last user.
+    /// Whether the run's services are stopped when their last user is gone.
     #[must_use]
     pub fn __with_users(&self) -> bool {
         self.with_users

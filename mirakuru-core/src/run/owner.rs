@@ -1,7 +1,7 @@
 //! [`Owner`]: the process that created an object on an external server.
 //!
-//! The name of each object begins with its owner, so that the next run can find the objects of a
-//! dead run and remove them.
+//! The name of each object begins with an encoded [`Owner`], so that the next run can find and
+//! remove the objects of a dead run.
 
 use std::fmt;
 use std::fs;
@@ -13,8 +13,9 @@ use crate::run::hash;
 use crate::service_dir::is_alive;
 use crate::sys;
 
-/// A process, as text for the beginning of a name on a server: `mk5f3a91c2p1a2fs3b9ac9t69268f10`.
-/// The text has at most 41 characters, all of them lower-case letters and digits.
+/// Identifies a process in the names of objects on a server. `Display` writes the prefix of such a
+/// name: `mk5f3a91c2p1a2fs3b9ac9t69268f10`. It has at most 41 characters, all of them lower-case
+/// letters and digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Hash of the machine's boot id and the pid namespace.
@@ -39,7 +40,7 @@ impl Owner {
         }
     }
 
-    /// Parses the text of an owner.
+    /// Parses a prefix that `Display` has written.
     #[must_use]
     pub fn parse(text: &str) -> Option<Owner> {
         let (host, rest) = text.strip_prefix("mk")?.split_once('p')?;
@@ -51,7 +52,7 @@ impl Owner {
             start: u64::from_str_radix(start, 16).ok()?,
             made: u64::from_str_radix(made, 16).ok()?,
         };
-        // Rejects text after the owner, and other spellings of the numbers.
+        // Reject other spellings of the same numbers, such as leading zeros or capital letters.
         (owner.to_string() == text).then_some(owner)
     }
 

@@ -21,8 +21,8 @@ use crate::util::insert_sorted;
 
 /// How long the log of a failed service is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// If more logs than this are kept, those older than [`MANY_KEPT_FOR`] are removed. A check of all
-/// logs takes several system calls for each log.
+/// If more logs than this are kept, those older than [`MANY_KEPT_FOR`] are removed, because
+/// checking a log takes several system calls.
 const MANY_KEPT: usize = 200;
 const MOST_KEPT: usize = 1_000;
 /// The total size that the kept logs may have. Beyond it, the oldest are removed.
@@ -71,7 +71,7 @@ pub(crate) fn sweep() {
     }
     let mut bases = vec![base_in(&std::env::temp_dir()), runs_base()];
     if sys::files::euid() == 0 {
-        // Services that run as other users may be in this base: see `ServiceDir::create`.
+        // `ServiceDir::create` uses this base for a service whose user cannot enter the first one.
         bases.push(base_in(Path::new(FALLBACK)));
     }
     let mut stale = Vec::new();
@@ -190,8 +190,8 @@ impl KeptLogs {
     }
 }
 
-/// If a service directory exists only for its log, returns when the log was kept. Such a directory
-/// has no `lock`, which is removed last.
+/// If only the log of a service directory is left, returns when the log was kept. The directory
+/// then has no `lock`, because `lock` is removed after everything else.
 fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
     let kept_at = path
         .join("kept")

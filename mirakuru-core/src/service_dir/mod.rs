@@ -51,8 +51,8 @@ use crate::sys;
 /// The private directory of one executor. Dropping this value removes the directory with all its
 /// contents, but not the log after [`keep`](ServiceDir::keep).
 ///
-/// In a fork, dropping the copy does nothing, because the directory belongs to the process that
-/// created it.
+/// In a forked child, dropping the copy does nothing, because the directory belongs to the process
+/// that created it.
 #[derive(Debug)]
 pub(crate) struct ServiceDir {
     id: String,
@@ -238,8 +238,8 @@ impl ServiceDir {
         give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
     }
 
-    /// Makes the service's user the owner of `{dir}` and its contents. The directory itself comes
-    /// last, so that the user cannot change anything before.
+    /// Makes the service's user the owner of `{dir}` and its contents. The directory itself changes
+    /// owner last, so that the user cannot enter it while its contents are being changed.
     pub(crate) fn hand_over(&self, owner: (u32, u32)) -> io::Result<()> {
         fn all(dir: &Path, owner: (u32, u32)) -> io::Result<()> {
             for entry in fs::read_dir(dir)? {

@@ -104,8 +104,8 @@ fn whatever_a_service_leaves_is_removed_and_links_are_not_followed() {
 fn a_service_of_another_user_gets_its_own_directory_and_passage_to_it() {
     if sys::files::euid() != 0 {
         let temp = Temp::new();
-        // The directory stays with this user. The start fails at the change of user, and reports
-        // that.
+        // Only root can make another user the owner, so the directory still belongs to this user. A
+        // start would fail later, because it cannot change the user.
         let service_dir = ServiceDir::create_in(&temp.base(), Some((12345, 12345))).unwrap();
         assert_eq!(service_dir.dir().metadata().unwrap().uid(), sys::files::euid());
         return;

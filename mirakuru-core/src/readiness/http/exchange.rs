@@ -13,8 +13,8 @@ use crate::util::text::printable;
 
 /// Maximum length of the head of an answer, in bytes.
 const HEAD: usize = 256 * 1024;
-/// Limits for reading the body of an answer. If the body were not read, the connection would be
-/// closed while the server is still sending a short body.
+/// Limits for reading the body of an answer. A short body is read to its end, so that the
+/// connection is not closed while the server is still sending it.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -91,7 +91,7 @@ impl Http {
             }
             ureq::Error::Io(error) if target.tls && error.kind() == ErrorKind::InvalidData => (
                 ErrorKind::InvalidData,
-                format!("{addr} did not agree on TLS for {request}: {error}"),
+                format!("the TLS handshake with {addr} for {request} failed: {error}"),
             ),
             ureq::Error::Io(error) => match error.kind() {
                 ErrorKind::ConnectionRefused => (
@@ -141,9 +141,9 @@ fn scheme(tls: bool) -> &'static str {
 
 /// Sends the request to the target's address, on a new connection.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
-    // Each phase has a limit, but not the whole request. If that had one, ureq would start a thread
-    // to resolve names, even if there is no name to resolve. Connecting and sending take almost no
-    // time on a local port.
+    // Each phase of the request has a time limit, but the whole request has none. With a limit on
+    // the whole, ureq would start a thread to resolve names, even if there is no name to resolve.
+    // Connecting and sending take almost no time on a local port.
     let phase = Some(limit);
     let config = ureq::Agent::config_builder();
     #[cfg(feature = "tls")]

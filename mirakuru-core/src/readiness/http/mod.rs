@@ -72,9 +72,9 @@ pub struct Http {
     given_body: Body,
     target: Option<Target>,
     limit: Duration,
-    /// Two times since the start of the service: when it began to listen, and when the next request
-    /// is sent.
+    /// When the service began to listen, as the time since its start.
     listens: Option<Duration>,
+    /// When the next request is sent, as the time since the start of the service.
     next: Duration,
     /// Whether the service has answered any request with a wrong status.
     answers: bool,
@@ -399,8 +399,8 @@ impl Readiness for Http {
     }
 }
 
-/// The time that a request and its answer take on loopback. Until the service listens, pauses are
-/// shorter by this time, so that `Http` is ready as early as `Tcp`.
+/// The time that a request and its answer take on loopback. Until the service listens, `Http` polls
+/// earlier by this time, so that it is ready as early as `Tcp`.
 const REQUEST: Duration = Duration::from_micros(400);
 
 /// Returns the address to which the request is sent. If the service does not listen yet, the error

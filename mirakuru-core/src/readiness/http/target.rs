@@ -108,7 +108,7 @@ impl Http {
                 Err(_) => bytes.clone(),
             }),
         };
-        // Rejects all other characters that are not allowed in a request line.
+        // `Uri` rejects any other character that a request line cannot contain.
         if let Err(error) = types::Uri::try_from(format!("http://h{}", parts.path)) {
             let text = format!("the path or query cannot be sent as it is: {error}; percent-encode it");
             return Err(cx.invalid(&shown, text));
