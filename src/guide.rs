@@ -26,7 +26,7 @@
 
 /// Declares a module for each chapter. On a code forge, the links in a chapter lead to files and to
 /// docs.rs. The definitions here come first and override them, so that the links lead to the items.
-/// `tests/repo_rules.rs` checks that none is missing.
+/// `tests/repo_rules.rs` checks that no definition is missing.
 macro_rules! chapters {
     ($($name:ident)*) => {$(
         #[doc = "[`Executor`]: crate::Executor"]

@@ -87,8 +87,8 @@ const IN_USE: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 ///
-/// An error of `make`, with the key, or an error of the file system. If `make` fails, nothing is
-/// kept.
+/// If `make` or a file operation fails. The error of `make` is reported with the key, and nothing
+/// is kept.
 pub fn prepare_once<R: Readiness, E>(
     executor: &Executor<R>,
     key: &str,
@@ -174,7 +174,7 @@ fn cached(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
         note_use(&ready);
         return Ok(ready);
     }
-    // If this directory exists, a process was killed while it was filling the directory.
+    // A process that was killed while filling this directory may have left it behind.
     let unfinished = cache.join(format!("{name}.new"));
     let _ = fs::remove_dir_all(&unfinished);
     private_dir(&unfinished).map_err(failed)?;
@@ -211,8 +211,8 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     copy_files(from, to, limit("Max file size").unwrap_or(u64::MAX))
 }
 
-/// The hard resource limit of this process that has this name in `/proc/self/limits`. `None` if
-/// there is no limit or it is not known.
+/// Returns this process's hard limit for a resource, as named in `/proc/self/limits`. `None` if the
+/// resource is unlimited, or if the limit is unknown.
 pub(crate) fn limit(name: &str) -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
@@ -433,7 +433,7 @@ mod tests {
             .arg(from.join("pipe"))
             .status();
         assert!(pipe.unwrap().success());
-        // The second copy finds existing files and links.
+        // The second copy replaces the files and links of the first.
         for _ in 0..2 {
             copy_tree(&from, &to).unwrap();
         }
@@ -501,7 +501,7 @@ mod tests {
             let used = now - IN_USE - Duration::from_secs(60 * u64::from(number + 1));
             fs::File::open(name(number)).unwrap().set_modified(used).unwrap();
         }
-        // Directory 28 was used least recently, until this line uses it again.
+        // Without this use, directory 28 would be the least recently used one.
         note_use(&name(28));
         bound(&cache);
         let left: Vec<u32> = (0..MOST as u32 + 5)

@@ -319,7 +319,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> Recipe for ClusterRecipe<R, F> {
     }
 }
 
-/// The name of a node in messages, under which other processes of the run find it as well.
+/// The node's name in messages. Other processes of the run also find the node by this name.
 fn full_name(joining: &Joining, node: &Node) -> String {
     match &*joining.name {
         "" => node.name().to_owned(),
@@ -368,7 +368,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                     }
                     Entered::InPart => {
                         return Err(Error::other(
-                            format!("use the cluster `{}` of this run of tests", joining.name),
+                            format!("use the cluster `{}` of this test run", joining.name),
                             "the process that started it was killed during the start, and left only some of \
                                 the nodes",
                         ));
@@ -420,9 +420,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
 
     /// Returns the run's nodes if they exist, otherwise the permits to start them.
     ///
-    /// Node 0 is published last: if it exists, all nodes exist. To find a node, the recipe is
-    /// created with invented ports and directories, because that recipe is the same in each
-    /// process.
+    /// Node 0 is published last: if it exists, all nodes exist. Nodes are looked up by a recipe
+    /// with made-up ports and directories, which is the same in each process.
     fn enter(&self, run: &Run, joining: &Joining) -> Result<Entered<R>, Error> {
         let invented = |index| Identity::known(name(index), format!("/node-{index}").into(), Vec::new());
         let nodes = Node::all((0..self.size).map(invented).collect());

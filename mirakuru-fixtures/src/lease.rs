@@ -10,12 +10,12 @@ use std::cell::Cell;
 use mirakuru_core::Error;
 
 thread_local! {
-    /// While this thread creates the recipe of a shared service, tells whether that recipe has
-    /// taken a lease. Otherwise `None`.
+    /// Whether the shared recipe that this thread is creating has taken a lease. `None` if the
+    /// thread is not creating one.
     static LEASED: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-/// Records that a test has leased a part of a server.
+/// Records that a lease was taken by the recipe that this thread is creating, if any.
 #[cfg(feature = "presets")]
 pub(crate) fn taken() {
     LEASED.set(LEASED.get().map(|_| true));
@@ -52,7 +52,7 @@ pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
     }
 }
 
-/// Runs code that may take a lease: the recipe of an unshared service, or the start itself.
+/// Runs code that may take a lease: the recipe of a service that is not shared, or a start.
 pub(crate) fn allowed<T>(call: impl FnOnce() -> T) -> T {
     with(None, call).0
 }

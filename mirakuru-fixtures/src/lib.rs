@@ -39,9 +39,9 @@
 //! ```
 //!
 //! **Tests that share a service must not expect it to be empty.** Other tests have used it before,
-//! and use it at the same time. Give each test its own part of the service: a database, a key
-//! prefix, a topic. Presets can provide a database for each test. If a test needs a whole service
-//! for itself, put the attribute on the test.
+//! and use it at the same time. Give each test its own database, key prefix or topic. Presets can
+//! provide a database for each test. If a test needs a whole service for itself, put the attribute
+//! on the test.
 //!
 //! - *Start:* the first test that needs the service starts it. If the start fails, every test that
 //!   needs the service fails immediately, with the same report. If the process that is starting the

@@ -31,9 +31,9 @@ use once_cell::sync::OnceCell;
 
 use crate::start::{Scope, start_shared};
 
-/// The writer's script. On SIGTERM, which it gets when the run ends, it prints the summary. It
-/// opens the summary when it starts, because another process may remove the file later. The shell's
-/// messages about its own child are discarded.
+/// The script of the writer, a process that gets SIGTERM when the run ends, and then prints the
+/// summary. The writer opens the summary's file when it starts, because another process may remove
+/// the file later. The shell's messages about its own child are discarded.
 const WRITER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
 trap 'cat <&3 >&4; exit 0' TERM
 echo kept
@@ -45,7 +45,7 @@ pub(crate) fn skips(error: &Error) -> Option<&Missing> {
     decide(missing).is_ok().then_some(missing)
 }
 
-/// If a skip was requested but the test fails, returns the reason as a text for the end of the
+/// If a skip was requested but the test fails, returns a note with the reason, for the end of the
 /// report.
 pub(crate) fn why_not_skipped(error: &Error) -> String {
     let reason = error
@@ -123,7 +123,7 @@ fn binary() -> String {
     }
 }
 
-/// Adds this skipped test to the summary and to the list for programs. Returns the text for the
+/// Adds this skipped test to the summary and to the machine-readable list. Returns the text for the
 /// test's output.
 pub(crate) fn skip(missing: &Missing) -> String {
     let install = missing
@@ -149,7 +149,7 @@ pub(crate) fn skip(missing: &Missing) -> String {
     text
 }
 
-/// Adds a line to the list for programs. If the list is from an earlier run, replaces it.
+/// Adds a line to the machine-readable list. If the list is from an earlier run, replaces it.
 fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let file = options.read(true).append(true).create(true).open(path)?;
@@ -190,8 +190,8 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
                     all.extend(Skipped::parse(line));
                 }
             }
-            // The writer has this file open, so its content is overwritten: a new file would never
-            // be read.
+            // The file is overwritten in place, because the writer has it open and would never read
+            // a new one.
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
             let text = format!("\n{}", self::summary(&all));
@@ -300,7 +300,7 @@ impl Skip<std::process::ExitCode> {
     }
 }
 
-/// Handles [`Skip`] for every other return type of a test.
+/// Provides `value` for a [`Skip`] with any other return type.
 pub trait AnySkip<T> {
     /// Panics, because there is no known value of this type that means success.
     fn value(self) -> T;

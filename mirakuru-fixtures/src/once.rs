@@ -98,7 +98,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The step that fails, for an error message.
+    /// The attempted action, for an error message.
     pub(crate) fn attempt(&self) -> String {
         format!("start {}", self.title())
     }
@@ -111,7 +111,8 @@ impl<T> Once<T> {
     }
 }
 
-/// The reason for an error if values need each other. The chain begins and ends with the same name.
+/// The reason in the error about values that need each other. `chain` begins and ends with the same
+/// name.
 fn in_a_circle(chain: &[&str]) -> String {
     if let [_, _] = chain {
         return "its own start uses it, and would wait forever: use the executor that the start gets"
@@ -151,8 +152,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Adds an entry to [`USES`]. If waiting would be a deadlock, returns instead the names of the
-    /// values that wait for each other.
+    /// Adds an entry to [`USES`]. If waiting would deadlock, returns the names of the values in the
+    /// cycle instead.
     fn begin(once: usize, name: &'static str) -> Result<Waiting, Vec<&'static str>> {
         let mut uses = uses();
         let thread = thread::current().id();
@@ -213,7 +214,7 @@ fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'sta
         if maker == thread {
             return Some(chain);
         }
-        // If the maker also creates the value of its last entry, it does not wait.
+        // The maker is creating the value of its last entry, so it is not waiting.
         if last.makes {
             return None;
         }

@@ -110,12 +110,12 @@ pub trait Recipe: Sized {
     /// `set_up` has changed. No file in the directory may contain a port, except an
     /// [`ExecutorBuilder::file`], which is written before each start.
     ///
-    /// mirakuru cannot compare the code of `set_up`. If that code changes, change the key: use a
-    /// number that you increase, or a hash of the files that `set_up` loads
-    /// (`presets::hash_of_dir`). The key need not contain the type, the builder from
-    /// [`executor`](Recipe::executor) or the program's file: if one of them changes, the copy is
-    /// not used. If a builder contains the URL of another service, it differs in each run, so no
-    /// copy is ever used.
+    /// mirakuru cannot see changes to the code of `set_up`. When that code changes, change the key:
+    /// include a version number, or a hash of the files that `set_up` loads
+    /// (`presets::hash_of_dir`). If the recipe's type, the builder from
+    /// [`executor`](Recipe::executor) or the program's file changes, the old copy is ignored
+    /// without a new key. A builder that contains the URL of another service differs in each run,
+    /// so its copies are never reused.
     ///
     /// If two processes need the same copy, one creates it while the other waits. An error of
     /// `set_up` names the key, and no copy is kept. See [`prepare_once`](crate::prepare_once) for

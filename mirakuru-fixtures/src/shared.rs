@@ -233,7 +233,7 @@ impl<N, H> AnyTaken<H> for Taken<'_, N> {}
         attribute, not a static"
 )]
 pub trait OfStatic<S> {
-    /// The type itself.
+    /// The parameter type, which is `Self`.
     type Handle;
 
     /// Returns the handle as this type.
@@ -383,7 +383,7 @@ mod tests {
 
     #[test]
     fn starts_in_two_threads_that_need_each_other_do_not_wait_for_ever() {
-        /// Lets both threads continue once both are in their start.
+        /// Holds each thread until both have begun to start their fixture.
         static BOTH: Barrier = Barrier::new(2);
         fn needs(other: &'static Shared<u32>) -> Result<u32, Error> {
             BOTH.wait();

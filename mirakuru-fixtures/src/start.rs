@@ -71,8 +71,8 @@ impl<R: Recipe> Single<R> {
         }
     }
 
-    /// Creates the service of a node of a cluster. If the run shares the cluster, `permit` is the
-    /// permit to start the node.
+    /// Creates the service for a cluster's node. `permit` is `None` if the run does not share the
+    /// cluster.
     pub(crate) fn node(
         recipe: R,
         joining: &Joining,
@@ -117,7 +117,7 @@ impl<R: Recipe> Single<R> {
 fn too_early<T>() -> Result<T, Error> {
     Err(Error::other(
         "start it",
-        "the stages of its start are out of order",
+        "the steps of its start ran in the wrong order",
     ))
 }
 
@@ -233,9 +233,9 @@ impl<R: Recipe> Service for Single<R> {
 /// The scope of a shared fixture: which processes use the same service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// One process of a test binary.
+    /// Each process of a test binary has its own service.
     Process,
-    /// All processes of one `cargo test` or `cargo nextest run`.
+    /// All processes of one `cargo test` or `cargo nextest run` use the same service.
     Run,
     /// Like `Run`, but the service ends once no process uses it any more.
     Users,

@@ -36,12 +36,11 @@ pub struct System<'a> {
     reach: Reach,
     /// The prefix for the names of the members that are added next.
     prefix: String,
-    /// The position in the list of `start_all` of the members that are added next, such as
-    /// `2 of 3`.
+    /// The position in the `start_all` list that the members added next get, such as `2 of 3`.
     place: String,
     /// The slots that the current plan has added so far.
     added: Vec<Weak<dyn Need + 'a>>,
-    /// The directories of the services that the members added next need.
+    /// The directories of the services needed by the members that are added next.
     needs: Vec<PathBuf>,
     /// Whether the services end with the test on this thread.
     is_for_test: bool,
@@ -122,7 +121,7 @@ pub trait Need {
     /// Whether the need is ready.
     fn is_there(&self) -> bool;
 
-    /// The directories of the services that the need consists of.
+    /// The directories of this need's services.
     fn dirs(&self) -> Vec<PathBuf>;
 }
 
@@ -191,7 +190,7 @@ pub(crate) trait Service {
     /// them.
     fn endpoints(&self) -> Option<Endpoints>;
 
-    /// Passes on the lock that was acquired for all services together.
+    /// Gives the service the lock that was acquired for all services together.
     fn give_lock(&mut self, lock: &SharedLock);
 
     /// Makes the service end with the test on this thread.
@@ -241,8 +240,8 @@ enum Stage<'a> {
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
     New(Shared<'a>),
     Starting(Shared<'a>),
-    /// The service is ready. If it is a node of a cluster, the cluster still owns it. Otherwise it
-    /// is gone, and its handle is in the slot.
+    /// The service is ready. If it is a node of a cluster, the cluster still owns it. Otherwise its
+    /// handle is in its slot, and this reference is dangling.
     Ready(Weak<RefCell<dyn Service + 'a>>),
     Over,
 }
@@ -897,7 +896,7 @@ impl Member<'_> {
     }
 }
 
-/// The name and the option with which a recipe joins a system.
+/// The name and the `queue` option with which a recipe joins a system.
 pub struct Joining {
     /// The name of the fixture, which may be empty.
     pub(crate) name: String,

@@ -14,14 +14,15 @@ use crate::fields::RENAMED;
 /// Keys that select the program. Exactly one of them is required.
 pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
 
-/// Keys that configure the build of a workspace program. They are methods of `Bin`.
+/// Keys that configure how cargo builds a workspace program. Each calls the method of `Bin` with
+/// the same name.
 pub(crate) const BUILD: &[&str] = &["features", "profile"];
 
 /// Keys for the readiness condition. At most one is allowed.
 pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
 
-/// A builder method that is also a key, with the same name. (`name` with an identifier is a
-/// [`Target::Named`].)
+/// A key that calls the builder method with the same name. (In `name = ident`, the key is not a
+/// setter: see [`Target::Named`].)
 pub(crate) struct Setter {
     pub(crate) key: &'static str,
     pub(crate) value: Value,
@@ -34,7 +35,7 @@ pub(crate) struct Setter {
 pub(crate) enum Value {
     /// No value: the key is written alone.
     Absent,
-    /// A value whose texts may contain placeholders.
+    /// A value whose strings may contain placeholders.
     Expanded,
     Plain,
 }
@@ -352,7 +353,7 @@ fn another_recipe(input: ParseStream<'_>) -> Option<Expr> {
     }
 }
 
-/// Parses a comma, unless this is the end.
+/// Parses a comma, unless the input ends here.
 fn separator(input: ParseStream<'_>) -> syn::Result<()> {
     if input.is_empty() {
         return Ok(());

@@ -23,7 +23,7 @@ pub(crate) struct Bindings {
     needs: Needs,
 }
 
-/// Binds fixtures to parameters. Fixtures that name their parameter come first; each of the others
+/// Binds fixtures to parameters. Fixtures that name their parameter come first. Every other fixture
 /// gets the first free parameter.
 pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors) -> Bindings {
     let mut bindings = Bindings {
@@ -39,8 +39,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
         if let Target::Named(name) = fixture.target() {
             let uses = |fixture: &Args| names::uses_name(fixture, name);
             if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
-                // This name is for the fixtures below. If only fixtures above use it, that is a
-                // mistake.
+                // No parameter has this name, so only the fixtures below can use it. If only
+                // fixtures above use it, that is a mistake.
                 bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
                 let has_it = |other: &Args| matches!(other.target(), Target::Named(it) if is_same(it, name));
                 if fixtures[..index].iter().any(has_it) {

@@ -377,8 +377,8 @@ fn one_readiness(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Reports a second key of a kind of which only one is allowed. (Another check reports repeated
-/// keys.)
+/// Reports all keys of this kind that differ from the first one, because only one is allowed.
+/// (Another check reports a key that is given twice.)
 fn different_of(fixture: &Args, of_the_kind: impl Fn(&Entry) -> bool, message: &str, errors: &mut Errors) {
     let mut all = fixture.entries.iter().filter(|entry| of_the_kind(entry));
     let Some(first) = all.next() else {

@@ -421,8 +421,8 @@ fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream 
     }
 }
 
-/// Generates the value for a variable that holds a handle. It has the span of the type, where rustc
-/// then reports a wrong type, or that the handle of a static cannot be moved.
+/// Generates the value for a variable that holds a handle. It has the span of the type, so that
+/// rustc points there if the type is wrong, or if the handle of a static would be moved.
 fn taken(fixture: &Args, service: &Ident, ty: &Type) -> TokenStream {
     let service = located(service, ty);
     taken_value(fixture, service.span(), &quote!(#service), ty)
@@ -464,7 +464,8 @@ fn add(members: &[Member<'_>]) -> TokenStream {
         } = member;
         let place = Place::of(fixture);
         let recipe = recipe(fixture, &place);
-        // If the key is given, the recipe decides. Otherwise the service waits for its ports.
+        // If the attribute has the key `queue`, the recipe decides. Otherwise the service waits for
+        // its ports.
         let queue = fixture.entry("queue").is_none();
         let method = if needs.is_empty() { "service" } else { "after" };
         let method = Ident::new(method, place.first);

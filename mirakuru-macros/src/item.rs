@@ -43,7 +43,7 @@ pub(crate) struct Other {
     pub(crate) tokens: TokenStream,
 }
 
-/// What the attribute makes of a function.
+/// The kind of item that the attribute generates from a function.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Form {
     /// A test. The services live as long as it runs.
@@ -201,8 +201,8 @@ impl Function {
         }
     }
 
-    /// Whether tests may have this return type: nothing, a `Result` under any name, or an
-    /// `ExitCode`.
+    /// Whether the function returns what a test may return: nothing, a `Result` under any name, or
+    /// an `ExitCode`.
     pub(crate) fn gives_like_a_test(&self) -> bool {
         match self.gives() {
             Gives::Nothing | Gives::Unnameable => true,

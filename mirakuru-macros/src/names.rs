@@ -35,7 +35,8 @@ pub(crate) fn needs(
                 Certainty::Value if other.is_none() && name != "self" => mistyped(name, &names[..at]),
                 _ => other.filter(|_| is_above),
             };
-            // If the expressions also call a function with this name, only a certain use counts.
+            // If the expressions also call a function with this name, an uncertain use may mean
+            // that function, so it does not count.
             let is_certain = is_above && *certainty >= Certainty::Value;
             if let Some(needed) = needed.filter(|&needed| is_certain || !calls(uses, &names[needed])) {
                 if !needs[at].contains(&needed) {

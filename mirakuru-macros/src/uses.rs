@@ -65,7 +65,7 @@ struct Search {
 
 struct Declared {
     name: Ident,
-    /// Whether the name may not be declared after all, because a macro or a condition decides.
+    /// Whether a macro or a condition decides if the name is declared at all.
     perhaps: bool,
 }
 

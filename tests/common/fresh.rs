@@ -26,8 +26,9 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     for (file, text) in files {
         write(&dir.join(file), text);
     }
-    // Our lock file pins the versions that are tested and downloaded. cargo removes unneeded
-    // versions from the copy, so a second copy shows whether ours has changed.
+    // The package gets a copy of our lock file, which pins versions that are tested and downloaded.
+    // cargo removes unneeded versions from it, so a second, unchanged copy shows whether our lock
+    // file has changed.
     let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
     let origin = dir.join("Cargo.lock.origin");
     if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {
@@ -100,8 +101,8 @@ pub(crate) fn succeed(command: &mut Command) -> String {
     text
 }
 
-/// Builds a program with `panic = "abort"`. Its environment makes it the victim of
-/// `tests/it/teardown/cell.rs` or of `tests/it/flush.rs`.
+/// Builds a program with `panic = "abort"`. Depending on its environment, the program acts as a
+/// victim of `tests/it/teardown.rs` or of `tests/it/flush.rs`.
 pub(crate) fn built_with_abort() -> PathBuf {
     let module = |name: &str, file: &str| {
         format!(
@@ -126,7 +127,7 @@ pub(crate) fn built_with_abort() -> PathBuf {
         "[dependencies]\nmirakuru = { path = \"{root}\" }\n",
         &[("src/main.rs", &main)],
     );
-    // This sets the option for the program alone. Set in the profile, it would rebuild all
+    // Sets the option for this program only. In the profile, the option would rebuild all
     // dependencies.
     succeed(cargo(&dir).args(["rustc", "--bin", "aborts", "--", "-Cpanic=abort"]));
     Path::new(FRESH_TARGET).join("debug/aborts")

@@ -36,7 +36,7 @@ pub(crate) fn root() -> &'static Path {
         .expect("this package is a folder of it")
 }
 
-/// Time limit of every wait in a test. A success takes far less.
+/// The time limit for each wait in a test. A test that passes needs far less.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// Sets a flag when dropped, even if the test panics. Otherwise a thread that waits for the flag
@@ -128,7 +128,7 @@ impl Scratch {
         &self.0
     }
 
-    /// Path of a file in the directory, as text.
+    /// The path of a file in the directory, as a string.
     pub(crate) fn file(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("a path in UTF-8").to_owned()
     }
@@ -254,8 +254,8 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     pids
 }
 
-/// Waits until all processes are gone that recorded their pids in `pids`, or that have the scratch
-/// directory's path in their command line. Fails after `bound`.
+/// Waits until no process is left that recorded its pid in `pids`, or whose command line contains
+/// the scratch directory's path. Fails after `bound`.
 #[track_caller]
 pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     let recorded = numbers(pids);
@@ -335,7 +335,7 @@ pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// Whether this process has root's rights.
+/// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     unsafe extern "C" {
         fn geteuid() -> u32;
@@ -375,8 +375,9 @@ pub(crate) fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}\n{stdout}{stderr}", output.status);
 }
 
-/// A command that runs one `#[ignore]`d test of this binary in a separate process ([`test_name`]).
-/// `dir` is its [`victim_dir`] and its directory for temporary files.
+/// A command that runs one `#[ignore]`d test of this binary in a separate process. `name` comes
+/// from [`test_name`]. `dir` is the [`victim_dir`] of that process, and its directory for temporary
+/// files.
 pub(crate) fn victim(name: &str, dir: &Path) -> Command {
     let mut command = captured_victim(name, dir);
     command.args(["--nocapture", "--test-threads=1"]);

@@ -1,7 +1,7 @@
 //! Names of tests, as the test harness knows them.
 
-/// The harness's name of a test, from its path in this module: `test_name!(failing::a_panic)`. If
-/// the test does not exist, this does not compile.
+/// The harness's name for a test, which is given by its path in this module:
+/// `test_name!(failing::a_panic)`. A name without a test does not compile.
 #[allow(unused_macros)]
 macro_rules! test_name {
     ($($part:ident)::+) => {{

@@ -1,4 +1,4 @@
-//! The async methods, under a hand-written executor and under tokio with one thread.
+//! Tests the async methods under a hand-written executor, and under single-threaded tokio.
 
 use std::future::Future;
 use std::path::Path;
@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// Runs a future on this thread, which sleeps until it is woken.
+/// Runs a future on this thread. The thread sleeps until the waker unparks it.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -32,7 +32,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Awaits a future while another task of the same thread counts. Returns both results.
+/// Awaits a future while another task on the same thread counts up every 10 ms. Returns the value
+/// of the future, and the count.
 async fn beside<T>(future: impl Future<Output = T>) -> (T, u32) {
     let count = Arc::new(AtomicU32::new(0));
     let counts = tokio::spawn({

@@ -1,5 +1,5 @@
-//! A service ends before the services that it needs, and its command at the end cleans up things
-//! that are not its descendants.
+//! A service ends before the services that it needs. Its `on_end` command cleans up things that are
+//! not its descendants.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -267,10 +267,10 @@ fn has_a_dependent_that_hangs() {
     say_and_wait();
 }
 
-// ---- the command at the end ---------------------------------------------------------------------
+// ---- the `on_end` command -----------------------------------------------------------------------
 
 /// Runs a daemon that creates a record for each request after 200 ms, even if the client is gone.
-/// The function that the test gets returns whether the daemon has handled all requests.
+/// `test` gets a function that tells whether the daemon has handled all requests.
 fn run_daemon<T>(dir: &Path, test: impl FnOnce(&dyn Fn() -> bool) -> T) -> T {
     const LATE: Duration = Duration::from_millis(200);
     let (requests, records) = (dir.join("requests"), dir.join("records"));
@@ -316,7 +316,7 @@ fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
         .stop_timeout(Duration::from_millis(300))
 }
 
-/// The names that the command at the end has cleaned up, one for each time it ran.
+/// The names that the `on_end` command has cleaned up, one for each of its runs.
 fn cleaned(dir: &Path) -> Vec<String> {
     let calls = fs::read_to_string(dir.join("calls")).unwrap_or_default();
     calls.lines().map(str::to_owned).collect()
@@ -449,7 +449,7 @@ fn say(service: &SimpleExecutor) {
     std::io::stdout().flush().expect("a reader");
 }
 
-/// If the test process is killed, the command at the end still removes the service's record.
+/// If the test process is killed, the `on_end` command still removes the service's record.
 /// `MIRAKURU_KILL_ROUNDS` sets the number of rounds.
 #[test]
 fn killed_at_any_moment_no_record_stays() {
@@ -517,8 +517,8 @@ fn killed_once(dir: &Path, worker_first: bool) -> bool {
 
 // ---- signals to the whole tree ------------------------------------------------------------------
 
-/// A shell command for a service in a session of its own. It writes its name into the file `$1`
-/// when it gets SIGTERM.
+/// A shell command for a service in a session of its own. On SIGTERM, the service appends its name
+/// to the file `$1`.
 fn in_a_session_of_its_own(name: &str) -> String {
     format!(
         "setsid sh -c 'trap \"echo {name} >>$0; exit\" TERM; echo {name} is up; while :; do sleep 0.01; \

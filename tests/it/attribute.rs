@@ -317,7 +317,8 @@ fn around_the_test_attribute(sleeper: &SimpleExecutor, server: &TcpExecutor) {
     assert!(sleeper.is_running() && server.is_running());
 }
 
-/// Under another name, the attributes do not recognise each other, and each expands by itself.
+/// If the attribute is imported under another name, stacked attributes do not recognise each other,
+/// and each expands by itself.
 mod nested {
     use mirakuru::fixture as service;
     use mirakuru::{SimpleExecutor, TcpExecutor};

@@ -1,5 +1,5 @@
-//! A service in a podman container. Its processes belong to the service's tree, and its command at
-//! the end removes the container. `at_the_end` tests a client of a daemon such as Docker.
+//! A service in a podman container. Its processes belong to the service's tree, and its `on_end`
+//! command removes the container. `at_the_end` tests a client of a daemon such as Docker.
 //!
 //! If podman is missing or cannot run a container, each test prints that and does nothing.
 #![cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! The seven executors, their conditions, the settings of a recipe, and their errors.
+//! Tests the seven executors, their conditions and errors, and the settings of a recipe.
 
 use std::fs;
 use std::io::{self, Write};

@@ -137,8 +137,8 @@ mod failing {
     }
 }
 
-/// Runs failing tests one after the other, with the harness's capture as by default. Returns their
-/// standard output and standard error.
+/// Runs failing tests one after the other. The harness captures their output, as it does by
+/// default. Returns the standard output and the standard error of the harness.
 fn run_failing(filter: &[&str]) -> (String, String) {
     let scratch = Scratch::new();
     let mut command = Command::new(env::current_exe().unwrap());

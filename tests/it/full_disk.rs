@@ -17,8 +17,8 @@ fn fills_the_disk() {
     println!("{}", start(recipe));
 }
 
-/// The first run has a limit on the size of files, which every user may set. For root, a second run
-/// has a full file system.
+/// The first run limits the size of files, which any user may do. If mounts are allowed, a second
+/// run fills up a small file system.
 #[test]
 fn a_full_disk_loses_output_and_says_so() {
     let scratch = Scratch::new();

@@ -1,4 +1,4 @@
-//! `Http` asks an `https://` URL over TLS. If a server on a plain `http://` URL speaks TLS, the
+//! `Http` requests an `https://` URL over TLS. If a server on a plain `http://` URL speaks TLS, the
 //! error says so.
 
 use std::process::Command;

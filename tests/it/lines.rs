@@ -298,8 +298,8 @@ fn a_mark_of_another_service_is_refused() {
     let panics = std::panic::AssertUnwindSafe(|| service.logs_since(&mark));
     let panic = std::panic::catch_unwind(panics).expect_err("it panics");
     assert!(panic.downcast_ref::<String>().unwrap().ends_with(reason));
-    // The default mark, the beginning, is valid for every service. A mark stays valid after a
-    // restart.
+    // The default mark is the beginning of the log, and is valid for every service. A mark stays
+    // valid after a restart.
     let mark = service.mark();
     service.restart().unwrap();
     service.wait_for_line(&mark, "up", LONG).unwrap();

@@ -140,8 +140,8 @@ fn a_shared_service_of_a_failed_test_is_named_as_well() {
     );
 }
 
-/// Runs a failing test under a shell as its runner, which lives until it has read a line. The
-/// test's services must keep running until then.
+/// Runs a failing test with a shell as its runner. The test's services must keep running until the
+/// shell exits, after it has read a line.
 #[track_caller]
 fn assert_stays(test: &str, said: &str) {
     let scratch = Scratch::new();

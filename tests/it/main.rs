@@ -39,7 +39,8 @@ mod run_scope;
 mod secrets;
 mod seeds;
 mod servers;
-// Public, so that `missing_docs` checks the code that the attribute makes from a public `static`.
+// Public, so that `missing_docs` checks the code that the attribute generates for a public
+// `static`.
 pub mod shared;
 mod systems;
 mod teardown;

@@ -46,8 +46,8 @@ fn a_hundred_executors_side_by_side_get_a_hundred_ports() {
     assert_eq!(ports.len(), 100);
 }
 
-/// A server that binds a UDP port after a moment, without any option, and answers each datagram
-/// with its pid.
+/// A server that waits a moment, binds a UDP port without any socket option, and answers each
+/// datagram with its pid.
 fn udp_server(addr: &str) -> ExecutorBuilder<Udp> {
     let script = "
 import os, socket, sys, time

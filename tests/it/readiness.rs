@@ -1,4 +1,4 @@
-//! Readiness conditions, and the errors of services that end before they are ready.
+//! Tests readiness conditions, and the errors for services that end before they are ready.
 
 use std::fs;
 use std::io::{self, Read};
@@ -438,7 +438,7 @@ fn numbers_are_gone(pids: &str) -> bool {
     )
 }
 
-/// The end of a service before it is ready is noticed at once, with any condition.
+/// If a service exits before it is ready, any condition notices that at once.
 fn exits_before(readiness: impl Readiness + Clone) {
     for code in [0, 7] {
         let scratch = Scratch::new();

@@ -17,7 +17,8 @@ pub(crate) fn timed_out<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>, print
     timed_out_when(recipe, has_printed)
 }
 
-/// The timeout error of a start for which `done` returns `true`. Each further start has more time.
+/// Starts the service with increasing timeouts until `done` returns `true` for the timeout error.
+/// Returns that error.
 #[track_caller]
 pub(crate) fn timed_out_when<R: Readiness + Clone>(
     recipe: &ExecutorBuilder<R>,

@@ -1,5 +1,5 @@
-//! The scope `run`: all processes of a run of tests share one service, whichever process starts it
-//! and however any of them ends. The file is long because all its tests use the same runner, test
+//! The scope `run`: all processes of a test run share one service, whichever process starts it and
+//! however any of them ends. The file is long because all its tests use the same runner, test
 //! processes and statics.
 //!
 //! The runner is another process of this binary ([`Run`]). It starts test processes on demand, and
@@ -184,7 +184,7 @@ impl Recipe for Eventful {
     type Handle = EventfulExecutor;
 
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error> {
-        // The first process that reaches this point often starts the service, but not always.
+        // The first process that gets here usually also starts the service, but not always.
         die_if_doomed("DOOM_EARLY");
         Ok(alone().wait_for(Starting.and(Tcp::addr("127.0.0.1:{port}"))))
     }
@@ -218,7 +218,7 @@ impl Recipe for Eventful {
 #[mirakuru::fixture(Eventful)]
 static EVENTFUL: EventfulExecutor;
 
-/// Kills this process after as many microseconds as the variable says. Only the first process of a
+/// Kills this process after the number of microseconds in the variable. Only the first process of a
 /// round is killed.
 fn die_if_doomed(variable: &str) {
     let Ok(micros) = env::var(variable) else { return };
@@ -1108,8 +1108,8 @@ fn a_failure_is_told_to_all_at_once() {
         let pids = services(&scratch);
         assert!(!pids.iter().any(|pid| alive(*pid)));
         run.end(false);
-        // No process is left to remove the run's directory with the failure. The next run removes
-        // it at its first start.
+        // The run's directory still records the failure, because no process was left to remove it.
+        // The next run removes it at its first start.
         let mut next = Run::begin(&scratch);
         let test = next.test(&[("USE", "SLEEPER")]);
         test.ended();
@@ -1131,7 +1131,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
     for killed in [true, false] {
         let scratch = Scratch::new();
         let mut run = Run::begin(&scratch);
-        // Services with other arguments would be other services.
+        // All users pass the same arguments, because other arguments would make it another service.
         let extra = "--line last-words --exit-on-term 3";
         let user = run.test(&[("EXTRA", extra), ("UNTIL", "died")]);
         let service = user.service();
@@ -1151,7 +1151,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
     }
 }
 
-/// A service that makes itself a daemon counts as running as long as any of its processes lives.
+/// A service that daemonizes counts as running as long as any of its processes lives.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_daemon_is_running_until_it_is_gone() {
@@ -1282,7 +1282,8 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
     assert_nothing_left(&scratch, &[service]);
 }
 
-/// The services of all tests that are not killed. Fails if these differ.
+/// The pids of the service that the tests have reported. Fails if they differ, or if a test that is
+/// not killed reports none.
 fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) -> Vec<u32> {
     let mut pids = Vec::new();
     for test in tests {

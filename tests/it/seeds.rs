@@ -1,4 +1,4 @@
-//! Users' own presets, whose data is kept from one run to the next: `Recipe::seed_key` and
+//! Tests users' own presets whose data is kept from one run to the next: `Recipe::seed_key` and
 //! `prepare_once`.
 
 use std::fs::{self, OpenOptions};
@@ -11,7 +11,7 @@ use crate::common::{LONG, alive, error_of};
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, NoWait, OutputExecutor, Recipe};
 
 /// A server that reads names from a pipe in its directory, keeps them in memory, and writes them to
-/// a file when it ends. The pipe stays behind, as a socket may.
+/// a file when it ends. The pipe is left behind, as a socket might be.
 const SERVER: &str = r#"
     cd "$0"
     [ -p in ] || mkfifo in

@@ -1,4 +1,5 @@
-//! Real servers: Redis, nginx, PostgreSQL, and Python's http.server. `tests/run` installs them.
+//! Tests with real servers: Redis, nginx, PostgreSQL, and Python's http.server. `tests/run`
+//! installs them.
 
 use std::fs;
 use std::net::TcpStream;
@@ -184,7 +185,7 @@ fn nginx_over_http_with_status_codes() {
     let (recipe, _, _scratch) = nginx(&program);
     let url = |path: &str| format!("{}{path}", recipe.base);
 
-    // Each of these conditions holds for the same nginx, which starts anew for each.
+    // Each of these conditions holds for this nginx, which is started anew for each one.
     let fine = [
         Http::head(url("/ok")),
         Http::get(url("/empty")),

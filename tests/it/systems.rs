@@ -1,5 +1,5 @@
-//! Services that need each other: stacked attributes, structs, statics, plain code, clusters. The
-//! file is long because the forms share services and helpers.
+//! Tests services that need each other, in each form: stacked attributes, structs, statics, plain
+//! code and clusters. The file is long because the forms share services and helpers.
 
 #![allow(unnameable_test_items)]
 

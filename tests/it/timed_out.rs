@@ -194,7 +194,7 @@ fn waits_in_vain(_service: &TcpExecutor) {
 fn looks_on() {
     wait_for("timed out");
     tell("over");
-    // The thread of the test that timed out could get the port now, and must give up.
+    // The thread of the test that timed out could get the port now, but must give up instead.
     wait_for("given up");
 }
 

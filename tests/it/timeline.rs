@@ -27,8 +27,8 @@ fn listens(name: &str, addr: &str, delay: u64) -> ExecutorBuilder<Tcp> {
         .timeout(LONG)
 }
 
-/// A service that starts only after three tests of two processes have asked for it, so some must
-/// wait.
+/// A service that starts only after three tests of two processes have asked for it, so some of them
+/// must wait.
 fn shared() -> ExecutorBuilder<Tcp> {
     all_have_come("shared", 3);
     listens("shared-service", "127.0.0.1:{port}", 150)
@@ -417,7 +417,7 @@ fn browse(chromium: &Path, scratch: &Scratch, page: &Path) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// The element with this id up to the markup `ends`, and its text without markup.
+/// The HTML of the element with this id, up to the markup `ends`, and its text.
 #[track_caller]
 fn text_of<'a>(dom: &'a str, id: &str, ends: &str) -> (&'a str, String) {
     let begin = dom

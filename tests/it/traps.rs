@@ -356,8 +356,8 @@ fn the_exit_of_a_server_that_never_answers_is_noticed() {
     assert!(begin.elapsed() < LONG, "it waited");
 }
 
-/// A service is ready only if the socket is its own. Here another server takes the port while the
-/// service gets ready.
+/// A service is ready only if it owns the socket. Here another server takes the port while the
+/// service is starting.
 #[test]
 #[cfg_attr(
     mirakuru_portable,

@@ -199,8 +199,8 @@ fn the_bind_fails_because_of_another_server() {
             fs::write(&taken, "").unwrap();
             other
         });
-        // The service binds only after the port is taken. The banner never comes, so the condition
-        // does not look at the port.
+        // The service binds only after the port is taken. The banner never comes, so the `Tcp`
+        // condition is never checked.
         let script = "echo $$ >\"$1\"; until [ -e \"$2\" ]; do sleep 0.01; done; exec \"$0\" --listen \"$3\"";
         let recipe = Executor::builder(["sh", "-c", script, ODD, &pids, &taken, &addr])
             .wait_for(Banner::matching("never").and(Tcp::addr(&addr)))

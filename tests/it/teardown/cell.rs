@@ -1,4 +1,4 @@
-//! A victim, which is one cell of the table of teardown. It starts a service with the given kind of
+//! A victim, which is one cell of the teardown table. It starts a service with the given kind of
 //! process tree, reports that the service is up, and ends in the given way.
 //!
 //! The victim runs as an `#[ignore]`d test, and in a program built with `panic = "abort"`. Without
