@@ -262,7 +262,7 @@ pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
 fn lock(path: &Path) -> io::Result<Lease> {
     Lease::wait(path, PATIENCE)?.ok_or_else(|| {
         let seconds = PATIENCE.as_secs();
-        let problem = format!("another process has been making it for {seconds} s");
+        let problem = format!("another process has been creating its directory for {seconds} s");
         io::Error::new(io::ErrorKind::TimedOut, problem)
     })
 }

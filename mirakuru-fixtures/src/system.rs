@@ -631,8 +631,8 @@ impl<'a> System<'a> {
         Ok(())
     }
 
-    /// Waits until at least one service is ready, and finishes all services that are. If a task
-    /// must be polled, does not wait.
+    /// Waits until at least one service is ready, and finishes the start of each one that is. Does
+    /// not wait if a task must be polled.
     fn finish_ready(&mut self, at: &mut usize, polls_are_left: bool) -> Result<Step, Error> {
         let starting = self.all(|stage| match stage {
             Stage::Starting(service) => Some(service),
@@ -864,7 +864,7 @@ fn dirs_of(needs: &[Weak<dyn Need + '_>], mut dirs: Vec<PathBuf>) -> Vec<PathBuf
 
 impl Member<'_> {
     /// The member's name for messages: the name of the fixture or of the executor, and the position
-    /// in the list.
+    /// in the `start_all` list.
     fn shown_name(&self) -> Option<String> {
         let name = Some(&self.name).filter(|name| !name.is_empty());
         match (name.or(self.title.as_ref()), &*self.place) {

@@ -157,7 +157,7 @@ impl Bindings {
         self.parameters.get(fixture).copied().flatten()
     }
 
-    /// The fixtures that this one needs, each with the name that its expressions use.
+    /// The fixtures that this one needs, each with its name in this one's expressions.
     pub(crate) fn needs(&self, fixture: usize) -> impl Iterator<Item = (usize, &Ident)> {
         let needs = self.needs.get(fixture).into_iter().flatten();
         needs.filter_map(|&other| Some((other, self.names[other].as_ref()?)))

@@ -59,8 +59,8 @@ pub(crate) fn on_test(
     let value = ours("_value");
     let run = match item.gives() {
         // The item `const _` keeps the body from being the tail expression, whose temporaries would
-        // outlive the services before edition 2024. After a body that never ends, rustc would warn
-        // about a statement, but not about an item.
+        // outlive the services before edition 2024. After a body that never returns, rustc would
+        // warn about a statement, but not about an item.
         Gives::Nothing => quote!(#body const _: () = ();),
         Gives::Unnameable => quote!(#body),
         // The closure catches an `Err` that `?` or `return` returns, so that the failure is

@@ -344,8 +344,8 @@ impl Parse for Argument {
     }
 }
 
-/// Parses the arguments of a standard library macro that takes expressions, and returns the
-/// position of its format string as well. `None` for any other macro.
+/// Parses the arguments of a standard library macro that takes expressions. Also returns the
+/// position of its format string. `None` for any other macro.
 fn arguments_of(mac: &Macro) -> Option<(Arguments, Option<usize>)> {
     let words = &mac.path.segments;
     let is_std = ["std", "core", "alloc"].iter().any(|word| words[0].ident == word);

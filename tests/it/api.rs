@@ -1,6 +1,6 @@
-//! Promises of the public interface that no other test checks, above all the traits of its types.
-//! If a promise is broken, most of these tests do not compile. `repo_rules` checks that no
-//! dependency's type appears in the interface.
+//! Checks promises of the public interface that no other test covers, above all the traits that its
+//! types implement. If a promise is broken, most of these tests do not compile. `repo_rules` checks
+//! that no dependency's type appears in the interface.
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};

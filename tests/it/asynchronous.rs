@@ -156,7 +156,7 @@ async fn a_stop_that_is_given_up_goes_on() {
     let first = service.pid();
     let given_up = timeout(Duration::from_millis(50), service.stop_async()).await;
     assert!(given_up.is_err());
-    // The stop continues in the background, so the next start creates a new process.
+    // The stop that timed out continues in the background, so the next start creates a new process.
     service.start_async().await.unwrap();
     assert_ne!(service.pid(), first);
     assert!(!is_there(first));

@@ -66,8 +66,8 @@ fn a_udp_port_is_not_waited_for_and_the_error_says_why() {
     );
 }
 
-/// The end of the test process normally closes its socket to the supervisor. Here a fork of the
-/// test process keeps a copy of the socket open.
+/// The end of the test process normally closes its socket to the supervisor. Here a forked child of
+/// the test process keeps a copy of the socket open.
 #[test]
 fn the_end_of_the_test_process_is_noticed_without_its_socket() {
     let scratch = Scratch::new();

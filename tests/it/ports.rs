@@ -139,8 +139,8 @@ fn a_fixed_udp_port_in_use_names_its_holder() {
     let mut tcp = TcpListener::bind(&addr);
     let _ = wait_until(
         || {
-            // A fork of this process may briefly hold the socket with which `fixed_port` tested the
-            // port.
+            // A child that was just forked may briefly hold the socket with which `fixed_port`
+            // tested the port.
             tcp.is_ok() || {
                 tcp = TcpListener::bind(&addr);
                 false
@@ -153,7 +153,7 @@ fn a_fixed_udp_port_in_use_names_its_holder() {
     let mut started = udp_server(&addr).start();
     let _ = wait_until(
         || {
-            // A fork of this process may briefly hold the socket.
+            // A child that was just forked may briefly hold the socket.
             if started.is_err() {
                 started = udp_server(&addr).start();
             }

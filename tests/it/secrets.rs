@@ -24,7 +24,7 @@ fn panic_of(test: fn()) -> String {
     payload.downcast_ref::<String>().unwrap().clone()
 }
 
-/// The errors of services that need a socket that another service holds.
+/// The errors of services whose socket another service holds.
 fn errors_about_a_socket() -> Vec<String> {
     #[mirakuru::fixture(server("one"))]
     #[mirakuru::fixture(server("two"))]

@@ -337,7 +337,7 @@ fn a_port_that_is_shared_with_another_server() {
     }
 }
 
-/// The conditions that these tests use.
+/// The readiness conditions of these tests.
 struct Check;
 
 impl Check {
