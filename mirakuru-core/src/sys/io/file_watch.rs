@@ -99,13 +99,13 @@ mod linux {
         0x0BD0_0BD0, // Lustre
     ];
 
-    /// Instances without a watch, which are never closed. Each instance belongs to one wait at a
-    /// time, because two waits would take each other's events.
+    /// Idle instances without a watch, kept open for later waits. Each instance belongs to one wait
+    /// at a time, because two waits would take each other's events.
     static IDLE: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
     #[derive(Debug)]
     pub(crate) struct FileWatch {
-        /// The instance; `None` only during the drop.
+        /// The inotify instance. `None` only while `drop` runs.
         inotify: Option<OwnedFd>,
         /// The numbers of all watches added during this wait, even for files that have been
         /// replaced since.
@@ -159,8 +159,8 @@ mod linux {
                 done == 0 && REMOTE.contains(&(stat.f_type as u32))
             };
             // The directory may have been removed and created again, so its path is resolved each
-            // time. A directory that is watched already stays watched. The watch of the directory
-            // reports that the file appears, and the watch of the file reports changes in the file.
+            // time. A directory that is already watched stays watched. The watch on the directory
+            // reports when the file appears, and the watch on the file reports changes to it.
             let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
             if is_remote(dir) || !self.add(dir, appearance | libc::IN_ONLYDIR) {
                 return false;

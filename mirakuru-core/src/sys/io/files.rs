@@ -1,4 +1,4 @@
-//! Functions for directories, lock files and users that the standard library lacks.
+//! Functions that the standard library lacks, for directories, lock files and users.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};

@@ -1,5 +1,5 @@
-//! The records of a log's index. Only this file knows their format. The supervisor writes records,
-//! and `output/` reads them.
+//! Encodes and decodes the records of a log's index. The supervisor writes records, and `output/`
+//! reads them.
 //!
 //! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the
 //! monotonic clock.
@@ -43,7 +43,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// A record of bytes that are in the log. Stream 0 is standard output, 1 standard error.
+    /// A record of bytes that are in the log. Stream 0 is standard output, and stream 1 is standard
+    /// error.
     pub(crate) const fn output(stream: usize, length: u32, time: u64) -> Record {
         Record {
             length,

@@ -1,4 +1,5 @@
-//! Sockets that hold ports for `ports/reserve.rs`. They never listen, and an exec closes them.
+//! Creates the sockets that reserve ports for `ports/reserve.rs`. They never listen, and are
+//! close-on-exec.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};

@@ -203,8 +203,8 @@ pub(crate) mod tests {
     }
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    /// A socket that is connected to itself. A connect to an ephemeral loopback port can do this by
-    /// chance.
+    /// A socket that is connected to itself. A `connect` to an ephemeral port on loopback can cause
+    /// this by chance.
     pub(crate) fn connected_to_itself() -> std::net::TcpStream {
         let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();
         connect(&fd, &loopback(port).into()).unwrap();

@@ -250,7 +250,8 @@ pub(crate) struct Ancestors {
     /// The `Stat` of the next process, if it is known already.
     known: Option<Stat>,
     pid: u32,
-    /// Number of processes left to read. A chain that changes during the read could form a loop.
+    /// Limits the number of processes to read, because a chain that changes in the meantime could
+    /// form a loop.
     left: u32,
 }
 

@@ -1,6 +1,7 @@
-//! The memory of the supervisor: one private mapping with its stacks, its buffers and the plan.
+//! Lays out the memory of the supervisor: one private mapping with its stacks, its buffers and the
+//! plan.
 //!
-//! Ordinary code lays the mapping out before the fork, so the supervisor never allocates. Pages
+//! This happens before the fork, in ordinary code, so the supervisor never has to allocate. Pages
 //! that are never touched cost nothing.
 
 use std::ffi::{CString, c_char, c_void};

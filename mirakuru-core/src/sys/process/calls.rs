@@ -93,7 +93,7 @@ impl Call {
         }
     }
 
-    /// Names the call as a missing feature of the kernel, for an error about a missing requirement.
+    /// Names the kernel feature that is missing, for an error report.
     pub(crate) fn feature(self) -> String {
         format!("the kernel's `{}`", self.name())
     }

@@ -1,4 +1,5 @@
-//! The messages between the test process and a supervisor on the control socket, in both back ends.
+//! Defines the messages that the test process and a supervisor exchange over the control socket, in
+//! both back ends.
 //!
 //! The supervisor's half runs after a fork: nothing here allocates, locks or panics.
 
@@ -110,7 +111,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
     false
 }
 
-/// The [`EXITED`] message. `left` tells whether the main process left descendants.
+/// The [`EXITED`] message. `left` says whether the main process left descendants.
 pub(super) fn exited(status: i32, left: bool, at: i64) -> Message {
     let [high, low] = [(at >> 32) as i32, at as i32];
     [EXITED, status, i32::from(left), high, low, 0, 0, 0]

@@ -238,7 +238,7 @@ impl Service {
             None => return Ok(false),
         };
         if self.registration.take() {
-            // The error of the start says more than an error of `finish`.
+            // The error of the start is more informative than an error of `finish`.
             let _ = self.finish();
         }
         Err(failure)
@@ -350,8 +350,8 @@ impl Service {
     /// Hands the service over to the run. The supervisor publishes the state file, and from then on
     /// the service ends with the run instead of with this process.
     ///
-    /// A single message makes the supervisor do both. So if this process dies, the service either
-    /// ends with this process or already belongs to the run.
+    /// A single message makes the supervisor take both steps. So if this process dies, the service
+    /// either ends with this process or already belongs to the run.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
         // Takes the registration first. If another thread ends this process, the exit handler must
         // neither stop nor wait for a service that the run is about to own.
@@ -680,8 +680,8 @@ impl Drop for Service {
     }
 }
 
-/// Continues a stopped guard (SIGSTOP), which then continues a stopped worker. The guard must not
-/// have been reaped yet, because afterwards another process could have its id.
+/// Resumes a guard that was stopped by a signal. The guard then resumes a stopped worker. The guard
+/// must not have been reaped yet, because afterwards another process could have its id.
 fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }

@@ -26,7 +26,7 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.umask >= 0 {
             libc::umask(a.umask as libc::mode_t);
         }
-        // A change of user may take away the privilege to change the groups, so the user comes
+        // Changing the user may remove the privilege to change the groups, so the user is changed
         // last.
         if a.group_count >= 0 && os::set_groups(a.group_count as usize, a.groups) != 0 {
             return (STAGE_GROUPS, errno());
@@ -37,8 +37,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.uid >= 0 && os::set_uid(a.uid as libc::uid_t) != 0 {
             return (STAGE_UID, errno());
         }
-        // A change of user clears the tie to the parent, so the tie comes after it. The parent may
-        // have died before that, so the check of the parent comes last.
+        // Changing the user clears the tie to the parent, so it is set only now. If the parent died
+        // before that, `getppid` no longer returns the worker.
         os::tie_to_parent();
         if libc::getppid() != a.worker {
             libc::_exit(127);

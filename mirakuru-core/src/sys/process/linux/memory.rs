@@ -76,8 +76,8 @@ pub(super) fn is_under_valgrind() -> bool {
 /// The reason recorded by [`note_need`].
 static DIED: OnceLock<&'static str> = OnceLock::new();
 
-/// The reason why supervisors need a copy of all memory, if there is one. In such a process, other
-/// code may run after the fork and need any part of the memory.
+/// The reason why supervisors need a copy of all memory, if there is one. Such a process may run
+/// other code after the fork, and that code may need any part of the memory.
 pub(super) fn needs_all() -> Option<&'static str> {
     static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
         if is_under_valgrind() {

@@ -164,7 +164,8 @@ pub(in crate::sys::process) unsafe fn spawn(
     }
 }
 
-/// Reports to the worker why the program was not executed, if the two share no memory.
+/// Reports to the worker why the program was not executed, if this process shares no memory with
+/// the worker.
 pub(super) unsafe fn report_failure(a: &Arena) {
     let failed = [a.failed_stage, a.failed_errno];
     // SAFETY: the call writes from a local array.

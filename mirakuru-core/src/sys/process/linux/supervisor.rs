@@ -1,4 +1,4 @@
-//! The supervisor's own code: a guard and its worker.
+//! Runs the supervisor, which consists of a guard and its worker.
 //!
 //! This code runs after a fork of a process that may have many threads, so it makes only system
 //! calls. It must not allocate, lock, or use a thread-local value other than `errno`. It must not
@@ -24,7 +24,7 @@
 //!    starts the service. If a call fails, the start fails.
 //!
 //! Guard and worker watch each other. The worker polls a pidfd of the guard. The guard waits for
-//! the worker, and continues it if it is stopped. If one dies, the other kills the tree.
+//! the worker, and resumes it if a signal has stopped it. If one dies, the other kills the tree.
 //!
 //! Guard and worker share one address space (`CLONE_VM`) if the system supports it. A second copy
 //! would cost as much time and memory as the first. Sharing has three consequences:
@@ -139,8 +139,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
             check(a.guard_pidfd, Call::PidfdOpen)?;
         }
-        // The guard needs `wait4` and `waitid` only after the worker has started. By then a failed
-        // call could no longer fail the start, so the guard tries both now.
+        // The guard needs `wait4` and `waitid` only after the worker has started. By then a failure
+        // could no longer abort the start, so the guard tries both calls now.
         let nobody = tree::has_children();
         check(if nobody == Some(false) { 0 } else { -1 }, Call::Wait)?;
         let not_mine = !tree::is_my_child(a.guard) && errno() == libc::ECHILD;
@@ -160,8 +160,8 @@ unsafe fn kill_children(a: &mut Arena) {
     unsafe { tree::kill_all(0, &mut a.pids) };
 }
 
-/// Sleeps until the worker ends, and continues it if it is stopped. Returns whether the worker
-/// finished its work.
+/// Sleeps until the worker ends, and resumes it whenever a signal has stopped it. Returns whether
+/// the worker finished its work.
 unsafe fn guard_looks_after(worker: i32) -> bool {
     let mut errors = 0_u32;
     // SAFETY: the calls write statuses into local variables.
@@ -288,8 +288,9 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
         a.worker = libc::getpid();
         let events = signalfd();
         check(events, Call::Signalfd)?;
-        // The worker needs these calls only when it signals processes later. By then a failed call
-        // could no longer fail the start, so the worker tries them now. Signal 0 has no effect.
+        // The worker needs `pidfd_send_signal` and `kill` only later, to signal processes. By then
+        // a failure could no longer abort the start, so the worker tries both calls now. Signal 0
+        // has no effect.
         if a.guard_pidfd >= 0 {
             check(handle::send(a.guard_pidfd, 0), Call::PidfdSend)?;
         } else {
@@ -517,7 +518,7 @@ impl Worker<'_> {
     }
 
     /// Kills the tree and removes the service's files. If a service of the run ends before its
-    /// runner, its state and its log stay for later processes until the runner ends. Returns
+    /// runner, its state and its log are kept for later processes until the runner ends. Returns
     /// whether the tree is proved empty.
     unsafe fn conclude(&mut self, runner: i32) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service. The
@@ -529,8 +530,9 @@ impl Worker<'_> {
                 proved = tree::kill_all(0, &mut self.a.pids);
             }
             if self.published && !self.ending.clean_up {
-                // Records that no process is left. A daemon's earlier record says the opposite, and
-                // a main process that was killed here has no record yet.
+                // Records that no process is left. If the service was a daemon, an earlier record
+                // says the opposite. If the main process was killed just now, there is no record
+                // yet.
                 self.record_exit(self.a.published, false);
                 let mut poll = to_read(runner);
                 while libc::poll(&mut poll, 1, -1) <= 0 {
@@ -555,7 +557,8 @@ impl Worker<'_> {
                     remove_private_dir(self.a.private_dir);
                 }
             }
-            // Continues the guard, because a stopped guard (SIGSTOP) would hold its locks for ever.
+            // Resumes the guard with SIGCONT. A guard that was stopped by a signal would hold its
+            // locks for ever.
             if self.a.guard_pidfd >= 0 {
                 handle::send(self.a.guard_pidfd, libc::SIGCONT);
             } else if libc::getppid() == self.a.guard {
@@ -568,8 +571,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the service's group, and continues it if it is stopped. Once the main process has
-    /// been reaped, another group could have the same id, so each child is signalled instead.
+    /// Sends the signal to the service's group, followed by SIGCONT so that stopped processes react
+    /// too. Once the main process has been reaped, another group could have the same id, so each
+    /// child is signalled instead.
     unsafe fn signal_group(&mut self, signal: i32) {
         // SAFETY: the group exists, and is the service's, as long as its leader has not been
         // reaped.
@@ -604,11 +608,12 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the descendants. With `ask`, signals each of them only once, and continues it if it
-    /// is stopped.
+    /// Signals the descendants. With `ask`, signals each of them only once, followed by SIGCONT so
+    /// that stopped processes react too.
     ///
     /// With `ask`, also skips members of the signalled group, and processes that started after the
-    /// stop signal. A process that started so late may be the service's clean-up, as with podman.
+    /// stop signal. A process that started so late may be cleaning up after the service; podman
+    /// starts such a process.
     unsafe fn tell_descendants(&mut self, signal: i32, ask: bool) {
         // SAFETY: `signal_descendant` signals only descendants of this process.
         unsafe {

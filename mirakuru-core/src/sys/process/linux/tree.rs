@@ -16,7 +16,7 @@
 //! is left.
 //!
 //! The list comes from `/proc`. If `/proc` is missing or shows another pid namespace, the search
-//! tries all process ids: for each, `waitid` tells whether it is a child.
+//! tries all process ids: for each one, `waitid` reports whether it is a child.
 
 use std::ffi::CStr;
 use std::mem;

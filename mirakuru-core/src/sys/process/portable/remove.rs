@@ -2,7 +2,7 @@
 //! after a fork: nothing here allocates, locks or panics.
 //!
 //! After a fork, POSIX offers no safe way to read a directory, so `rm` removes the subdirectory
-//! `d`. If there is no `rm`, the next run removes it.
+//! `d`. If `rm` is missing, the next run removes `d`.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;

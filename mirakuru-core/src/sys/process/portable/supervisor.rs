@@ -1,5 +1,5 @@
-//! The supervisor's own code. It runs after a fork, so it makes only system calls, and must not
-//! allocate, lock or panic. The head of `spawn.rs` gives all the rules.
+//! Runs the supervisor. This code runs after a fork, so it makes only system calls, and must not
+//! allocate, lock or panic: see the head of `spawn.rs`.
 //!
 //! The order of events guarantees that the service's process group is stopped:
 //!
@@ -65,7 +65,7 @@ struct Worker<'a> {
     ending: Ending,
     /// Whether the main process has not been reaped yet.
     main_alive: bool,
-    /// Whether the group has been empty, so that another group may have its id by now.
+    /// Whether the group has been found empty. After that, another group may have its id.
     group_is_empty: bool,
 }
 
@@ -163,8 +163,8 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
         if !watch_children(wake[1]) {
             return Err(Call::Handler);
         }
-        // The supervisor needs `waitpid` only after the service has started. By then a failed call
-        // could no longer fail the start, so the supervisor tries it now.
+        // The supervisor needs `waitpid` only after the service has started. By then a failure
+        // could no longer abort the start, so the supervisor tries the call now.
         if libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) != -1 || errno() != libc::ECHILD {
             return Err(Call::Wait);
         }
