@@ -1,7 +1,7 @@
 //! The engine of [mirakuru](https://docs.rs/mirakuru): recipes, executors, readiness and the
 //! supervisor.
 //!
-//! Use the facade crate `mirakuru`; this crate is one of its parts.
+//! Do not depend on this crate directly: use the facade crate `mirakuru`.
 //!
 //! # Map
 //!
@@ -9,19 +9,19 @@
 //! can be read without the rest, and `sys/` can be replaced for another system.
 //! `tests/repo_rules.rs` reads this list and checks the imports, except for those of tests.
 //!
-//! - `sys/` talks to the operating system, and has all the `unsafe`.
+//! - `sys/` talks to the operating system, and contains all `unsafe` code.
 //! - `util/` holds small helpers for many folders, such as back-off, deadlines and hashes.
-//! - `error/` has the errors, lays out their reports, and masks secrets.
-//! - `recipe/` says how to start a service, as plain data.
-//! - `service_dir/` makes the private directory of a service, and removes it.
-//! - `run/` knows which run of tests this is, and keeps the state of its services.
-//! - `observe/` reports a start in progress: lines for the user, traces.
+//! - `error/` defines the errors, lays out their reports, and masks secrets.
+//! - `recipe/` describes how to start a service, as plain data.
+//! - `service_dir/` creates and removes the private directory of a service.
+//! - `run/` identifies the current test run, and keeps the state of its services.
+//! - `observe/` reports the progress of a start, to the user and to `tracing`.
 //! - `ports/` reserves and locks ports and socket paths, and finds the process that listens there.
 //! - `output/` keeps and reads what a service prints.
-//! - `readiness/` decides when a service is ready, one condition a file.
-//! - `timeline/` records how a run spends its time, and draws a page from that.
-//! - `outcome/` says whether the test on this thread has failed.
-//! - `executor/` is what a test holds: start, wait, stop, attach, hints.
+//! - `readiness/` decides when a service is ready, with a file for each condition.
+//! - `timeline/` records how a run spends its time, and renders that as a page.
+//! - `outcome/` records whether the test on this thread has failed.
+//! - `executor/` implements `Executor`: start, wait, stop, attach, and hints about failures.
 //! - `share/` lets many processes use one service.
 //! - `workspace/` builds and finds programs of the user's own workspace.
 

@@ -61,7 +61,7 @@ fn a_service_on_an_address_that_localhost_does_not_mean() {
 #[test]
 fn a_program_that_a_script_does_not_find() {
     let script = Executor::builder(["sh", "-c", "no-such-program"]).wait_for(Banner::matching("never"));
-    assert_says(&report(script), "a program of the script is not installed");
+    assert_says(&report(script), "a program that the script runs is not installed");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_command_that_wants_a_shell() {
     let glob = Executor::builder("ls *.rs").current_dir("{dir}");
     assert_says(
         &report(glob.wait_for(Tcp::addr("127.0.0.1:{port}"))),
-        "only a shell puts file names in place of `*.rs`: add `.shell(true)`",
+        "only a shell expands `*.rs` to file names: add `.shell(true)`",
     );
     // Here the pattern may be meant for `ls` itself.
     let literal = Executor::builder("ls --ignore *.rs /none").wait_for(Banner::matching("never"));

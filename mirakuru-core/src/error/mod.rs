@@ -57,7 +57,7 @@ pub enum Error {
         hint: Option<String>,
         /// The program or feature that this machine lacks, if that is the cause.
         missing: Option<Box<Missing>>,
-        /// If several services start together, the progress of each of the others.
+        /// The progress of the other services, if several were started together.
         system: Vec<String>,
     },
     /// Another process already uses the port, the socket path or the pid file that the service
@@ -148,7 +148,7 @@ pub enum Error {
         command: String,
         /// The mistake and its remedy.
         reason: String,
-        /// If several services start together, the progress of each of the others.
+        /// The progress of the other services, if several were started together.
         system: Vec<String>,
     },
     /// The readiness condition is invalid: a bad address, URL, pattern or path.
@@ -158,7 +158,7 @@ pub enum Error {
         readiness: String,
         /// The mistake and its remedy.
         reason: String,
-        /// If several services start together, the progress of each of the others.
+        /// The progress of the other services, if several were started together.
         system: Vec<String>,
     },
     /// A service that the whole run shares has ended. mirakuru does not start it again, because the
@@ -197,7 +197,7 @@ pub enum Error {
         attempt: String,
         /// The error of the operating system.
         source: io::Error,
-        /// If several services start together, the progress of each of the others.
+        /// The progress of the other services, if several were started together.
         system: Vec<String>,
     },
 }
@@ -226,7 +226,7 @@ impl Error {
         Error::system(mask_urls(&attempt.into()), source)
     }
 
-    /// Creates an [`Error::System`]. Does not mask its texts.
+    /// Creates an [`Error::System`], without masking secrets in it.
     pub(crate) fn system(attempt: impl Into<String>, source: io::Error) -> Error {
         let attempt = attempt.into();
         Error::System {
@@ -355,8 +355,8 @@ pub struct Evidence {
     /// Facts about another process that caused the error, for example `started 3 min ago by user
     /// redis`.
     pub about: Option<String>,
-    /// If several services were starting together, the progress of each of the others, for example
-    /// `` `node-0` was ready ``.
+    /// The progress of the other services, if several were started together. An entry is, for
+    /// example, `` `node-0` was ready ``.
     pub system: Vec<String>,
     /// The remedy, if the cause is known.
     pub hint: Option<String>,
@@ -380,7 +380,7 @@ macro_rules! evidence {
 }
 
 impl Error {
-    /// Applies `shown` to the error's own texts. The service's output is not changed.
+    /// Applies `shown` to each string in the error, except for the service's output.
     pub(crate) fn map_texts(mut self, shown: &dyn Fn(&str) -> String) -> Error {
         let texts: Vec<&mut String> = match &mut self {
             Error::Spawn {
@@ -458,7 +458,7 @@ impl Error {
         self
     }
 
-    /// Records which node of a cluster was asked by the last probe.
+    /// Records which node of a cluster the last probe queried.
     #[doc(hidden)]
     #[must_use]
     pub fn __at_node(mut self, node: &str) -> Error {
@@ -470,7 +470,7 @@ impl Error {
         self
     }
 
-    /// Sets the duration of the whole wait, because the error knows only that of the last part.
+    /// Sets the duration of the whole wait. The error was created with that of the last part only.
     #[doc(hidden)]
     #[must_use]
     pub fn __after(mut self, waited: Duration) -> Error {
@@ -563,11 +563,10 @@ impl Error {
             Error::Died { command, status, .. } => {
                 let how = match status {
                     Some(status) => Ended(*status).to_string(),
-                    None => "has ended in an unknown way".to_owned(),
+                    None => "ended with an unknown exit status".to_owned(),
                 };
-                let text = format!(
-                    "the service that tests share {how} while they were using it, and is not started again"
-                );
+                let text =
+                    format!("the shared service {how} while tests were using it, and is not started again");
                 (command, text)
             }
             Error::FailedBefore { report, process } => {

@@ -100,7 +100,7 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
     }
 }
 
-/// A kind of system, by its package manager.
+/// An operating system, distinguished by its package manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
     /// Debian, Ubuntu and similar systems, and every unknown system.

@@ -270,7 +270,7 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
     lines
 }
 
-/// Escapes a text for a workflow command of GitHub, which must be a single line.
+/// Escapes a string for a GitHub workflow command, which must be a single line.
 fn escape_command(text: &str) -> String {
     text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 }

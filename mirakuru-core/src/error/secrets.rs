@@ -49,7 +49,7 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
     !matches!(name.as_str(), "PWD" | "OLDPWD") && NAMES.iter().any(|part| name.contains(part))
 }
 
-/// Replaces the passwords of all URLs in a text: `redis://user:***@host`.
+/// Masks the passwords of all URLs in a string: `redis://user:***@host`.
 pub(crate) fn mask_urls(text: &str) -> Cow<'_, str> {
     if !text.contains("://") {
         return Cow::Borrowed(text);
@@ -114,15 +114,15 @@ fn mask_parameters(url: &str, shown: &mut String) {
     }
 }
 
-/// The secrets of one service, and the texts that replace them.
+/// The secrets of one service, each with the string that replaces it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
-    /// Adds a secret value, and the text that replaces it.
+    /// Adds a secret value, and the string that replaces it.
     ///
-    /// Short values and ports are not masked. A text of fewer than four letters would also occur in
-    /// other words, and a number of up to five digits is taken for a port.
+    /// Short values and ports are not masked. A value of fewer than four letters would also occur
+    /// inside other words, and a number of up to five digits is taken for a port.
     pub(crate) fn add(&mut self, value: &str, shown: &str) {
         let is_port = value.len() <= 5 && value.bytes().all(|byte| byte.is_ascii_digit());
         let value = value.trim();
@@ -157,15 +157,15 @@ impl Secrets {
         mask_urls(&text).into_owned()
     }
 
-    /// Masks the texts of an error, but not the service's output.
+    /// Masks the secrets in an error, except in the service's output.
     pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
         error.0.map_texts(&|text| self.mask(text))
     }
 }
 
-/// An error whose texts may contain secrets. Only [`Secrets::mask_error`] takes the error out, and
-/// `?` does not turn this type into an [`Error`]. So a function that returns this type cannot let
-/// an error reach a user without masking it.
+/// An error that may contain unmasked secrets. Only [`Secrets::mask_error`] takes the error out,
+/// and `?` does not turn this type into an [`Error`]. So a function that returns this type cannot
+/// let an error reach a user without masking it.
 pub(crate) struct Unmasked(Error);
 
 impl Unmasked {

@@ -65,7 +65,7 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
-/// Removes each "(os error 2)", with any number, from a text.
+/// Removes each "(os error 2)", with any number, from a string.
 fn without_number(text: &str) -> String {
     const BEGIN: &str = " (os error ";
     let mut shown = String::new();

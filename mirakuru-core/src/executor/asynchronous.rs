@@ -33,8 +33,8 @@ impl<R: Readiness> ExecutorBuilder<R> {
 ///
 /// The `*_async` methods return futures that work with any runtime (tokio, async-std, smol, a
 /// `block_on`). While they wait, other tasks of the same thread can run. A poll takes as long as
-/// one probe of the condition, and most probes are short. Two can take long: a
-/// [`Check`](crate::Check) that blocks, and `Http` if the server accepts a connection and does not
+/// one probe of the condition, and most probes are short. Two conditions can take longer: a
+/// [`Check`](crate::Check) that blocks, and `Http` if the server accepts a connection but does not
 /// answer (at first up to a second).
 impl<R: Readiness> Executor<R> {
     /// [`start`](Executor::start) as a future.
@@ -162,7 +162,7 @@ impl<R: Readiness> Executor<R> {
         closure: impl FnOnce() -> F,
     ) -> Result<T, Error> {
         let stopped = match self.stop_async().await {
-            // The service has stopped nevertheless, so the closure still runs.
+            // The service has stopped, though with a bad exit status, so the closure still runs.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start_async().await?;

@@ -30,8 +30,8 @@ pub(super) struct Attached {
     /// Registers this process as a user of a service that ends with its last user. `None` for other
     /// services.
     user: Option<User>,
-    /// The lock on the endpoints, if this process started the service. If another test of this
-    /// process needs the endpoints, it sees this lock and fails, because it would wait for ever.
+    /// The lock on the endpoints, if this process started the service. A test of this process that
+    /// needs the same endpoints finds this lock and fails, instead of waiting for ever.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 
@@ -182,7 +182,7 @@ fn attach(
     let (log, index) = (service_dir.log(), service_dir.index());
     let output = match OutputReader::open(&log, &index) {
         Ok(output) => output,
-        // The supervisor was killed, and the sweep of a test process has removed the directory.
+        // The supervisor was killed, and another test process has since swept up its directory.
         Err(_) if !is_running => {
             let died = Error::Died {
                 command: spec.command.display(),

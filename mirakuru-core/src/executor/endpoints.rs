@@ -188,8 +188,8 @@ impl Endpoints {
     }
 }
 
-/// Adds the note in the lock to the error. If no process was found on the endpoint, the note names
-/// the holder. Otherwise it is further evidence.
+/// Adds the note from the lock file to the error: as the holder if no process was found on the
+/// endpoint, otherwise as further evidence.
 fn add_note(error: &mut Error, note: Option<String>) {
     let (Error::AlreadyRunning { holder, evidence, .. }, Some(note)) = (error, note) else {
         return;
@@ -238,8 +238,8 @@ impl<R: Readiness> Executor<R> {
         self.core.test = timed_out::this_test();
     }
 
-    /// Ties the service to this process. If another test of the process needs the same endpoints,
-    /// it fails immediately, because it would wait for ever.
+    /// Ties the service to this process. Another test of this process that needs the same endpoints
+    /// then fails immediately, instead of waiting for ever.
     #[doc(hidden)]
     pub fn __for_process(&mut self) {
         if let Some(endpoint_lock) = self.process.own().and_then(|own| own.endpoint_lock.as_ref()) {

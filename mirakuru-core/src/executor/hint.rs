@@ -69,13 +69,13 @@ fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     }
     let glob = symptoms.globs.iter().find(|glob| line.contains(*glob))?;
     Some(format!(
-        "the command runs without a shell, and only a shell puts file names in place of `{glob}`: \
+        "the command runs without a shell, and only a shell expands `{glob}` to file names: \
             {ADD_SHELL}"
     ))
 }
 
-/// The hint that names the process that holds a port. The output only suggests candidates; the
-/// kernel knows which process holds each.
+/// The hint that names the process that holds a port. The output only suggests candidate ports; the
+/// kernel knows which process holds each one.
 fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut candidates = symptoms.addrs.to_vec();
@@ -206,8 +206,8 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "option not recognized",
     ]) {
         return Some(match symptoms.shell {
-            true => "a program of the script does not know one of its arguments: check them in the \
-                script"
+            true => "a program that the script runs does not know one of its arguments: check them in \
+                the script"
                 .to_owned(),
             false => format!("it does not know one of its arguments: see `{program} --help`"),
         });
@@ -221,8 +221,8 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     }
     if has(&["not found"]) && symptoms.exit.and_then(|status| status.code()) == Some(127) {
         return Some(
-            "a program of the script is not installed, or not on PATH: install it, or use its whole \
-                path"
+            "a program that the script runs is not installed, or not on PATH: install it, or use \
+                its whole path"
                 .to_owned(),
         );
     }

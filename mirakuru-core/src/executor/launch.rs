@@ -178,8 +178,8 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
             path.display()
         )),
         (io::ErrorKind::NotFound, None) if program.contains('/') => Some(
-            "check the path: there is no such file, and a relative path counts from the service's working \
-                directory"
+            "check the path: there is no such file (a relative path starts at the service's working \
+                directory)"
                 .to_owned(),
         ),
         (io::ErrorKind::NotFound, None) => Some(crate::error::programs::not_found(

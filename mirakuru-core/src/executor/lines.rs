@@ -22,7 +22,8 @@ use crate::sys::file_watch::Watching;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 use crate::util::deadline::Deadline;
 
-/// While a wait for a line pauses, it checks at least this often whether the service has ended.
+/// The longest pause between two polls of a wait for a line, so that the end of the service is soon
+/// noticed.
 const END_NOTICED: Duration = Duration::from_millis(20);
 
 impl<R: Readiness> Executor<R> {

@@ -1,6 +1,6 @@
-//! Starts and stops several services together, without threads. All are launched before the first
-//! wait. When they are stopped, all are asked to stop before the first wait, except those that
-//! others in the group need.
+//! Starts and stops several services together, without threads. A start launches all services
+//! before it waits for any. A stop asks all of them to stop before it waits, except those that
+//! other services in the group still need.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,11 +14,12 @@ use crate::sys::{self, Plan, Service, SpawnFailure};
 use crate::util::deadline::Deadline;
 use crate::util::wakeup::Wakeup;
 
-/// An executor with any readiness condition that can be started or stopped together with others.
+/// An [`Executor`], whatever its readiness condition, that can be started and stopped together with
+/// others.
 #[doc(hidden)]
 pub trait Startable {
-    /// Does everything that comes before the supervisor is forked. Returns `None` if the service is
-    /// already running.
+    /// Prepares the start, up to the point at which the supervisor is forked. Returns `None` if the
+    /// service is already running.
     ///
     /// # Errors
     ///
@@ -118,8 +119,9 @@ impl<R: Readiness> Startable for Executor<R> {
     }
 }
 
-/// Stops several services together, without threads. Services that others in the list need are
-/// asked to stop after those have ended; all others are asked before the first wait.
+/// Stops several services together, without threads. A service that others in the list need is
+/// asked to stop only after those others have ended. All other services are asked before the first
+/// wait.
 ///
 /// # Errors
 ///
@@ -151,7 +153,7 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
                 }
                 None => {
                     results[at] = Some(services[at].end_stop());
-                    // Services that this one needs can now be asked to stop.
+                    // Do not pause: the services that this one needed can now be asked to stop.
                     time = Duration::ZERO;
                 }
             }
@@ -173,8 +175,8 @@ const AT_ONE_GO: usize = 8;
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::start`], with the service's index. Other services may be
-/// starting; the caller must drop them.
+/// The first error of [`Executor::start`], with the service's index. Other services may already
+/// have been launched; the caller must drop them.
 #[doc(hidden)]
 pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
@@ -239,7 +241,7 @@ pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usi
     for service in services {
         match service.events() {
             Some(event) => polled.events.push(event),
-            // An event of this service is waiting. The pause is short but not zero, because the
+            // An event of this service is pending. The pause is short but not zero, because the
             // descriptor of a dead supervisor stays readable.
             None => polled.time = polled.time.min(Duration::from_millis(1)),
         }

@@ -293,7 +293,7 @@ impl<R: Readiness> Executor<R> {
     /// again, and then the error is returned.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
         let stopped = match self.stop() {
-            // The service has stopped nevertheless, so the closure still runs.
+            // The service has stopped, though with a bad exit status, so the closure still runs.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start()?;
@@ -442,8 +442,8 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Whether the service is running: its main process or, if it made itself a daemon, any of its
-    /// processes.
+    /// Whether the service's main process is running. A daemonized service counts as running while
+    /// any of its processes is left.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.observed().is_running()

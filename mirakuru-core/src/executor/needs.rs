@@ -22,14 +22,14 @@ struct Known {
     /// The service's private directory, the parent of `{dir}`.
     private: PathBuf,
     ports: Vec<u16>,
-    /// The service's `{dir}`, and its socket or file if that is outside the private directory.
+    /// The service's `{dir}`, and the socket or pid file that its readiness condition waits for.
     paths: Vec<PathBuf>,
     /// Numbers of the services that this one needs, as found when it was built or last started.
     needs: Vec<u64>,
 }
 
 impl Known {
-    /// Whether a text names one of the service's ports or paths.
+    /// Whether `text` contains one of the service's ports or paths.
     fn is_named_in(&self, text: &[u8]) -> bool {
         let has_port = |port: &u16| has_number(text, port.to_string().as_bytes());
         let has_path = |path: &PathBuf| contains(text, path.as_os_str().as_bytes());
@@ -136,7 +136,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
-/// Whether a text contains these digits as a whole number.
+/// Whether `text` contains `digits` as a complete number, not as part of a longer one.
 fn has_number(text: &[u8], digits: &[u8]) -> bool {
     let is_digit = |at: Option<usize>| at.and_then(|at| text.get(at)).is_some_and(u8::is_ascii_digit);
     text.windows(digits.len()).enumerate().any(|(at, window)| {
@@ -204,7 +204,8 @@ mod tests {
                 assert_eq!(find_in(node, &text), &nodes[..at]);
             }
         }
-        // A service may need one that was built later, unless that one needs it.
+        // A service may need one that was built after it, unless the later one needs the earlier
+        // one.
         find_in(&nodes[2], "");
         assert_eq!(find_in(&nodes[0], &text), &nodes[2..]);
         assert_eq!(find_in(&nodes[2], &text), &[] as &[PathBuf], "{nodes:?}");

@@ -106,8 +106,7 @@ pub(super) struct Own {
     pub(super) asked_to_end: Option<bool>,
     /// Private directories of the services that this one needs.
     pub(super) needs: Vec<PathBuf>,
-    /// The plan for handing the service over to the run. `None` if the service stays with this
-    /// process.
+    /// The plan for handing the service over to the run. `None` if this process keeps the service.
     pub(super) run: Option<RunPlan>,
     /// The supervised service, in a mutex because test reports read it as well.
     service: Arc<Mutex<Option<Service>>>,
@@ -124,8 +123,8 @@ pub(super) trait Observed {
     /// Process id of the root of the service's tree, or 0 if it has none.
     fn supervisor(&self) -> u32;
 
-    /// Whether the main process is running or, if the service made itself a daemon, any of its
-    /// processes.
+    /// Whether the main process is running. A daemonized service counts as running while any of its
+    /// processes is left.
     fn is_running(&self) -> bool;
 
     /// `None` while the service is running, even as a daemon. Otherwise the exit of the main
@@ -291,7 +290,7 @@ impl Observed for Own {
     fn wakeup(&self, mut pause: Pause) -> Wakeup {
         match self.lock().as_ref().map(Service::events) {
             Some(Some(fd)) => pause.events.push(fd),
-            // An event of the service is waiting. The descriptor of a dead supervisor stays
+            // An event of the service is pending. The descriptor of a dead supervisor stays
             // readable, so the pause must not be zero.
             Some(None) => pause.time = pause.time.min(Duration::from_millis(1)),
             None => pause.time = pause.time.min(UNTOLD_PAUSE),
@@ -336,7 +335,7 @@ impl Own {
 }
 
 impl Core {
-    /// Creates the data of a new service of this process.
+    /// Creates the data for a service that this process will start.
     pub(super) fn new(
         spec: Spec,
         readiness: &dyn Readiness,

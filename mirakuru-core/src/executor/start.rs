@@ -172,8 +172,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Returns the pause before the next check whether the program has been executed, or an error
-    /// if that takes too long. The wait counts towards the time-out.
+    /// Returns the pause before the program's execution is checked again, or an error if the
+    /// execution takes too long. The wait counts towards the time-out.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(LEAST_EXEC_TIMEOUT));
         if !deadline.is_over() {
@@ -564,7 +564,8 @@ pub(super) struct Launch {
     stdin: Option<File>,
 }
 
-/// Writes a record into the index that separates the output of two starts. Returns the index.
+/// Marks the beginning of a start in the log's index, to separate its output from that of earlier
+/// starts. Returns the index.
 fn mark_start(index: OwnedFd, now: u64) -> io::Result<OwnedFd> {
     let mut index = File::from(index);
     index.write_all(&Record::start(now).encode())?;

@@ -27,8 +27,8 @@ use crate::util::deadline::Deadline;
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 /// The end of a message about the output of an external server.
 pub(super) const NOT_OURS: &str = ", whose output mirakuru does not see";
-/// A probe that had less time than this to run says less than the previous error, so its time-out
-/// does not replace that.
+/// If a probe times out after having less time than this, the error of an earlier probe is more
+/// informative and is kept.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
@@ -309,8 +309,8 @@ impl Core {
         shared_use::started(&self.command, self.pid, &self.output, how_it_ended, description);
     }
 
-    /// Keeps the log for a day after the service has ended. Does nothing if the run is over and its
-    /// supervisor removes the log.
+    /// Keeps the log for a day after the service has ended. Does nothing if the service belongs to
+    /// a run that is over, because its supervisor then removes the log.
     pub(super) fn keep_log(&self) {
         if self.service_dir.is_ours() || !crate::run::is_over() {
             self.service_dir.keep();
@@ -355,7 +355,7 @@ impl Pause {
     }
 }
 
-/// Asks the condition what may end the pause, `elapsed` after the start.
+/// Asks the condition which events may end the pause. `elapsed` is the time since the start.
 fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
     let mut wake = Wake::new(elapsed);
     readiness.wakes(&mut wake);

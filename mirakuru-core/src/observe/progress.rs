@@ -22,8 +22,8 @@ use crate::util::text::printable;
 
 /// The time from the start of a wait to its first report.
 const FIRST: Duration = Duration::from_secs(2);
-/// The times of the first reports if standard error is not a terminal. Later reports come at
-/// intervals of the last of these.
+/// The times of the first reports if standard error is not a terminal. After that, a report is due
+/// every 30 seconds.
 const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_secs(30)];
 /// The pause between two updates of the line on a terminal.
 const REWRITTEN: Duration = Duration::from_secs(1);
@@ -102,7 +102,8 @@ fn next(told: u32, rewritten: bool) -> Duration {
     }
 }
 
-/// The texts of the waits in progress, the longest wait first. The terminal shows the first one.
+/// The descriptions of the waits in progress, the longest wait first. The terminal shows the first
+/// one.
 #[derive(Default)]
 struct Board {
     texts: Vec<(u64, String)>,

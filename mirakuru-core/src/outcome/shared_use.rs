@@ -56,7 +56,7 @@ struct Service {
     /// The text for a person who inspects the service after a failed test. `None` once it has been
     /// shown.
     description: Mutex<Option<String>>,
-    /// The event until which the service is kept running, in words.
+    /// Describes the event that ends the service if it is kept running.
     stays_until: &'static str,
 }
 
@@ -69,8 +69,8 @@ thread_local! {
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
     /// The services that the test on this thread has used, each with the time of its first use.
     static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
-    /// The ended services, by their `kept` path, that an error has reported to the test on this
-    /// thread. The report of a failed test leaves them out.
+    /// The `kept` paths of the ended services that an error has reported to the test on this
+    /// thread. The report of a failed test leaves these services out.
     static TOLD: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
     /// Id of the [`SharedServices`] that this thread used last. The next use almost always has the
     /// same id.
@@ -262,7 +262,7 @@ impl Service {
 
     /// Returns the exit of the service. Waits for up to [`TOLD_WITHIN`], because the supervisor
     /// reports the exit a moment after the process has ended. Does not wait once the run is over,
-    /// when the supervisor removes the published state.
+    /// because the supervisor then removes the published state.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();

@@ -580,8 +580,8 @@ impl<R> ExecutorBuilder<R> {
     ///
     /// When a start returns, the kernel already accepts connections, and the service serves each of
     /// them once it can. So a start need not wait until the service is ready. The first of these
-    /// addresses is the executor's [`addr`](crate::executor::Executor::addr), unless its readiness
-    /// condition knows another one.
+    /// addresses is the executor's [`addr`](crate::executor::Executor::addr), unless the readiness
+    /// condition has an address of its own.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -627,8 +627,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// With `true`, `{port}` and `{port:NAME}` are chosen from 20000 to 49999. If enough ports are
-    /// left, the range that the kernel uses for outgoing connections is avoided. The default is
+    /// With `true`, `{port}` and `{port:NAME}` are chosen between 20000 and 49999. Ports that the
+    /// kernel uses for outgoing connections are avoided if enough others are left. The default is
     /// `false`: the kernel chooses.
     ///
     /// Use it for a server that derives other ports from its own. For example, a node of a Redis

@@ -127,7 +127,7 @@ impl Command {
         }
     }
 
-    /// Finds or builds the command's program, if it needs that. The program's file is then known.
+    /// If the command is a [`Program`], finds or builds it, so that its file is known.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl Command {
             Words::List(list) => !list.is_empty(),
             Words::Program(_) => true,
         };
-        // The user did not write the path of a found program, so no placeholder in it is expanded.
+        // A found program's path was not written by the user, so braces in it are not placeholders.
         let is_found = matches!(self.words, Words::Program(_));
         if !given || words.is_empty() {
             return Err(self.invalid(format!("the command is empty; begin it with the {what} to run")));

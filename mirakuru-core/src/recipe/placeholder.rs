@@ -24,10 +24,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use crate::error::Error;
 use crate::error::secrets::mask_urls;
 
-/// The reason why a text could not be expanded.
+/// The reason why a string could not be expanded.
 #[derive(Debug)]
 pub(crate) enum ExpandError {
-    /// The mistake in the text, and its remedy.
+    /// A mistake in the string, and its remedy.
     Text(String),
     /// No port is free.
     Port(io::Error),
@@ -63,7 +63,7 @@ fn no_port(source: io::Error) -> Error {
 /// A function that appends the value of a placeholder.
 pub(crate) type PushValue<'a> = &'a mut dyn FnMut(&Placeholder<'_>, &mut Vec<u8>) -> Result<(), ExpandError>;
 
-/// Replaces each placeholder of a text with the bytes that `push_value` appends for it.
+/// Replaces each placeholder in `text` with the bytes that `push_value` appends for it.
 pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec<u8>, ExpandError> {
     let mut out = Vec::with_capacity(text.len());
     for token in tokens(text, false) {
@@ -75,15 +75,15 @@ pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec
     Ok(out)
 }
 
-/// A part of a text with placeholders.
+/// A part of a string that may contain placeholders.
 pub(crate) enum Token<'a> {
     /// Literal text. An escape is returned without its outer braces.
     Text(&'a [u8]),
     Placeholder(Placeholder<'a>),
 }
 
-/// Splits a text into literal parts and placeholders, from left to right. In a regular expression,
-/// a brace after a backslash begins neither an escape nor a placeholder.
+/// Splits a string into literal parts and placeholders, from left to right. In a regular
+/// expression, a brace after a backslash begins neither an escape nor a placeholder.
 pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -135,7 +135,7 @@ impl fmt::Display for Placeholder<'_> {
     }
 }
 
-/// The placeholder at the beginning of a text.
+/// The placeholder at the beginning of `text`, if there is one.
 fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
     let inside = text.strip_prefix(b"{")?;
     let inside = &inside[..inside.iter().position(|byte| *byte == b'}')?];
@@ -159,14 +159,14 @@ fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
     })
 }
 
-/// The text of the escape at the beginning of `text`, without its outer braces.
+/// The escape at the beginning of `text`, if there is one, without its outer braces.
 fn escape_at(text: &[u8]) -> Option<&[u8]> {
     let inner = text.strip_prefix(b"{")?;
     let len = placeholder_at(inner)?.len;
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
 }
 
-/// Escapes each placeholder in a text, so that the result expands to the given text. Use it for
+/// Escapes each placeholder in `text`, so that the result expands to `text` itself. Use it for
 /// paths and passwords that may contain braces.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {

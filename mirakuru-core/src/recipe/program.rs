@@ -11,9 +11,8 @@ use crate::error::Error;
 use crate::error::programs::DEFAULT_PATH;
 use crate::sys::procfs::ID_VARIABLE;
 
-/// The variable that sets the path of the profile, for a program that is built for coverage.
-/// Without it, the program writes its profile into its working directory, where no tool looks for
-/// it.
+/// The variable that tells a program built for coverage where to write its profile. Without it, the
+/// profile ends up in the program's working directory, where no tool looks for it.
 const PROFILE: &str = "LLVM_PROFILE_FILE";
 
 /// Variables through which a test runner communicates with its service manager. The services of a
@@ -87,7 +86,7 @@ pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsStr
     std::env::split_paths(path).map(|dir| dir.join(program)).collect()
 }
 
-/// A text that identifies a file, and differs once the file is replaced.
+/// A string that identifies a file, and changes when the file is replaced.
 pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     let file = path.metadata()?;
     Ok(format!(
@@ -100,7 +99,7 @@ pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     ))
 }
 
-/// Converts a text to a C string. The error names `command`.
+/// Converts `text` to a C string. The error names `command`.
 pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
         command: command.replace("\0", "\\0"),

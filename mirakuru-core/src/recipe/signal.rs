@@ -6,7 +6,7 @@ use crate::sys::signals;
 
 /// A signal to send to a service.
 ///
-/// It is not the enum of the crate `nix`, so that the public API contains no foreign types.
+/// This is not `nix`'s `Signal`, so that the public API contains no foreign types.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

@@ -95,7 +95,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     hash::number(key, u64::from(*env_clear));
     match current_dir {
         Some(dir) => hash::path(key, dir),
-        // Without this setting, the service runs in this process's directory, and its arguments may
+        // A service without `current_dir` runs in this process's directory, and its arguments may
         // depend on that directory.
         None => hash::text(key, std::env::current_dir().unwrap_or_default().as_os_str()),
     }

@@ -20,21 +20,21 @@
 //!
 //! # If a process dies
 //!
-//! * The process that starts the service, before publication: the service ends with this process.
+//! * If the process that starts the service dies before publication, the service ends with it.
 //!   `KEY.lock` is free once its last holder, the supervisor, is gone; then the next process starts
 //!   another service. The test process must not be the only holder of the lock. Otherwise the lock
-//!   could become free while the supervisor still has an order to publish.
-//! * The same process, during publication: publication is one message to the worker, which renames
-//!   the state into place *and* stops watching the test process. So another process never sees a
-//!   service that is about to be stopped, but sees each service that stays.
-//! * The service, after publication: the worker appends the service's exit to the state. A process
+//!   could become free while the supervisor still has a request to publish.
+//! * If that process dies during publication, other processes see either no service or one that
+//!   stays. Publication is one message to the worker, which renames the state into place *and*
+//!   stops watching the test process.
+//! * If the service dies after publication, the worker appends its exit to the state. A process
 //!   that attaches later gets an error that shows the last lines of the log. No process starts
-//!   another service, because tests may have used the first.
-//! * The runner: the worker stops the service, and removes the state and the directories. Test
-//!   processes that a killed runner has left behind get an error, and start nothing.
-//! * The guard or the worker: the other one stops the service, and the lock becomes free. A worker
-//!   without a guard waits until the run is over, to clean up. Without a worker, the next run
-//!   cleans up.
+//!   another service, because tests may have used the first one.
+//! * If the runner dies, the worker stops the service, and removes the state and the directories.
+//!   Test processes that a killed runner has left behind get an error, and start nothing.
+//! * If the guard or the worker dies, the other of the two stops the service, and the lock becomes
+//!   free. A worker without its guard waits until the run is over, and then cleans up. If the
+//!   worker is gone, the next run cleans up.
 
 pub(crate) mod key;
 pub(crate) mod slot;

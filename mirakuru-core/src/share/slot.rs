@@ -113,8 +113,8 @@ pub struct PublishedService {
     asked: Option<u64>,
 }
 
-/// The permit to start the service of a run slot. Dropping the permit allows another process to
-/// start the service.
+/// Permission to start the service of a run slot. Dropping it lets another process start the
+/// service.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct StartPermit {
@@ -137,8 +137,8 @@ impl RunSlot {
             let mut published = State::read(&self.published).map_err(|e| self.error(e))?;
             let mut user = None;
             if published.is_some() && self.users.is_some() {
-                // This process becomes a user before it reads the state again, because a service
-                // with a user does not end.
+                // Become a user before reading the state again: the service does not end while it
+                // has a user.
                 user = self.join().map_err(|e| self.error(e))?;
                 published = State::read(&self.published).map_err(|e| self.error(e))?;
             }
@@ -173,8 +173,8 @@ impl RunSlot {
         }
     }
 
-    /// Makes this process a user of a service that ends with its users. Returns `None` for another
-    /// service, and if the service has just ended.
+    /// Makes this process a user of a service that ends with its users. Returns `None` if the
+    /// service ends with the run instead, or has just ended.
     fn join(&self) -> io::Result<Option<User>> {
         let Some(users) = &self.users else {
             return Ok(None);
@@ -196,7 +196,7 @@ impl RunSlot {
     }
 
     fn error(&self, source: io::Error) -> Error {
-        Error::system("use a service of this run of tests", source)
+        Error::system("use a service of this test run", source)
     }
 
     /// Fails if the runner has ended. Its services are then stopped as well, and a late process
@@ -295,15 +295,15 @@ impl StartPermit {
         }
     }
 
-    /// The plan by which the supervisor hands the service over to the run.
+    /// The supervisor's plan for handing the service over to the run.
     fn plan(&self) -> io::Result<sys::RunPlan> {
         let slot = &self.slot;
         let runner = match &self.user {
             Some(user) => user.reader(),
             None => sys::pidfd(slot.runner),
         };
-        // If the runner is still alive, the descriptor refers to it, and not to a later process
-        // with the same id.
+        // Checked after the descriptor was opened: if the runner is still alive, the descriptor
+        // refers to it, and not to a later process with the same id.
         slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {

@@ -47,7 +47,7 @@ const VARIABLE: &str = "MIRAKURU_TIMELINE";
 const FRESH: Duration = Duration::from_secs(1);
 /// How long the last process waits for another one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Waits for a lock that are shorter than this, in ns, are not recorded.
+/// Waits for locks are recorded only if they take at least this long, in ns.
 const NO_WAIT: u64 = 500_000;
 /// The maximum number of bytes in a field, so that a whole line is shorter than PIPE_BUF.
 const TEXT: usize = 600;
@@ -68,7 +68,7 @@ struct Timeline {
     alive: Mutex<Option<File>>,
     /// The private directory of a process that belongs to no run.
     own: Option<PathBuf>,
-    /// The id of the process that called `introduce`. In a fork, the process id differs.
+    /// The id of the process that called `introduce`. A forked child has a different id.
     introduced: AtomicU32,
 }
 
@@ -166,7 +166,7 @@ impl Timeline {
     fn put(&self, kind: char, at: u64, thread: u32, fields: &[&str]) {
         let pid = std::process::id();
         if self.introduced.load(Ordering::Relaxed) != pid {
-            // This process is a fork of the one that called `introduce`.
+            // This process was forked from the one that called `introduce`.
             self.introduce();
         }
         self.write(&line(kind, pid, at, thread, fields));

@@ -76,7 +76,7 @@ pub(crate) struct Process {
     is_alive: bool,
 }
 
-/// How the end of a lane or a service is known.
+/// How a lane or a service ended, as far as the events tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The end was recorded.
@@ -124,7 +124,7 @@ pub(crate) struct Start {
     pub(crate) ready: Option<u64>,
     pub(crate) error: Option<String>,
     pub(crate) stop: Option<u64>,
-    /// The time at which it ended. If no end was recorded, the last time at which the service is
+    /// The time at which the service ended or, if no end was recorded, the last time at which it is
     /// known to have run.
     pub(crate) end: u64,
     pub(crate) ended: Option<End>,
@@ -428,8 +428,8 @@ impl Reader {
                 start.end = again.get(number).copied().unwrap_or(end).max(start.begin);
                 start.ended = Some(ended);
                 if start.ready.is_none() {
-                    // The service never became ready, so the lane was busy with the start until it
-                    // ended.
+                    // The service never became ready, so the lane was busy with this start until
+                    // the start ended.
                     let lane = &mut self.run.lanes[start.lane];
                     lane.slices.push(Piece {
                         kind: Kind::Start,
@@ -556,8 +556,8 @@ impl Run {
             path.push(gap(self.lanes[lane].end, at));
             at = self.lanes[lane].end;
         }
-        // The lanes that the search has visited at this time. A second visit could lead to an
-        // endless loop.
+        // The lanes already visited at the current value of `at`. Visiting one of them again could
+        // loop for ever.
         let mut here: Vec<usize> = Vec::new();
         while at > 0 {
             let Some(piece) = self.lanes[lane].piece_before(at) else {

@@ -13,7 +13,7 @@ const PLACE: &str = "\"THE DATA\"";
 const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 
-/// Displays a text as a JSON string. Characters with a special meaning in HTML are escaped as well,
+/// Displays text as a JSON string. Characters with a special meaning in HTML are escaped as well,
 /// because the string becomes part of a page.
 pub(crate) struct Text<'a>(pub(crate) &'a str);
 
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(PAGE.matches(PLACE).count(), 1);
         assert!(page.contains("redis --x \\u003c/script\\u003e"), "{page}");
         assert!(page.contains("[\"start\",0,2000,[0]]"));
-        // Each of these texts would load a resource.
+        // Each of these strings would load a resource.
         for outside in ["src=", "href=\"http", "@import", "url(", "fetch("] {
             assert!(!PAGE.contains(outside), "{outside}");
         }

@@ -14,12 +14,12 @@ const LONGEST_POLL: Duration = Duration::from_millis(100);
 /// shortens a pause by at most half.
 const POLL_DIVISOR: u32 = 50;
 const LESS: Duration = Duration::from_micros(500);
-/// The divisor for fallback polls. Usually an event ends such a wait; the polls are for an event
+/// The divisor for fallback polls. Usually an event ends such a wait; the polls only catch an event
 /// that was missed.
 const FALLBACK_DIVISOR: u32 = 10;
 const FIRST_FALLBACK: Duration = Duration::from_millis(1);
 
-/// The pause after an unsuccessful poll, when this much time has been waited.
+/// The pause after an unsuccessful poll, given the time waited so far.
 pub(crate) fn poll_pause(waited: Duration) -> Duration {
     unbounded_poll_pause(waited).min(LONGEST_POLL)
 }

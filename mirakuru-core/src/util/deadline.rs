@@ -67,8 +67,8 @@ pub fn scaled(timeout: Duration) -> Duration {
     Duration::try_from_secs_f64(timeout.as_secs_f64() * *SCALE).unwrap_or(Duration::MAX)
 }
 
-/// Parses the scale. Returns 1 if the text is absent or empty, and `None` if it is not a positive
-/// number.
+/// Parses the scale. Returns 1 if the variable is unset or empty, and `None` if it is not a
+/// positive number.
 fn scale(text: Option<&str>) -> Option<f64> {
     let text = match text.map(str::trim) {
         None | Some("") => return Some(1.0),

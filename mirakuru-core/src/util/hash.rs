@@ -32,7 +32,7 @@ pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
     hasher.write(bytes);
 }
 
-/// Hashes a text with placeholders, and the values of the environment variables that it names.
+/// Hashes a string with placeholders, and the values of the environment variables that it names.
 /// Other placeholders have no value yet, so only their text is hashed.
 pub(crate) fn text(hasher: &mut dyn Hasher, text: &OsStr) {
     const BEGIN: &[u8] = b"{env:";

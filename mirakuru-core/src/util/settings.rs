@@ -22,7 +22,7 @@ const CHOICES: [(&str, &[&str]); 5] = [
     (SCOPE, &["process", "users", "run"]),
 ];
 
-/// Whether this variable is set and not switched off.
+/// Whether this variable is set to a value that does not mean "off".
 pub(crate) fn is_on(name: &str) -> bool {
     let value = std::env::var_os(name).unwrap_or_default();
     !value.is_empty() && !is_word_of(&OFF, &value.to_string_lossy())

@@ -21,8 +21,8 @@ const LINGERS: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// A future that completes when one of the descriptors is readable, or when the time has passed.
-/// The descriptors must stay open while the future exists. It may complete too early, so the caller
-/// must check, and wait again if necessary.
+/// The descriptors must stay open while the future exists. The future may complete early, so the
+/// caller must check its condition, and wait again if necessary.
 #[derive(Debug)]
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Wakeup {
@@ -94,7 +94,7 @@ struct Entry {
 struct Waits {
     entries: Vec<Entry>,
     next: u64,
-    /// The id of the process in which the thread runs. A fork of that process has no such thread.
+    /// The id of the process in which the thread runs. A forked child has no such thread.
     runs_in: u32,
     /// A byte in this pipe interrupts the thread's wait.
     pipe: Option<(File, File)>,
@@ -119,7 +119,7 @@ impl Locked {
 }
 
 impl Waits {
-    /// Starts the thread if it does not run. Returns whether it runs.
+    /// Starts the thread if it is not running. Returns whether it is running now.
     fn has_thread(&mut self) -> bool {
         let me = std::process::id();
         if self.runs_in == me {

@@ -82,8 +82,8 @@ impl Built {
         let profile_dir = build.parent()?;
         let profile = profile_dir.file_name()?.to_str()?;
         let parent = profile_dir.parent()?;
-        // A build directory may have the same name as a target. Only a build directory contains
-        // this file of cargo.
+        // A build directory may have the same name as a target, but only a build directory contains
+        // this file.
         let given = parent.ends_with(target) && !parent.join(".rustc_info.json").exists();
         Some(Built {
             build_dir: if given { parent.parent()? } else { parent }.to_owned(),
@@ -200,8 +200,8 @@ fn by_variable(bin: &Bin, reason: &str) -> String {
     format!("{reason}; set {} to the program's path", bin.variable())
 }
 
-/// Checks that this test runs from its build directory. For a test from an archive, cargo could not
-/// build the same program.
+/// Checks that this test runs from its build directory. For a test that comes from an archive,
+/// cargo could not build the matching program.
 fn check_is_beside(built: &Built) -> Result<(), String> {
     let exe = own_file(std::env::current_exe().ok(), std::env::args_os().next());
     let build_dir = fs::canonicalize(&built.build_dir).unwrap_or_default();

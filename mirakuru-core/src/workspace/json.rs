@@ -14,7 +14,7 @@ pub(crate) enum Json {
 const DEPTH: usize = 64;
 
 impl Json {
-    /// Parses a text. Returns `None` if it is not JSON.
+    /// Parses `text`. Returns `None` if it is not valid JSON.
     pub(crate) fn parse(text: &str) -> Option<Json> {
         let mut reader = Reader { rest: text };
         let value = reader.value(DEPTH)?;
@@ -33,7 +33,7 @@ impl Json {
         }
     }
 
-    /// Returns the member of an object that has this name, if it is a text.
+    /// Returns the member of an object that has this name, if its value is a string.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             Json::Text(text) => Some(text),
