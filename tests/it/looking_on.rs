@@ -128,7 +128,7 @@ fn fails_beside_a_service() {
 fn services_of_a_failed_test_stay_until_the_runner_ends() {
     assert_stays(
         test_name!(fails_beside_a_service),
-        "the test has failed; its service stays until the runner ends",
+        "the test has failed; its service keeps running until the runner ends",
     );
 }
 
@@ -136,7 +136,7 @@ fn services_of_a_failed_test_stay_until_the_runner_ends() {
 fn a_shared_service_of_a_failed_test_is_named_as_well() {
     assert_stays(
         test_name!(fails_beside_a_shared_service),
-        "the test has failed; its shared service stays until the runner ends",
+        "the test has failed; its shared service keeps running until the runner ends",
     );
 }
 

@@ -16,7 +16,7 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// A missing program or feature that comes with the package of `program`.
+    /// A missing program or feature that the package of `program` provides.
     pub(crate) fn of(what: impl Into<String>, program: &str) -> Missing {
         Missing {
             what: what.into(),

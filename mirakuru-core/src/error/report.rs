@@ -49,7 +49,7 @@ enum Line {
     Output(String),
     /// A note that replaces lines that are not shown.
     Gap(String),
-    /// A further line of the headline, for example of a report from another process.
+    /// A later line of a headline that has several, such as that of a report from another process.
     Other(String),
 }
 

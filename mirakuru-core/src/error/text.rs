@@ -1,4 +1,4 @@
-//! Puts facts into words: durations, numbers of bytes, how a process ended, why a system call
+//! Describes facts for people: durations, numbers of bytes, how a process ended, why a system call
 //! failed.
 
 use std::error::Error as StdError;
@@ -37,8 +37,8 @@ pub(super) fn one_line(command: &str) -> String {
     )
 }
 
-/// An error as the end of a sentence: in lower case, without Rust's "(os error 2)" and without
-/// passwords.
+/// Displays an error as the end of a sentence: in lower case, without Rust's "(os error 2)" and
+/// without passwords.
 pub(super) struct Cause<'a>(pub(super) &'a io::Error);
 
 impl fmt::Display for Cause<'_> {

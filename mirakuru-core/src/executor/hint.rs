@@ -52,8 +52,8 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
         .or_else(|| of_exit(symptoms))
 }
 
-/// Whether a line reports EADDRINUSE, either with the C library's text or as another runtime writes
-/// it.
+/// Whether a line reports EADDRINUSE, either in the words of the C library or in those of another
+/// runtime.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     ["address already in use", "address in use", "addrinuse"]
@@ -61,8 +61,8 @@ pub(crate) fn says_in_use(line: &str) -> bool {
         .any(|text| line.contains(text))
 }
 
-/// The hint for a service that took a pattern such as `*.conf` as a file name. Some services expand
-/// patterns themselves, so a line of output must report the pattern as missing.
+/// The hint for a service that mistook a pattern such as `*.conf` for a file name. Some services
+/// expand patterns themselves, so a line of output must report the pattern as missing.
 fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     if !line.to_ascii_lowercase().contains("no such file") {
         return None;

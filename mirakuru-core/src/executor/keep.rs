@@ -1,5 +1,4 @@
-//! `MIRAKURU_KEEP=1`: keeps the services of a failed test running so that a person can inspect
-//! them.
+//! `MIRAKURU_KEEP=1`: keeps the services of a failed test running, so that they can be inspected.
 //!
 //! If there is a terminal, mirakuru waits for Enter before it stops the first service. Otherwise
 //! the service is handed over to the run, and its supervisor stops it when the runner has ended.
@@ -24,7 +23,7 @@ fn is_wanted() -> bool {
     is_on(KEEP)
 }
 
-/// Whether there is a terminal on which a person can press Enter.
+/// Whether standard input and standard error are terminals, so that the user can press Enter.
 fn has_keys() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
@@ -78,8 +77,8 @@ impl Owned<'_> {
         }
         let description = self.core.description(&self.own.addrs, &self.own.paths);
         let until = match self.make_the_runs() {
-            Ok(()) => "its service stays until the runner ends".to_owned(),
-            Err(error) => format!("its service cannot be kept: {error}"),
+            Ok(()) => "its service keeps running until the runner ends".to_owned(),
+            Err(error) => format!("its service cannot be kept running: {error}"),
         };
         live::print(&format!("mirakuru: the test has failed; {until}\n{description}"));
     }
@@ -114,13 +113,13 @@ impl Owned<'_> {
 }
 
 impl Core {
-    /// A description of the service for a person, if the environment requests that services are
+    /// A description of the service for the user, if the environment requests that services are
     /// kept.
     pub(super) fn description_if_kept(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> Option<String> {
         is_wanted().then(|| self.description(addrs, paths))
     }
 
-    /// The facts that a person needs in order to inspect the service.
+    /// The facts that are needed to inspect the service by hand.
     fn description(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> String {
         let core = self;
         let mut addresses = Vec::new();
@@ -154,7 +153,7 @@ fn wait_for_key(description: &str) {
     static ASKING: Mutex<()> = Mutex::new(());
     let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
     live::print(&format!(
-        "mirakuru: the test has failed; press Enter to end its services\n{description}"
+        "mirakuru: the test has failed; press Enter to stop its services\n{description}"
     ));
     let _ = io::stderr().flush();
     let _ = io::stdin().lock().read_line(&mut String::new());

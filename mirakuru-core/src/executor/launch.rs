@@ -76,7 +76,7 @@ pub(crate) fn explain(
         }
         Stage::Exec => {
             let syntax = spec.shell_syntax().filter(|hint| hint.contains(&program));
-            // A relative path names a file of the project, which no package provides.
+            // A relative path names a file in the project, which no package provides.
             let is_of_project = program.contains('/') && !program.starts_with('/');
             if source.kind() == io::ErrorKind::NotFound
                 && existing(tried, dir).is_none()

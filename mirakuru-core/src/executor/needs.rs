@@ -37,7 +37,7 @@ impl Known {
     }
 }
 
-/// When the list has reached this length, services that are gone are removed from it.
+/// When the list has reached this length, services that no longer exist are removed from it.
 const MANY: usize = 64;
 
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());

@@ -56,7 +56,7 @@ pub(super) struct Core {
     pub(super) output: Arc<OutputReader>,
     /// Files that the service logs to, with placeholders filled in.
     pub(super) log_files: Vec<PathBuf>,
-    /// The position in the logs at which the last start begins.
+    /// The position in the logs at which the output of the last start begins.
     pub(super) since: Mark,
     /// Data that readiness conditions have recorded since the last start.
     pub(super) notes: Mutex<Notes>,
@@ -101,8 +101,8 @@ pub(super) struct Own {
     pub(super) starting: Option<Starting>,
     /// A failed start whose service is still ending.
     pub(super) failing: Option<Failing>,
-    /// `Some` from the request to stop until a method has waited for the end. The value tells
-    /// whether the service had already ended by itself.
+    /// `Some` from the request to stop until a method has waited for the service to end. The value
+    /// tells whether the service had already ended by itself.
     pub(super) asked_to_end: Option<bool>,
     /// Private directories of the services that this one needs.
     pub(super) needs: Vec<PathBuf>,

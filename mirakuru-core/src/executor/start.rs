@@ -278,7 +278,7 @@ impl Owned<'_> {
     }
 
     /// Decides whether and how to retry after this error. Asks the kernel about the ports, and uses
-    /// the service's output only for what the kernel cannot tell.
+    /// the service's output only for facts that the kernel does not report.
     fn other_try(&mut self, error: &Error) -> Option<OtherTry> {
         let (may_be_about_port, tail) = match error {
             Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
@@ -341,7 +341,7 @@ impl Owned<'_> {
 
     fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Unmasked> {
         self.lock_endpoints()?;
-        // `prepare` makes the condition forget the last start.
+        // `prepare` resets the condition's state from the previous start.
         let Prepare { env, keep, .. } = self.core.prepare(readiness)?;
         self.core.readiness_env = env;
         self.check_ipv6(readiness)?;

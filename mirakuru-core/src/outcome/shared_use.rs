@@ -47,13 +47,13 @@ struct Service {
     command: String,
     /// The reader of the log. The executor shares it, and may be dropped first.
     output: Arc<OutputReader>,
-    /// The path of a file whose existence makes the log outlive its executor.
+    /// The path of a marker file. If it exists, the log is kept after its executor is dropped.
     kept: PathBuf,
     /// Process id and start time of the main process. `None` for a daemon, and for a job that had
     /// finished when the fixture was ready.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
-    /// The text for a person who inspects the service after a failed test. `None` once it has been
+    /// Tells the user how to inspect the service after a failed test. `None` once it has been
     /// shown.
     description: Mutex<Option<String>>,
     /// Describes the event that ends the service if it is kept running.
@@ -87,7 +87,7 @@ impl SharedServices {
             }
         }
         let began = sys::clock_ns();
-        // If this fixture needs another one, each of them has its own list.
+        // Setting up this fixture may set up another one, so each has its own list.
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
@@ -305,7 +305,7 @@ impl Service {
         told.unwrap_or(false)
     }
 
-    /// The message for a person who inspects the service. Returned only once.
+    /// The message that tells the user how to inspect the service. Returned only once.
     fn description(&self) -> Option<String> {
         let description = self
             .description
@@ -314,7 +314,7 @@ impl Service {
             .take()?;
         let until = self.stays_until;
         Some(format!(
-            "mirakuru: the test has failed; its shared service stays until {until}\n{description}"
+            "mirakuru: the test has failed; its shared service keeps running until {until}\n{description}"
         ))
     }
 
@@ -342,8 +342,8 @@ impl Service {
 }
 
 impl Service {
-    /// Keeps the log for a person who reads the test's result. Does nothing once the run is over
-    /// and its files are removed.
+    /// Keeps the log for later inspection. Does nothing once the run is over and its files are
+    /// removed.
     fn keep(&self) {
         if !run::is_over() {
             let _ = std::fs::File::create(&self.kept);
@@ -353,7 +353,7 @@ impl Service {
 
 pub(super) fn install_hook() {
     static INSTALLED: Once = Once::new();
-    // A thread that panics cannot change the hook, so the next thread installs it.
+    // A panicking thread cannot change the hook, so a later call installs it.
     if thread::panicking() {
         return;
     }

@@ -81,10 +81,10 @@ pub(crate) fn forget(test: u64, log: &Path) {
     }
 }
 
-/// Examines a panic of this thread. If rstest's time-out caused it, returns the test, which can
-/// start no services from now on.
+/// If rstest's time-out caused this panic, prevents the test from starting more services, and
+/// returns the test's id.
 pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
-    // With `MIRAKURU_KEEP`, a person wants to inspect the services of a failed test.
+    // With `MIRAKURU_KEEP`, the user wants to inspect the services of a failed test.
     if !is_timeout(info) || is_on(KEEP) {
         return None;
     }

@@ -136,7 +136,8 @@ pub(crate) struct Spec {
     pub(crate) on_end: Option<Command>,
     /// The variable that contains the server's address, if another program has started the server.
     pub(crate) not_ours: Option<String>,
-    /// The name of the field, parameter or node to which the service belongs, for the live output.
+    /// The name of the field, parameter or node to which the service belongs, as shown in the live
+    /// output.
     pub(crate) label: Option<String>,
     /// The variable that sets the program's path, if there is one.
     pub(crate) program_variable: Option<String>,
@@ -745,7 +746,7 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Records that this variable names the program. Errors then name the variable, and the program
-    /// never counts as missing, because a person has chosen it.
+    /// never counts as missing, because the user has chosen it.
     #[doc(hidden)]
     pub fn __program_of(mut self, variable: &str) -> Self {
         self.spec.program_variable = Some(variable.to_owned());

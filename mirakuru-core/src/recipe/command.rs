@@ -211,7 +211,7 @@ impl Command {
         Ok(argv)
     }
 
-    /// The command as a person would type it, with placeholders not filled in.
+    /// The command as a person would type it, before its placeholders are filled in.
     pub(crate) fn display(&self) -> String {
         let mut text = match &self.words {
             Words::Line(line) => line.trim().to_owned(),
@@ -224,8 +224,8 @@ impl Command {
         text
     }
 
-    /// The first word of the command, with placeholders not filled in. With `shell(true)` it comes
-    /// from the script, so it is never the shell.
+    /// The first word of the command, before its placeholders are filled in. With `shell(true)` it
+    /// comes from the script, so it is never the shell.
     pub(crate) fn program(&self) -> Option<OsString> {
         match &self.words {
             Words::Line(line) => shell_words::split(line)

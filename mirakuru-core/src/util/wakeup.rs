@@ -1,7 +1,7 @@
 //! [`Wakeup`]: a future that waits for descriptors or for a time, in any async runtime.
 //!
-//! One thread serves all waits. The first wait starts the thread, which exits if there are no waits
-//! for a while.
+//! One thread serves all waits. The first wait starts the thread, which exits when there have been
+//! no waits for a while.
 
 use std::fs::File;
 use std::future::Future;
@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use crate::sys;
 use crate::util::thread;
 
-/// The thread exits after this time without waits.
+/// The thread exits when there have been no waits for this long.
 const LINGERS: Duration = Duration::from_millis(200);
-/// The longest wait, so that its end is always a valid `Instant`. The caller then waits again.
+/// The maximum length of one wait, so that its end is always a valid `Instant`. After it, the
+/// caller waits again.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// A future that completes when one of the descriptors is readable, or when the time has passed.
@@ -150,7 +151,7 @@ impl Waits {
     }
 }
 
-/// Runs on the thread. Returns if there are no waits for a while.
+/// Runs on the thread. Returns when there have been no waits for a while.
 fn run() {
     let mut idle_since = Instant::now();
     loop {

@@ -326,8 +326,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     ] {
         dirs.extend(dir);
     }
-    // Helps if the test was started by hand, because its executable is usually below the
-    // workspace's directory.
+    // If the test was started by hand, its executable is usually below the workspace's directory.
     dirs.extend(exe.as_deref().unwrap_or(Path::new("")).ancestors());
     for dir in dirs {
         let manifest = dir.join("Cargo.toml");
