@@ -437,3 +437,24 @@ fn a_seed_that_fails_is_named_and_not_kept() {
         assert_eq!(RUNS.load(Ordering::Relaxed), round);
     }
 }
+
+#[test]
+fn sql_text_is_piped_to_the_client_without_a_file() {
+    if !own_server("mariadbd") {
+        return;
+    }
+    // Neither the input nor the output fits into a pipe at once.
+    let large = format!("SELECT '{}';\n", "x".repeat(2000)).repeat(200);
+    let server = presets::mariadb()
+        .file("test.sql", "-- the user's own file")
+        .load_sql(large)
+        .load_sql("CREATE TABLE visits (id INT)")
+        .start()
+        .unwrap();
+    let socket = server.socket();
+    let file = socket.parent().unwrap().join("test.sql");
+    assert_eq!(fs::read_to_string(file).unwrap(), "-- the user's own file");
+    connect(&server.url())
+        .query_drop("SELECT id FROM visits")
+        .unwrap();
+}

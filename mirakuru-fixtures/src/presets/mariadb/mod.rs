@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mirakuru_core::__private::{find_program, hash, literal, not_found};
+use mirakuru_core::__private::{find_program, hash, literal, not_found, spawn};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use self::protocol::{Address, Client, is_greeted};
@@ -654,7 +654,7 @@ impl Access {
         option.push(self.dir.join(CLIENT));
         let mut command = Command::new(program);
         clean(&mut command);
-        command.arg(option);
+        command.arg(option).stdin(Stdio::null());
         command
     }
 
@@ -673,7 +673,7 @@ impl Access {
             ])
             .arg(result)
             .arg(database);
-        run(&mut command, "mariadb-dump")?;
+        run(&mut command, "mariadb-dump", None)?;
         // Append the database's default character set and collation, which the dump lacks.
         let defaults = format!(
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
@@ -688,18 +688,14 @@ impl Access {
     fn run(&self, script: &Script, database: &str) -> io::Result<()> {
         let mut command = self.client(&self.client);
         command.args(["--batch", database]);
-        command.stdin(match script {
-            Script::File(path) => File::open(path)?,
-            Script::Text(text) => {
-                // The client reads the open file, so the path can be removed at once.
-                let path = self.dir.join(format!("{database}.sql"));
-                fs::write(&path, text)?;
-                let file = File::open(&path)?;
-                fs::remove_file(&path)?;
-                file
+        let input = match script {
+            Script::File(path) => {
+                command.stdin(File::open(path)?);
+                None
             }
-        });
-        run(&mut command, "mariadb")
+            Script::Text(text) => Some(text.clone()),
+        };
+        run(&mut command, "mariadb", input)
     }
 }
 
@@ -748,14 +744,26 @@ impl Drop for MariadbDatabase {
     }
 }
 
-/// Runs a client program and waits for it to end. If it fails, the error quotes its output.
-fn run(command: &mut Command, program: &str) -> io::Result<()> {
-    let output = match command.output() {
+/// Runs a client program, which reads `input`, and waits for it to end. If it fails, the error
+/// quotes its output.
+fn run(command: &mut Command, program: &str, input: Option<String>) -> io::Result<()> {
+    if input.is_some() {
+        command.stdin(Stdio::piped());
+    }
+    let mut child = match command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(io::Error::new(e.kind(), not_found(program, &[])));
         }
-        output => output?,
+        child => child?,
     };
+    let mut writer = None;
+    if let Some((mut stdin, input)) = child.stdin.take().zip(input) {
+        // A thread writes the input while this one reads the output, so that neither pipe fills up.
+        let write = move || drop(stdin.write_all(input.as_bytes()));
+        writer = Some(spawn("mirakuru-input", Box::new(write)));
+    }
+    let output = child.wait_with_output()?;
+    writer.transpose()?;
     if output.status.success() {
         return Ok(());
     }
