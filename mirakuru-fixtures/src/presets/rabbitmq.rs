@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
+use super::connection::{ANSWER_WITHIN, Connection, Stream, TIDY_WITHIN, read, tidied};
 use super::external::External;
 use super::server::{
     AsRoot, Options, Server, handle, new_password, options, password, unique_name, write_password,
@@ -396,14 +396,11 @@ fn speaks_amqp(mut connection: Connection) -> io::Result<bool> {
 
 /// Sends a request to the program in [`CLERK`].
 fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
-    let mut socket = UnixStream::connect(dir.join("clerk"))?;
-    socket.set_read_timeout(Some(within))?;
-    socket.set_write_timeout(Some(within))?;
+    let mut socket = Stream::Unix(UnixStream::connect(dir.join("clerk"))?);
+    socket.within(within)?;
     socket.write_all(format!("{request}\n").as_bytes())?;
-    let (mut answer, mut byte) = (Vec::new(), [0]);
-    while socket.read(&mut byte)? == 1 && byte != *b"\n" {
-        answer.push(byte[0]);
-    }
+    // The program closes the connection after its answer.
+    let answer = read(&mut socket, 1 << 16)?;
     match String::from_utf8_lossy(&answer).trim_end() {
         "ok" => Ok(()),
         "" => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -555,6 +552,39 @@ impl Drop for RabbitmqVhost {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::process::{Command, Stdio};
+
+    /// Names the directory of the socket for the second process of the test below.
+    const ASK_IN: &str = "MIRAKURU_UNIT_ASK_IN";
+
+    #[test]
+    fn a_process_that_was_stopped_still_reads_the_answer() {
+        if let Some(dir) = std::env::var_os(ASK_IN) {
+            return ask(Path::new(&dir), "ping", ANSWER_WITHIN).unwrap();
+        }
+        let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-ask", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let listener = UnixListener::bind(dir.join("clerk")).unwrap();
+        let mut asking = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", std::thread::current().name().unwrap()])
+            .env(ASK_IN, &dir)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.read_exact(&mut [0; 5]).unwrap();
+        // Linux interrupts a read with a time limit when the process continues.
+        let stop = "for _ in 1 2 3 4 5; do sleep 0.02; kill -STOP $0; sleep 0.02; kill -CONT $0; done";
+        let pid = asking.id().to_string();
+        let stopped = Command::new("sh").args(["-c", stop, &pid]).status();
+        // The write fails if the other process has given up.
+        let _ = socket.write_all(b"ok\n");
+        drop(socket);
+        assert!(asking.wait().unwrap().success());
+        assert!(stopped.unwrap().success());
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn dependencies_are_read_from_the_app_file() {
