@@ -248,7 +248,7 @@ fn summary(all: &[Skipped]) -> String {
         tests.insert(test.clone());
         let cause = match &**install {
             "" => what.clone(),
-            _ => format!("{what}: {install}"),
+            _ => format!("{what}\0{install}"),
         };
         match by_cause.binary_search_by(|(known, _)| known.cmp(&cause)) {
             Ok(at) => by_cause[at].1 += 1,
@@ -263,7 +263,7 @@ fn summary(all: &[Skipped]) -> String {
     for often in (1..=all.len()).rev() {
         for (cause, count) in &by_cause {
             if *count == often {
-                let _ = writeln!(text, "  {count} for {cause}");
+                let _ = writeln!(text, "  {count} for {}", cause.replace('\0', ": "));
             }
         }
     }
@@ -345,6 +345,22 @@ mod tests {
                 "  2 for own-server",
                 "  1 for mariadbd: apt-get install mariadb-server",
             ]
+        );
+        let tied = [
+            skipped("a", "redis", "apt-get install redis"),
+            skipped("b", "redis 9", ""),
+            skipped("c", "redis: apt-get install redis", ""),
+        ];
+        let text = summary(&tied);
+        let causes = text.lines().skip(1).take(3);
+        let expected = [
+            "redis: apt-get install redis",
+            "redis 9",
+            "redis: apt-get install redis",
+        ];
+        assert!(
+            causes.eq(expected.map(|cause| format!("  1 for {cause}"))),
+            "in the order of the programs, each cause by itself: {text}"
         );
         let one = [skipped("a", "mariadbd", "")];
         assert!(summary(&one).starts_with("mirakuru: 1 test was skipped,"));
