@@ -84,7 +84,7 @@ impl State {
                 b"captured" => state.captured.extend(pair(&text)),
                 // The supervisor writes `STATUS,LEFT,NS`.
                 b"exit" => {
-                    let mut numbers = text.split(',').map(str::parse::<u64>);
+                    let mut numbers = text.splitn(3, ',').map(str::parse::<u64>);
                     if let (Some(Ok(status)), Some(Ok(left)), Some(Ok(at))) =
                         (numbers.next(), numbers.next(), numbers.next())
                     {
@@ -261,6 +261,8 @@ mod tests {
             (exit.status.code(), exit.left_descendants, exit.at),
             (Some(1), false, 77)
         );
+        let longer = State::parse(b"exit=256,0,77,1\0");
+        assert_eq!(longer.exit, None, "another version may write other numbers");
         let failed = State {
             failed: Some("a\nb".to_owned()),
             ..State::default()
