@@ -50,29 +50,38 @@ fn is_name(key: &OsStr) -> bool {
 /// The service's environment: the inherited variables, with the changes of the recipe and its
 /// readiness condition, and `MIRAKURU_ID`.
 pub(crate) fn environment(
-    mut environment: BTreeMap<OsString, OsString>,
+    inherited: BTreeMap<OsString, OsString>,
     changes: &[(OsString, Option<OsString>)],
     id: &str,
 ) -> BTreeMap<OsString, OsString> {
-    for (key, value) in changes {
-        if let Some(value) = value {
-            environment.insert(key.clone(), value.clone());
-            continue;
+    let mut environment = BTreeMap::new();
+    for (name, value) in inherited {
+        if !is_removed(&name, changes) {
+            environment.insert(name, value);
         }
-        let mut kept = BTreeMap::new();
-        for (name, value) in environment {
-            let is_removed = match key.as_bytes().strip_suffix(b"*") {
-                Some(prefix) => name.as_bytes().starts_with(prefix),
-                None => name == *key,
-            };
-            if !is_removed {
-                kept.insert(name, value);
+    }
+    for (at, (name, value)) in changes.iter().enumerate() {
+        if let Some(value) = value {
+            if !is_removed(name, &changes[at..]) {
+                environment.insert(name.clone(), value.clone());
             }
         }
-        environment = kept;
     }
     environment.insert(ID_VARIABLE.into(), id.into());
     environment
+}
+
+/// Whether one of these changes removes a variable: by its name, or by the beginning of its name
+/// and a `*`.
+fn is_removed(name: &OsStr, changes: &[(OsString, Option<OsString>)]) -> bool {
+    let name = name.as_bytes();
+    changes.iter().any(|(key, value)| {
+        value.is_none()
+            && match key.as_bytes() {
+                [prefix @ .., b'*'] => name.starts_with(prefix),
+                key => name == key,
+            }
+    })
 }
 
 /// The paths at which to look for this program, in order.
@@ -152,15 +161,19 @@ mod tests {
             ("A".into(), Some("1".into())),
             ("B".into(), Some("2".into())),
             ("A".into(), None),
+            ("C".into(), None),
+            ("C".into(), Some("4".into())),
+            ("D".into(), None),
         ];
-        let environment = environment(BTreeMap::new(), &changes, "id7");
+        let inherited = ["B", "C", "D", "E"].map(|name| (name.into(), "0".into()));
+        let environment = environment(inherited.into(), &changes, "id7");
         let entries: Vec<_> = environment
             .iter()
-            .map(|(key, value)| (key.to_str(), value.to_str()))
+            .map(|(key, value)| (key.to_str().unwrap(), value.to_str().unwrap()))
             .collect();
         assert_eq!(
             entries,
-            [(Some("B"), Some("2")), (Some("MIRAKURU_ID"), Some("id7"))]
+            [("B", "2"), ("C", "4"), ("E", "0"), ("MIRAKURU_ID", "id7")]
         );
     }
 
