@@ -62,8 +62,13 @@ const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
 /// Reads a file below `/proc`. The path is relative to `/proc`.
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
+    read_start(path, u64::MAX)
+}
+
+/// Reads at most `limit` bytes of a file below `/proc`.
+fn read_start(path: &str, limit: u64) -> io::Result<Vec<u8>> {
     match IS_THERE {
-        true => read_whole(fs::File::open(Path::new("/proc").join(path))?.take(u64::MAX)),
+        true => read_whole(fs::File::open(Path::new("/proc").join(path))?.take(limit)),
         false => Err(io::ErrorKind::NotFound.into()),
     }
 }
@@ -318,9 +323,14 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     crate::sys::files::process_exists(pid).then_some(0)
 }
 
+/// How much is read of the arguments or the environment of a process. The kernel lets a program
+/// start with at most 6 MiB of both. But a process may later present any part of its memory as its
+/// environment, and a sweep reads the environments of all processes.
+const MOST_BYTES: u64 = 8 << 20;
+
 /// The environment with which a process was started. `None` if we may not read it.
 pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
-    read(&format!("{pid}/environ")).ok()
+    read_start(&format!("{pid}/environ"), MOST_BYTES).ok()
 }
 
 /// The environment variable that marks every process of a service. Its value is the id of the
@@ -335,7 +345,7 @@ pub(crate) fn service_ids(environment: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// The arguments of a process, with the program first. Empty if we may not read them.
 pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
-    let line = read(&format!("{pid}/cmdline")).unwrap_or_default();
+    let line = read_start(&format!("{pid}/cmdline"), MOST_BYTES).unwrap_or_default();
     let mut words = Vec::new();
     for word in entries(&line) {
         words.push(word.to_vec());
@@ -442,8 +452,10 @@ pub(crate) fn net_namespace() -> u64 {
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 mod tests {
     use std::process::{Command, Stdio};
+    use std::ptr;
 
     use super::*;
+    use crate::util::own_process::{is_alone, run_alone, test_name};
 
     #[test]
     fn the_own_ancestors_are_those_that_proc_shows() {
@@ -497,6 +509,56 @@ mod tests {
         for tree in [by_files, by_parents] {
             assert!(tree.contains(&root) && tree.contains(&grandchild), "{tree:?}");
             assert!(!tree.contains(&std::process::id()));
+        }
+    }
+
+    #[test]
+    fn a_huge_environment_is_read_in_part() {
+        const SIZE: usize = 64 << 20;
+        // Other tests must not meet this process's false environment.
+        if !is_alone() {
+            return run_alone(test_name!(a_huge_environment_is_read_in_part), &[]);
+        }
+        let me = std::process::id();
+        let own = environment(me).unwrap();
+        assert_eq!(read_start(&format!("{me}/environ"), 5).unwrap(), own[..5]);
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        // The manual of `/proc/PID/stat` numbers the fields, and the name is the second one.
+        let field = |number: usize| fields[number - 3].parse::<u64>().unwrap();
+        // SAFETY: the mapping is new, and stays until the process ends. The call of `prctl` changes
+        // only the place of the environment that `/proc` shows. `map` has the form of the kernel's
+        // `prctl_mm_map`.
+        let changed = unsafe {
+            let start = libc::mmap(
+                ptr::null_mut(),
+                SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            assert_ne!(start, libc::MAP_FAILED);
+            let (start, end) = (start as u64, start as u64 + SIZE as u64 - 1);
+            let brk = libc::sbrk(0) as u64;
+            let [code, code_end, stack, data] = [26, 27, 28, 45].map(field);
+            let [data_end, first_brk, args, args_end] = [46, 47, 48, 49].map(field);
+            // The last number is two: no auxiliary vector, and -1 for the same executable file.
+            let last = u64::from_ne_bytes([0, 0, 0, 0, 255, 255, 255, 255]);
+            let map = [
+                code, code_end, data, data_end, first_brk, brk, stack, args, args_end, start, end, 0, last,
+            ];
+            libc::prctl(
+                libc::PR_SET_MM,
+                libc::PR_SET_MM_MAP,
+                map.as_ptr(),
+                size_of_val(&map),
+                0_usize,
+            )
+        };
+        // A kernel without CONFIG_CHECKPOINT_RESTORE refuses this to all processes.
+        if changed == 0 {
+            assert_eq!(environment(me).unwrap().len() as u64, MOST_BYTES);
         }
     }
 }
