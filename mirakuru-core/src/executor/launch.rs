@@ -222,8 +222,9 @@ fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
             let goes_on = program.len() >= 4 && name.starts_with(program);
             if distance <= 1 + program.len() / 6 || goes_on {
                 insert_sorted(&mut near, (distance, name));
+                near.truncate(3);
             }
         }
     }
-    near.iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
+    near.iter().map(|(_, name)| format!("`{name}`")).collect()
 }

@@ -17,7 +17,7 @@ use crate::service_dir::base::{FALLBACK, base_in, check_private, is_at};
 use crate::service_dir::remove::{clear, remove_tree};
 use crate::service_dir::{is_alive, is_id};
 use crate::sys;
-use crate::util::insert_sorted;
+use crate::util::sorted;
 
 /// How long the log of a failed service is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -103,7 +103,7 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
             }
             if let Some(kept_at) = only_the_log_is_left(&path) {
                 let _ = writeln!(new, "{name}");
-                insert_sorted(&mut logs, (Reverse(kept_at), path));
+                logs.push((Reverse(kept_at), path));
             } else if let Some(found) = examine(&path, name) {
                 stale.push(found);
             }
@@ -122,7 +122,7 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
             }
         }
     }
-    known.update(&logs, &new);
+    known.update(&sorted(logs), &new);
     stale
 }
 
@@ -145,11 +145,11 @@ impl KeptLogs {
         };
         let mut names = Vec::new();
         for name in text.lines() {
-            insert_sorted(&mut names, name.to_owned());
+            names.push(name.to_owned());
         }
         KeptLogs {
             list,
-            names,
+            names: sorted(names),
             is_fresh,
         }
     }

@@ -11,8 +11,17 @@ pub(crate) mod text;
 pub(crate) mod thread;
 pub(crate) mod wakeup;
 
-/// Inserts an item into a sorted list, unless the list already contains it. Meant for short lists
-/// only: calling `sort` would make each user of the crate compile much more code.
+use std::collections::BinaryHeap;
+
+/// Sorts a list of any length. Calling `sort` would make each user of the crate compile much more
+/// code.
+pub(crate) fn sorted<T: Ord>(list: Vec<T>) -> Vec<T> {
+    BinaryHeap::from(list).into_sorted_vec()
+}
+
+/// Inserts an item into a sorted list, unless the list already contains it. Meant for lists of up
+/// to a few hundred items, because each item takes time in proportion to the length of the list.
+/// For longer lists use [`sorted`].
 pub(crate) fn insert_sorted<T: Ord>(list: &mut Vec<T>, item: T) {
     if let Err(at) = list.binary_search(&item) {
         list.insert(at, item);
