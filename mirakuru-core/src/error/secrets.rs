@@ -9,6 +9,7 @@
 //! readiness condition.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use crate::error::Error;
 
@@ -115,8 +116,15 @@ fn mask_parameters(url: &str, shown: &mut String) {
 }
 
 /// The secrets of one service, each with the string that replaces it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Secrets(Vec<(String, String)>);
+
+impl fmt::Debug for Secrets {
+    /// Prints the number of the secrets, but not their values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secrets({})", self.0.len())
+    }
+}
 
 impl Secrets {
     /// Adds a secret value, and the string that replaces it.
@@ -246,6 +254,14 @@ mod tests {
             secrets.mask("x hunter2-long hunter2 80 65000 swordfish"),
             "x {env:B} {env:A} 80 65000 ***"
         );
+    }
+
+    #[test]
+    fn debug_output_has_the_number_of_secrets_but_no_value() {
+        let mut secrets = Secrets::default();
+        secrets.add("hunter2", "{env:A}");
+        secrets.add_secret("swordfish");
+        assert_eq!(format!("{secrets:?} {secrets:#?}"), "Secrets(2) Secrets(2)");
     }
 
     #[test]
