@@ -108,7 +108,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     value: &T,
 ) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: the value is as long as `length` says.
+    // SAFETY: `length` is the size of the value, and `T` is the type that the kernel expects.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -192,7 +192,7 @@ impl Address {
     /// `T` must be a `sockaddr_*`: these types begin with the family and fit into a
     /// `sockaddr_storage`, and all bytes are valid in them.
     unsafe fn of<T>(fill: impl FnOnce(&mut T) -> usize) -> Address {
-        // SAFETY: all fields are numbers, and zeros are valid in them.
+        // SAFETY: all fields are numbers, for which zero is a valid value.
         let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
         // SAFETY: the storage is initialised, and large enough and aligned for every address.
         let length = fill(unsafe { &mut *std::ptr::from_mut(&mut storage).cast::<T>() });

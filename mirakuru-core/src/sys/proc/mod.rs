@@ -316,8 +316,7 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     stat.is_alive().then_some(stat.start)
 }
 
-/// Returns 0 if a process with this id exists. Without `/proc`, no portable call returns the start
-/// time.
+/// Returns 0 if a process with this id exists, because no portable call returns the start time.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     crate::sys::files::process_exists(pid).then_some(0)

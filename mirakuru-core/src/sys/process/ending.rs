@@ -82,7 +82,8 @@ pub(super) struct Ending {
     pub(super) needed: i32,
     /// Whether the supervisor removes the private directory, because the test process is gone.
     pub(super) clean_up: bool,
-    /// Whether the supervisor keeps the log, because the test process ended within a test.
+    /// Whether the supervisor keeps the log, because the test process ended in the middle of a
+    /// test.
     pub(super) keep_log: bool,
 }
 

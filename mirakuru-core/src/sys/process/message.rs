@@ -38,8 +38,8 @@ pub(super) const ARM: i32 = 10;
 /// flag. The flag is nonzero if the service is stopped because the test process ends. In that case
 /// the supervisor waits for dependent services and removes the private directory.
 pub(super) const STOP: i32 = 11;
-/// The flag of a [`STOP`] if the test process ends within a test. In that case the supervisor keeps
-/// the log.
+/// The flag of a [`STOP`] if the test process ends in the middle of a test. In that case the
+/// supervisor keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
 /// To the worker: send the carried signal to the service.
 pub(super) const SIGNAL: i32 = 12;
@@ -64,7 +64,7 @@ const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: i32 = 0;
 
-/// Number of attempts to send a message.
+/// Maximum number of attempts to send a message.
 const TRIES: u32 = 50;
 
 /// Sends a message, and returns whether the kernel accepted it.

@@ -165,13 +165,13 @@ impl Service {
         launched
     }
 
-    /// Starts again after the supervisor died without a message. A supervisor that was forked
-    /// without most of this process's memory may have needed it. A dynamic linker, a preloaded
-    /// library or a sanitizer may keep its data anywhere. So this start and all later ones copy all
-    /// memory.
+    /// Starts the service again after its supervisor died without a message. A supervisor that was
+    /// forked without most of this process's memory may have needed it. A dynamic linker, a
+    /// preloaded library or a sanitizer may keep its data anywhere. So this start and all later
+    /// ones copy all memory.
     ///
-    /// If the dead supervisor had all memory, the start is simply repeated. Under AddressSanitizer
-    /// about one supervisor in 400 dies on a busy machine.
+    /// If the dead supervisor had a copy of all memory, the start is simply repeated. Under
+    /// AddressSanitizer about one supervisor in 400 dies on a busy machine.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
         if !self.registration.take() {

@@ -6,7 +6,7 @@
 //! (`linux/supervisor.rs`).
 //!
 //! If the last user exits normally, it waits until the service has been stopped. So the service is
-//! gone before the runner notices that the process has exited.
+//! gone before the runner notices the user's exit.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -105,7 +105,8 @@ impl Drop for User {
 /// Takes the descriptor out of `place`, if it is still there.
 fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     let fd = place.swap(-1, Ordering::SeqCst);
-    // SAFETY: `join` stored the descriptor, and only this swap took it out.
+    // SAFETY: `join` stored the descriptor here, and the swap has taken it out, so it has no other
+    // owner.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -120,8 +121,8 @@ pub(super) fn leave_all() {
     }
 }
 
-/// Waits until nothing is left of the service or it has another user, but no longer than
-/// `limit_ns`.
+/// Waits until no process of the service is left, or until the service has another user, but no
+/// longer than `limit_ns`.
 fn await_end(reader: &OwnedFd, lock: &OwnedFd, limit_ns: u64) {
     let deadline = clock_ns().saturating_add(limit_ns);
     let mut poll = to_read(reader.as_raw_fd());

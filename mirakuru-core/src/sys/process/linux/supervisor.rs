@@ -132,8 +132,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         null_standard_streams()?;
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
-        // The worker inherits this descriptor. The guard opens it, because as long as the guard
-        // runs, no other process can have its id.
+        // The guard opens a pidfd of itself, and the worker inherits it. The pidfd cannot refer to
+        // another process, because the guard's id is not reused while the guard runs.
         a.guard_pidfd = -1;
         if !handle::pidfds_are_missing() {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
@@ -306,7 +306,7 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
 }
 
 impl Worker<'_> {
-    /// Runs until nothing is left of the service. Returns whether the tree is proved empty.
+    /// Runs until no process of the service is left. Returns whether the tree is proved empty.
     unsafe fn run(&mut self, events: i32) -> bool {
         // SAFETY: the calls use only this value, local variables, and descriptors of this process.
         unsafe {

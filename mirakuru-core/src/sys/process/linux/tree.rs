@@ -132,8 +132,8 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
 /// Whether a process is a child of this one. Only a parent may wait for a process, so `waitid`
 /// gives a reliable answer.
 ///
-/// A pidfd that was opened earlier with the same number refers to this child or to a process that
-/// has ended. So a signal through the pidfd hits no other process.
+/// A pidfd that was opened earlier for the same id refers to this child or to a process that has
+/// ended. So a signal through the pidfd hits no other process.
 pub(super) fn is_my_child(pid: i32) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {

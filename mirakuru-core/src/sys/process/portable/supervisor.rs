@@ -203,7 +203,7 @@ unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
 }
 
 impl Worker<'_> {
-    /// Runs until nothing is left of the group.
+    /// Runs until the group is empty.
     unsafe fn run(&mut self, wake: i32) {
         // SAFETY: the calls use only this value, local variables, and descriptors of this process.
         unsafe {
