@@ -174,7 +174,7 @@ impl System {
     }
 }
 
-/// The system of this machine.
+/// The operating system of this machine.
 #[must_use]
 pub fn system() -> System {
     static SYSTEM: Lazy<System> = Lazy::new(|| match cfg!(target_os = "macos") {

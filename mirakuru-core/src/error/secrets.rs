@@ -79,7 +79,7 @@ fn mask_user(url: &str) -> Cow<'_, str> {
     let at = match (authority.rfind('@'), authority.split_once(':')) {
         (Some(at), _) => Some(at),
         // The text after the colon is not a port, so it is a password that contains `/`, `?` or
-        // `#`. Such a URL is invalid, but people write it.
+        // `#`. Such a URL is invalid, but people write URLs like this.
         (None, Some((_, port)))
             if !port.is_empty() && !port.starts_with(|c: char| c.is_ascii_digit() || c == '{') =>
         {

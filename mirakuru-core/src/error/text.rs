@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::error::secrets::mask_urls;
 
-/// A command on one line. Of a long script or argument list, only the beginning and the end are
-/// kept.
+/// Puts a command on one line, and shortens a long script or argument list to its beginning and
+/// end.
 pub(super) fn one_line(command: &str) -> String {
     const LONGEST: usize = 200;
     let line = if command.contains(char::is_control) {

@@ -193,7 +193,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// If the service has been asked to stop, waits until it has ended, or until its grace is over.
+    /// If the service has been asked to stop, waits until it has ended or its grace has expired.
     async fn end_asked_for(&mut self) {
         let Ok(owned) = self.process.owned(&mut self.core, "stop") else {
             return;

@@ -206,7 +206,7 @@ pub struct Polled {
 }
 
 impl Polled {
-    /// Waits until an event arrives or the time is over.
+    /// Waits until an event arrives or the time is up.
     pub fn wait(self) {
         sys::wait_readable(&self.events, self.time);
     }

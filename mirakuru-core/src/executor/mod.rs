@@ -113,8 +113,8 @@ impl<R: Readiness> Executor<R> {
 
     /// Stops the service, and returns when none of its processes is left. Sends the stop signal to
     /// its process group, waits until all processes have ended or the
-    /// [grace](ExecutorBuilder::stop_timeout) is over, then kills those that are left. Does nothing
-    /// if the service is not running.
+    /// [grace](ExecutorBuilder::stop_timeout) has expired, then kills those that are left. Does
+    /// nothing if the service is not running.
     ///
     /// Dropping the executor also stops the service, but ignores errors. This method returns them.
     ///

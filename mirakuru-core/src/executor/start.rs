@@ -158,8 +158,8 @@ impl Owned<'_> {
                 Ok(None)
             }
             Err(error) => {
-                // Does not wait until the service has ended, because other services may start in
-                // the meantime.
+                // Do not wait until the service has ended, because other services may start in the
+                // meantime.
                 let policy = self.policy();
                 self.begin_end(policy);
                 self.own.failing = Some(Failing {
@@ -377,8 +377,8 @@ impl Owned<'_> {
     /// there.
     fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Unmasked> {
         let is_loopback = |addr: SocketAddr| addr.ip() == Ipv6Addr::LOCALHOST;
-        // A host name such as `localhost` may have addresses of both families, so only `[::1]`
-        // counts.
+        // A host name such as `localhost` may have addresses of both families, so only a literal
+        // `[::1]` requires IPv6.
         if !readiness.addr().is_some_and(is_loopback) || !readiness.describe().contains("[::1]") {
             return Ok(());
         }
@@ -552,7 +552,7 @@ pub(super) struct Failing {
     error: Unmasked,
     /// Number of retries left.
     retries: u32,
-    /// When the grace ends.
+    /// When the grace expires.
     limit: Deadline,
 }
 

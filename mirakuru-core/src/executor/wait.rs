@@ -1,5 +1,5 @@
 //! Waits for a condition: polls it at each event until it holds, the service ends, or the time is
-//! over.
+//! up.
 
 use std::io;
 use std::sync::PoisonError;
@@ -22,8 +22,8 @@ use crate::readiness::context::Probe;
 use crate::readiness::line_watch::LineWatch;
 use crate::util::deadline::Deadline;
 
-/// The longest pause for a service that another process has started, because no event reports that
-/// it has ended.
+/// The longest pause while this process waits for a service that another process started. No event
+/// tells this process that such a service has ended.
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 /// The end of a message about the output of an external server.
 pub(super) const NOT_OURS: &str = ", whose output mirakuru does not see";
@@ -33,7 +33,7 @@ const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
     /// Polls until the condition holds, the service ends or prints a failure line, or the time is
-    /// over.
+    /// up.
     pub(super) fn await_ready(
         &mut self,
         process: &mut dyn Observed,
@@ -91,7 +91,8 @@ impl Core {
                 }
                 .into());
             }
-            // A printed line still counts after the service has ended. Other conditions do not.
+            // After the service has ended, only immediate conditions and conditions on its output
+            // can still hold.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
                 let remaining = wait.deadline.remaining();
@@ -338,7 +339,7 @@ impl Wait {
 }
 
 /// A pause before the next poll. It ends when one of the descriptors is readable, when the service
-/// has an event, or when the time is over. The condition keeps the descriptors open until then.
+/// has an event, or when the time is up. The condition keeps the descriptors open until then.
 #[derive(Debug, Default)]
 pub struct Pause {
     pub(super) time: Duration,

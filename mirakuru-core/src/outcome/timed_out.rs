@@ -1,6 +1,6 @@
 //! Stops the services of a test that rstest's `#[timeout]` has ended.
 //!
-//! rstest runs the body on another thread. When the time is over, the test's thread panics, but the
+//! rstest runs the body on another thread. When the time is up, the test's thread panics, but the
 //! body continues. A thread cannot be stopped from outside, but its services can. The panic hook
 //! stops them on the test's thread, before the test counts as failed, so the next test does not
 //! wait for their ports.

@@ -159,8 +159,8 @@ impl Spec {
         };
     }
 
-    /// Clones the recipe with code that only the core compiles. A derived `clone` is compiled again
-    /// in each crate that calls it.
+    /// Clones the recipe. This function is compiled only in the core; a derived `clone` is compiled
+    /// again in each crate that calls it.
     fn copied(&self) -> Spec {
         self.clone()
     }
@@ -483,7 +483,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the signal that is sent when the grace is over, and by
+    /// Sets the signal that is sent when the grace has expired, and by
     /// [`Executor::kill`](crate::executor::Executor::kill). The default is [`Signal::Kill`]. After
     /// any other signal, every process that is left one second later gets `SIGKILL`: no process of
     /// a service survives.

@@ -1,4 +1,4 @@
-//! How to start a service, as plain data.
+//! Describes how to start a service, as plain data.
 
 pub(crate) mod builder;
 pub(crate) mod command;

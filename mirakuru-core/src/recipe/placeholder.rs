@@ -9,8 +9,8 @@
 //! `${port}` stays unchanged. Every brace that does not begin a placeholder stands for itself:
 //! JSON, `{1..9}`, `{a,b}` and awk's programs are safe.
 //!
-//! An *escape* is a placeholder in one more pair of braces, and expands to the text of the
-//! placeholder: `{{port}}` becomes `{port}`.
+//! An *escape* is a placeholder in a second pair of braces, and expands to the placeholder itself:
+//! `{{port}}` becomes `{port}`.
 //!
 //! The text is read once from left to right. At each `{`, an escape is tried first, then a
 //! placeholder. So `{{{port}}}` becomes `{{port}}` (a brace, an escape, a brace), and

@@ -400,7 +400,7 @@ pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     }
 }
 
-/// Records that the start of a service with these endpoints begins.
+/// Records that a service with these endpoints is about to start.
 pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce() -> Vec<String>) {
     if let Some(timeline) = wanted() {
         let endpoints = endpoints().join(" ");
@@ -472,7 +472,7 @@ pub(crate) fn used(since: u64, id: &str) {
     }
 }
 
-/// Records that the stop of the service begins.
+/// Records that the service is about to be stopped.
 pub(crate) fn stops(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'K', sys::clock_ns(), &[id]);

@@ -213,7 +213,7 @@ impl Reader {
             .iter()
             .rposition(|process| process.pid == pid)?;
         let mut ends = at;
-        // The next field of these events is the time at which their piece ended.
+        // In these events, the next field is the time at which the piece ended.
         if matches!(kind, "W" | "A" | "V" | "X") {
             ends = fields.next()?.parse().ok()?;
         }

@@ -1,4 +1,5 @@
-//! Pauses between polls, both for readiness conditions and for waits for another process.
+//! Computes the pauses between polls, when waiting for a readiness condition or for another
+//! process.
 
 use std::thread;
 use std::time::{Duration, Instant};

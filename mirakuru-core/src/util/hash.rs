@@ -1,13 +1,12 @@
-//! The hash for all names that several processes must agree on, and the encoding of the data to
-//! hash.
+//! The hash for names that several processes must agree on, and the encoding of its input.
 
 use std::ffi::OsStr;
 use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, absolute};
 
-/// A hash function that is the same in every build. The standard library's may differ between Rust
-/// releases, and test binaries built with two releases must agree.
+/// A hash function that is the same in every build. The standard library's hasher may differ
+/// between Rust releases, but test binaries built with two releases must agree.
 pub(crate) struct Fnv1a(pub(crate) u64);
 
 impl Hasher for Fnv1a {

@@ -1,4 +1,5 @@
-//! [`Wakeup`]: a future that waits for descriptors or for a time, in any async runtime.
+//! [`Wakeup`]: a future that waits until a descriptor is readable or a time has passed, in any
+//! async runtime.
 //!
 //! One thread serves all waits. The first wait starts the thread, which exits when there have been
 //! no waits for a while.
