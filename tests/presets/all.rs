@@ -63,8 +63,8 @@ fn killed_at_a_random_moment_nothing_is_left() {
         let begin = Instant::now();
         let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
         let earlier: BTreeSet<&str> = all.lines().map(segment_id).collect();
-        // In round 0, all caches are empty. Round 1 kills only when all servers are up, so that the
-        // caches are filled.
+        // In round 0, all caches are empty. In round 1, the kill waits until all servers are up, so
+        // that later rounds find full caches.
         let is_time = || match round {
             1 => scratch.0.join("up").exists(),
             _ => begin.elapsed() >= moment,

@@ -59,7 +59,7 @@ fn members_of_an_etcd_go_on_without_one() {
     soon(|| call(&members[0], "kv/range", r#"{"key":"Zm9v"}"#).contains("YmF6"));
 }
 
-/// If all members get SIGTERM at once, they take five seconds or more to end.
+/// If all members got SIGTERM at once, they would take five seconds or more to exit.
 #[test]
 fn members_of_an_etcd_are_gone_soon_after_their_test_was_killed() {
     if !require("etcd") {

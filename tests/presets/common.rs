@@ -92,8 +92,8 @@ pub(crate) fn any_server(program: &str) -> bool {
     url_variable(program).is_some() || require(program)
 }
 
-/// Like [`without_url`], but the program must also be installed. For tests that configure, restart
-/// or kill their server.
+/// Like [`without_url`], but the program must also be installed. Use it for tests that configure,
+/// restart or kill their server.
 #[track_caller]
 #[must_use]
 pub(crate) fn own_server(program: &str) -> bool {

@@ -1,5 +1,5 @@
-//! Presets in unusual environments: variables of the developer, odd temporary directories, users
-//! with few rights, version managers.
+//! Tests presets in unusual environments, such as odd temporary directories, users with few rights,
+//! and version managers.
 
 use std::env;
 use std::ffi::OsStr;
@@ -390,7 +390,7 @@ fn an_error_names_the_variable_that_names_the_program() {
         .split(' ')
         .map(|preset| format!("MIRAKURU_{preset}_PROGRAM"))
         .collect();
-    // A missing file, a file that is not executable, and another program.
+    // The program is missing, is not executable, or is not a server.
     for program in ["/mk/no-such-program", "/etc/passwd", "/bin/true"] {
         let variables: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), program)).collect();
         assert_passes(&in_a_child(test_name!(a_wrong_program), &variables));

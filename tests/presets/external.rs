@@ -235,7 +235,7 @@ fn redis_dump(url: &str) -> String {
             }
             number += 1;
         }
-        // Fails if a lost connection, and not the last database, has ended the loop.
+        // Fail if the loop ended because of a lost connection, not after the last database.
         redis::cmd("PING").query::<()>(&mut client)?;
         Ok(text)
     };

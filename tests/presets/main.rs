@@ -1,5 +1,5 @@
 //! Tests of the presets, with one module for each server. There is only one binary, because the
-//! clients take long to link.
+//! clients take a long time to link.
 //!
 //! `cargo test -p mirakuru-preset-tests postgres::` runs one module.
 

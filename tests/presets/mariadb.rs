@@ -345,7 +345,8 @@ fn sql_that_would_not_be_in_the_databases_is_refused_with_its_line() {
 
 const USERS: &str = "CREATE TABLE users (id INT PRIMARY KEY); INSERT INTO users VALUES (1);";
 
-/// Migrates as an application does at its start. Returns whether there was anything to do.
+/// Runs the migrations, as an application does when it starts. Returns whether any were left to
+/// run.
 fn migrate(url: &str) -> Result<bool, mysql::Error> {
     let mut client = Conn::new(url)?;
     client.query_drop("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR(9) PRIMARY KEY)")?;

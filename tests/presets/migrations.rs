@@ -56,7 +56,7 @@ impl Migrations {
         let dir = std::env::temp_dir().join(new_key(name).replace(' ', "-"));
         fs::create_dir(&dir).unwrap();
         let migrations = Migrations(dir);
-        // The text is unique, so that the cache cannot have a result for it.
+        // The SQL is unique, so that the cache cannot have a result for it.
         migrations.add(
             first,
             &format!("CREATE TABLE users (name TEXT); -- {}", new_key("")),

@@ -15,7 +15,7 @@ use mirakuru::{Check, Recipe, Signal};
 ))]
 static NGINX: Nginx;
 
-/// The status and the text of a page.
+/// Gets a page, and returns its status and body.
 fn get(url: &str) -> (u16, String) {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)

@@ -694,7 +694,8 @@ fn initdb_can_be_told_more() {
     assert_eq!(row.get::<_, String>(0), "LATIN1");
 }
 
-/// Migrates as an application does at its start. A table records the past migrations.
+/// Runs the migrations, as an application does when it starts. A table records which ones have
+/// already run.
 fn migrate(url: &str) -> Result<bool, postgres::Error> {
     let mut client = Client::connect(url, NoTls)?;
     client.batch_execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")?;

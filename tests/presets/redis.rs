@@ -71,7 +71,7 @@ fn databases_are_leased_emptied_and_given_back() {
     assert_ne!(second.number(), number);
     let late = connect(&first.url());
     drop(first);
-    // A database is leased again only after all others have been.
+    // A database is leased again only after all other databases have been leased.
     let (third, again) = (server.database(), server.database());
     assert_ne!(third.number(), number);
     assert_eq!(again.number(), number);

@@ -1,4 +1,4 @@
-//! Connections from the presets to their servers, with time limits.
+//! Connects to servers, with a time limit for each read and write.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -43,7 +43,7 @@ impl Connection {
     }
 }
 
-/// Reads up to `most` bytes. The buffer grows with the data that actually arrives.
+/// Reads up to `most` bytes. The buffer grows only as data arrives.
 pub(super) fn read(from: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 8192]);
     while bytes.len() < most {

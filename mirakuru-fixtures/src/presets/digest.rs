@@ -1,5 +1,5 @@
-//! MD5, SHA-1, SHA-256 and base64 for short texts. Logins use the hashes to prove a password
-//! without sending it.
+//! MD5, SHA-1, SHA-256 and base64 of short strings. With a hash, a login proves that it knows a
+//! password without sending it.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -104,7 +104,8 @@ fn roots(count: usize, root: fn(f64) -> f64) -> Vec<u32> {
     roots
 }
 
-/// SHA-256. The constants are computed once, because one login hashes thousands of times.
+/// Computes SHA-256. The constants are computed once, because a single login hashes thousands of
+/// times.
 pub(super) struct Sha256 {
     start: Vec<u32>,
     constants: Vec<u32>,
@@ -229,7 +230,7 @@ mod tests {
                 "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             ),
             (
-                // A text of this length needs an extra block for its padding.
+                // An input of this length needs an extra block for its padding.
                 "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
                 "8215ef0796a20bcaaae116d3876c664a",
                 "84983e441c3bd26ebaae4aa1f95129e5e54670f1",

@@ -60,9 +60,8 @@ impl EtcdRecipe {
 
     /// A cluster of `members` members, each with its own ports. It is ready when it has a leader.
     ///
-    /// mirakuru stops a member with SIGKILL, and the member keeps every write that it has
-    /// acknowledged. After SIGTERM, the last members of a cluster often take more than five seconds
-    /// to end.
+    /// mirakuru stops members with SIGKILL, because after SIGTERM the last members often take more
+    /// than five seconds to exit. A killed member keeps every write that it has acknowledged.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -95,7 +94,7 @@ impl EtcdRecipe {
     }
 }
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for EtcdRecipe {
     of_executor!(Etcd);
@@ -119,8 +118,8 @@ impl Recipe for EtcdRecipe {
             ("listen-peer-urls", peer),
             ("initial-advertise-peer-urls", peer),
             ("initial-cluster", members),
-            // In milliseconds. A member elects a leader before it serves clients. With etcd's
-            // defaults, the election takes a third of a second.
+            // In milliseconds. A member serves clients only after a leader has been elected, so an
+            // election must be quick.
             ("heartbeat-interval", "10"),
             ("election-timeout", election),
         ];
@@ -132,7 +131,7 @@ impl Recipe for EtcdRecipe {
             recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
         }
         if self.member.is_some() {
-            // After SIGTERM, a leader hands over to another member. If that member has just ended,
+            // After SIGTERM, a leader hands over to another member. If that member has just exited,
             // the leader often waits for more than five seconds.
             recipe = recipe.stop_signal(Signal::Kill);
         }
@@ -165,10 +164,10 @@ impl Recipe for EtcdRecipe {
 /// authentication, it is enabled for all tests.
 ///
 /// A new etcd has no users, and every user of this machine can connect. Data survives a restart.
-/// The log takes 64 MB of disk from the start, and etcd does not start with less.
+/// The log reserves 64 MB of disk space from the start, and etcd does not start without it.
 ///
-/// For a faster start, the member elects itself within 50 ms instead of a second. The shortest
-/// lease becomes 1 s instead of 2 s. `config("heartbeat-interval", "100")` and
+/// For a faster start, the election timeout of a single member is 50 ms instead of 1 s. This also
+/// shortens the minimum lease from 2 s to 1 s. `config("heartbeat-interval", "100")` and
 /// `config("election-timeout", "1000")` restore etcd's own defaults.
 ///
 /// ```no_run

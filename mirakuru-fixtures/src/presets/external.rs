@@ -80,8 +80,8 @@ pub(super) struct Protocol {
     pub(crate) port: u16,
     /// Checks the server. Fails if it is too old, or denies rights that the preset needs.
     pub(crate) check: fn(&External) -> io::Result<()>,
-    /// Finds the owners of all objects on the server by the objects' names. The result may contain
-    /// texts that are not owners.
+    /// Lists the owners that the names of objects on the server contain. The list may include
+    /// strings from names that mirakuru did not create.
     pub(crate) owners: fn(&External) -> io::Result<Vec<String>>,
     /// Registers the owner again. Only servers whose objects cannot carry the owner's name need
     /// this.
@@ -272,7 +272,7 @@ impl External {
     }
 
     pub(crate) fn failed(&self, source: io::Error) -> Error {
-        // If a read times out, the system reports "resource temporarily unavailable".
+        // When a read times out, the system's own error is "resource temporarily unavailable".
         let source = match source.kind() {
             io::ErrorKind::WouldBlock => {
                 io::Error::other(format!("it gave no answer within {} s", ANSWER_WITHIN.as_secs()))
@@ -406,7 +406,8 @@ impl External {
         let checked = result.get();
         let problem = checked.map(|checked| checked.as_ref().map_err(io::Error::kind));
         let may_be_another = !matches!(problem, Some(Ok(()) | Err(ConnectionRefused)));
-        // With these results, an unrecognised answer tells the user more than the check's error.
+        // These results do not say what is wrong, so an excerpt from an unrecognised answer helps
+        // more.
         let says_little = matches!(problem, None | Some(Err(InvalidData | UnexpectedEof)));
         let kind = may_be_another
             .then(|| self.addrs(self.port).ok()?.find_map(kinds::of))
@@ -445,7 +446,7 @@ impl External {
     }
 }
 
-/// The part of each name before its first `_`, without duplicates. In a name that mirakuru
+/// Returns the part of each name before its first `_`, without duplicates. In names that mirakuru
 /// generated, this part identifies the owner.
 pub(super) fn owners_of(names: &[String]) -> Vec<String> {
     let mut owners = Vec::new();
@@ -456,8 +457,8 @@ pub(super) fn owners_of(names: &[String]) -> Vec<String> {
     owners
 }
 
-/// Whether the owner has ended, or is old and on another machine. `false` if the text is not an
-/// owner.
+/// Whether the owner's process has ended. If the owner is on another machine, only its age counts.
+/// Returns `false` if the string does not name an owner.
 fn is_forgotten(owner: &str) -> bool {
     let Some(owner) = Owner::parse(owner) else {
         return false;
@@ -490,11 +491,11 @@ fn run(external: &External) -> Result<(), Error> {
     let protocol = external.protocol;
     let dir = env::current_dir().map_err(|source| external.failed(source))?;
     if second_argument() == CLEAN_UP.as_bytes() {
-        // If the mark stayed, a restarted stand-in would count as ready immediately.
+        // Remove the mark, or a restarted stand-in would count as ready immediately.
         let _ = fs::remove_file(dir.join(READY));
         return match external.owner(&dir) {
             Ok(owner) => (protocol.remove)(external, &owner).map_err(|source| external.failed(source)),
-            // Without an owner, the tests have created nothing on the server.
+            // If there is no owner, the tests have created nothing on the server.
             Err(_) => Ok(()),
         };
     }

@@ -42,7 +42,7 @@ pub struct MemcachedRecipe {
 
 options!(MemcachedRecipe);
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for MemcachedRecipe {
     of_executor!(Memcached);

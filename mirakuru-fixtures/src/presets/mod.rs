@@ -25,24 +25,24 @@
 //! | [`etcd()`] | [`Etcd`] | [`key_prefix()`](Etcd::key_prefix) |
 //! | [`nginx(text)`](nginx()) | [`Nginx`] | nothing: tests only read |
 //!
-//! Every server of a preset has these properties:
+//! The servers of all presets have these properties:
 //!
-//! - The program is found on `PATH` or in the usual places of the distribution. If it is missing,
-//!   the error names the package. mirakuru downloads nothing and uses no container. A version
-//!   manager (asdf, mise) chooses the version for the directory of the tests.
+//! - The program is found on `PATH` or in the usual directories of the distribution. If it is
+//!   missing, the error names the package to install. mirakuru downloads nothing and uses no
+//!   containers. A version manager (asdf, mise) chooses the version as it does for the tests.
 //! - The server listens on 127.0.0.1, on a free port unless `port(..)` sets one. Its data is in its
-//!   private directory, and is removed with the directory.
-//! - The server does not see the developer's settings: variables such as `PGHOST`, `MYSQL_HOST`,
+//!   private directory, and is removed with that directory.
+//! - The server ignores the developer's settings: variables such as `PGHOST`, `MYSQL_HOST`,
 //!   `ETCD_WAL_DIR`, `LANG` and `TZ` are removed. Tests can rely on UTC, UTF-8 and ISO dates.
-//! - Settings that help only after a power failure are off, unless `durable(true)` asks for them.
-//!   Committed data survives `kill` and `start`, as it does with the server's own defaults.
-//! - The server is ready when it answers in its own protocol, not when its port is open.
+//! - Protection against power failures is off, unless `durable(true)` turns it on. Committed data
+//!   survives `kill` and `start`, as it does with the server's own defaults.
+//! - The server counts as ready when it answers in its own protocol. An open port is not enough.
 //! - If the tests run as root, the server runs as an unprivileged user, and `file(..)` gives it
-//!   keys and other files. nginx stays root, so that it can read the files of the tests. If root
-//!   may not become another user, the server runs as root, except for PostgreSQL, which refuses to.
-//! - No two tests lease the same database or account at a time, and each is leased again as late as
-//!   possible. Clean-up takes at most a second. If something cannot be removed by then, mirakuru
-//!   reports it, and it stays until the server ends.
+//!   keys and other files. nginx stays root, so that it can read the tests' files. If root may not
+//!   become another user, servers run as root, except for PostgreSQL, which refuses to.
+//! - Two tests never lease the same database or account at the same time, and each is reused as
+//!   late as possible. Clean-up takes at most a second. If mirakuru cannot remove something in that
+//!   time, it says so, and the remains are removed with the server.
 //! - The handle dereferences to its [`Executor`](mirakuru_core::Executor), which has the logs, the
 //!   pid, and methods such as `stop`.
 //!
@@ -131,13 +131,13 @@ fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)
 }
 
-/// Adds a text to a list in alphabetical order.
+/// Inserts a string into a sorted list.
 fn insert(list: &mut Vec<String>, text: String) {
     let at = list.partition_point(|known| *known < text);
     list.insert(at, text);
 }
 
-/// Encodes a text for a URL: everything except letters, digits and `-._~` becomes `%XX`.
+/// Percent-encodes a string for a URL: everything except letters, digits and `-._~`.
 fn percent_encoded(text: &str) -> String {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')

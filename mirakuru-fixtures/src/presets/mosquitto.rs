@@ -39,9 +39,9 @@ pub struct MosquittoRecipe {
 options!(MosquittoRecipe, durable);
 
 impl MosquittoRecipe {
-    /// Adds a line to the configuration, after the preset's lines. It replaces a preset's line with
-    /// the same key: `config("max_packet_size", "1048576")`. Listener settings apply to the
-    /// preset's listener, or to the last one that `config("listener", ..)` has added.
+    /// Adds a line to the configuration, after the preset's lines: `config("max_packet_size",
+    /// "1048576")`. The line replaces any preset line with the same key. Listener settings apply to
+    /// the preset's listener, or to the last one that `config("listener", ..)` has added.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
@@ -70,7 +70,7 @@ impl MosquittoRecipe {
     }
 }
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for MosquittoRecipe {
     of_executor!(Mosquitto);

@@ -178,8 +178,8 @@ impl NatsRecipe {
     }
 }
 
-/// The routes to all nodes. The password keeps out nodes of other clusters that reach one of these
-/// ports.
+/// The routes to all nodes. If a node of another cluster reaches one of these ports, the password
+/// keeps it out.
 fn routes_text(ports: &[u16], password: &str) -> String {
     let mut text = format!("authorization {{ user: route, password: \"{password}\" }}\nroutes: [\n");
     for port in ports {
@@ -193,7 +193,7 @@ fn user(number: u32) -> String {
     format!("test{number}")
 }
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for NatsRecipe {
     type Readiness = Answers;
@@ -434,8 +434,8 @@ prefix!(
     /// A prefix for the subjects of one test, such as `tk4x2m7qzja5w.`, in the account that all
     /// tests share. The prefix without its last dot can be the name of a stream or bucket.
     ///
-    /// On a server at `MIRAKURU_NATS_URL`, mirakuru deletes streams and buckets whose names begin
-    /// with the prefix when the run ends.
+    /// On a server at `MIRAKURU_NATS_URL`, streams and buckets whose names begin with the prefix
+    /// are deleted when the run ends.
     subject_prefix,
     try_subject_prefix
 );
@@ -443,14 +443,15 @@ prefix!(
 /// An account of a [`Nats`], leased to one test. Its streams are deleted when the value is dropped,
 /// and again before the next lease.
 ///
-/// Drop the clients first. mirakuru cannot disconnect a client, and another test may lease the same
-/// account later.
+/// Drop the account's clients before this value. mirakuru cannot disconnect a client, and another
+/// test may lease the same account later.
 pub struct NatsAccount {
     addr: SocketAddr,
     user: String,
     password: String,
     jetstream: bool,
-    // This is the last field, so that the lease ends after everything else.
+    // This field must stay last: fields are dropped in order, and the lease must be dropped after
+    // the others.
     _lease: Lease,
 }
 

@@ -138,8 +138,8 @@ impl NginxRecipe {
     }
 }
 
-/// Quotes a text as one word of nginx's configuration. A dollar sign still begins a variable,
-/// because nginx cannot escape it.
+/// Quotes a string for nginx's configuration. A dollar sign still begins a variable, because nginx
+/// cannot escape it.
 fn quoted(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{text}\"")
@@ -165,7 +165,7 @@ fn with_port(text: &str, port: u16) -> String {
     placed
 }
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for NginxRecipe {
     type Readiness = Answers;
@@ -230,8 +230,9 @@ impl Recipe for NginxRecipe {
 
 /// A running nginx, version 1.19.5 or later.
 ///
-/// Tests can share an nginx only for reading, because the preset has nothing to lease. nginx runs
-/// as the user of the tests, even if that is root, so that it can read their files.
+/// Tests can share an nginx only if they do not change its files, because the preset has nothing to
+/// lease. nginx runs as the user of the tests, even if that is root, so that it can read their
+/// files.
 ///
 /// mirakuru stops nginx with its fast shutdown, which does not wait for open requests. To change
 /// the configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`.

@@ -46,8 +46,8 @@ const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 /// call, and the management plugin would add seconds to each start and stop.
 ///
 /// The program starts at the end of the boot, and calls the same functions as `rabbitmqctl`. It
-/// also stops RabbitMQ's `epmd` monitor, which would check every minute that `epmd` runs, and start
-/// it.
+/// also stops RabbitMQ's `epmd` monitor, which checks every minute whether `epmd` runs, and would
+/// start it.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -135,8 +135,8 @@ impl RabbitmqRecipe {
     /// Enables an installed plugin: `plugin("rabbitmq_consistent_hash_exchange")`. By default no
     /// plugin is enabled. If the plugin is not installed, the start fails.
     ///
-    /// A plugin that listens takes its standard port unless its configuration sets one. For
-    /// `plugin("rabbitmq_management")` add `config("management.tcp.ip",
+    /// A plugin that listens on a port uses its standard port, unless its configuration sets
+    /// another. For `plugin("rabbitmq_management")` add `config("management.tcp.ip",
     /// "127.0.0.1").config("management.tcp.port", "{port:management}")`. The handle's
     /// [`port_named("management")`](Executor::port_named) then returns the port.
     pub fn plugin(mut self, name: impl Into<String>) -> Self {
@@ -234,7 +234,7 @@ impl Plugins {
     }
 }
 
-/// Reads the dependencies from a text like `{applications, [kernel, stdlib, ranch]}`.
+/// Reads the dependencies from a term like `{applications, [kernel, stdlib, ranch]}`.
 fn applications(app: &str) -> Vec<String> {
     let list = app
         .split_once("{applications")
@@ -247,7 +247,7 @@ fn applications(app: &str) -> Vec<String> {
     applications
 }
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for RabbitmqRecipe {
     type Readiness = Answers;
@@ -315,7 +315,7 @@ impl Recipe for RabbitmqRecipe {
             // This variable makes the script replace itself with the server, so that signals reach
             // the server directly.
             .env("RUNNING_UNDER_SYSTEMD", "true")
-            // Erlang runs this program before the arguments of the command line, and removes the
+            // Erlang inserts these arguments before those of the command line, and removes the
             // backslashes.
             .env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#)
             // If `epmd` starts after all, these keep it on loopback, on a port of its own.

@@ -61,7 +61,7 @@ impl Seed {
 /// are not shared.
 pub(super) const VARIABLE: &str = "MIRAKURU_SEED";
 
-/// A text that identifies the seeds and their order.
+/// Identifies the seeds and their order.
 pub(super) fn digest(seeds: &[Seed]) -> String {
     let mut keys = String::new();
     for seed in seeds {
@@ -87,7 +87,7 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
 pub fn hash_of_dir(path: impl AsRef<Path>) -> io::Result<String> {
     let mut text = Vec::new();
     add_dir(path.as_ref(), Path::new(""), &mut text)?;
-    // The hash takes a text, so each byte becomes a character.
+    // The hash function takes a string, so map each byte to a character.
     let mut characters = String::new();
     for byte in text {
         characters.push(char::from(byte));

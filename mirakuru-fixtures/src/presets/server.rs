@@ -28,7 +28,8 @@ pub(super) struct Server {
     /// list is empty, the server runs as root.
     pub(crate) users: &'static [&'static str],
     pub(crate) as_root: AsRoot,
-    /// Limits that the server needs. With a lower limit, it does not run, and may not say why.
+    /// Limits that the server needs. With a lower limit, the server fails to start, often without
+    /// saying why.
     pub(crate) needs: &'static [Limit],
     /// The protocol for an external server.
     pub(crate) external: Option<&'static Protocol>,
@@ -122,8 +123,8 @@ impl Server {
         is_chosen.then(|| self.variable("PROGRAM"))
     }
 
-    /// Adjusts an error that occurred before the start. If a variable names the program, the error
-    /// names the variable, and does not report a missing program.
+    /// If a variable names the program, mentions the variable in the error. Such an error does not
+    /// count as a missing program, so `optional` does not skip the test.
     pub(crate) fn blamed(&self, program: &Path, mut error: Error) -> Error {
         let Some(variable) = self.variable_of(program) else {
             return error;
@@ -147,8 +148,8 @@ impl Server {
     }
 
     /// Finds the program that a variable names: a path, a name on `PATH`, or the directory of an
-    /// installation. If there is no program, returns its likely path, because the attempt to start
-    /// it reports a better error.
+    /// installation. If there is no program, returns its likely path, and the launch fails with an
+    /// error that names this path.
     fn program_at(&self, path: &Path) -> PathBuf {
         if !path.is_dir() {
             let name = path.to_str().filter(|name| !name.contains('/'));
@@ -283,8 +284,8 @@ impl Options {
         let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
         let is_there = program.is_file();
         let mut recipe = clean_program(&program).args(args);
-        // A version manager chooses the version by the working directory, so keep that of the
-        // tests.
+        // A version manager chooses the version by the working directory, so keep the tests'
+        // working directory.
         recipe = match std::env::current_dir() {
             Ok(dir) if is_shim(&program) => recipe.current_dir(literal(&dir)),
             _ => recipe.current_dir("{dir}"),
@@ -332,7 +333,7 @@ impl Options {
         let recipe = recipe.args(&self.args);
         match is_there {
             true => server.unprivileged(recipe),
-            // If the program is missing, the attempt to start it reports a better error.
+            // If the program is missing, continue: the launch reports that with a better error.
             false => Ok(recipe),
         }
     }
@@ -526,8 +527,8 @@ macro_rules! options {
                 self
             }
 
-            /// Lets a test be skipped if the server is not installed, as
-            /// [`ExecutorBuilder::optional`](::mirakuru_core::ExecutorBuilder::optional) does.
+            /// Allows a test to be skipped if the server is not installed: see
+            /// [`ExecutorBuilder::optional`](::mirakuru_core::ExecutorBuilder::optional).
             pub fn optional(mut self) -> Self {
                 self.options.optional = true;
                 self

@@ -75,7 +75,7 @@ pub(super) fn find(given: &str, scripts: &mut Vec<Script>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Whether a text is SQL rather than a path.
+/// Whether a string is SQL rather than a path.
 fn is_sql(given: &str) -> bool {
     let is_path = given.starts_with(['/', '.', '~']) && !given.starts_with("/*");
     let is_name = given.to_ascii_lowercase().ends_with(".sql") || given.ends_with('/');
@@ -322,7 +322,7 @@ fn comment(text: &[u8], nests: bool) -> usize {
     at
 }
 
-/// Length of a quoted text. A doubled quote counts as the end of one text and the start of the
+/// Length of a quoted string. A doubled quote counts as the end of one string and the start of the
 /// next.
 fn quoted(text: &[u8], is_escaped: bool) -> usize {
     let mut at = 1;

@@ -33,7 +33,7 @@ fn names_the_kind() {
     let kind = env::var(KIND).unwrap();
     let check = |preset: &str, error: &mirakuru::Error, took: Duration| {
         let said = match preset {
-            // These presets report their own errors, which say more.
+            // These presets report a more precise error of their own.
             "RABBITMQ" if kind == UNKNOWN => "its management plugin does not answer".to_owned(),
             "MEMCACHED" if kind == UNKNOWN => "it does not list its keys (220 mail)".to_owned(),
             _ => format!("another kind of server listens there: it answers {kind}"),

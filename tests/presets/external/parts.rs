@@ -46,7 +46,7 @@ fn etcd_put(url: &str, key: &str) {
 fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = text.as_bytes().to_vec();
-    // Pads the text so that base64 needs no `=`. A longer key does no harm here.
+    // Pads the string so that base64 needs no `=`. A longer key does no harm here.
     bytes.resize(bytes.len().next_multiple_of(3), b'-');
     let digits = bytes.chunks(3).flat_map(|chunk| {
         let bits = chunk
@@ -124,7 +124,7 @@ fn etcd_gives_each_test_its_keys() {
     verbs_are_errors(&mut presets::etcd().start().unwrap(), "MIRAKURU_ETCD_URL");
 }
 
-/// The URL of the variable, without a final `/`.
+/// The URL in this variable, without a final `/`.
 fn url_of(name: &str) -> String {
     let url = env::var(format!("MIRAKURU_{name}_URL")).unwrap();
     url.trim_end_matches('/').to_owned()

@@ -18,7 +18,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// The oldest MariaDB and the oldest MySQL that support all queries in this file.
+/// The oldest versions of MariaDB and MySQL that support all queries in this file.
 const OLDEST: [(u32, u32); 2] = [(10, 3), (5, 7)];
 
 fn connect(external: &External) -> io::Result<Client> {
@@ -35,8 +35,8 @@ fn check(external: &External) -> io::Result<()> {
         );
         return Err(io::Error::other(problem));
     }
-    // The server checks the user's rights first. It changes nothing, because this database does not
-    // exist.
+    // These statements only test the user's rights. The database does not exist, so they change
+    // nothing.
     let absent = format!("{}_absent", Owner::this_process());
     for statement in [
         format!("CREATE TABLE {absent}.a (b INT)"),

@@ -43,7 +43,7 @@ const SHARED: &str = "test";
 /// The user for mirakuru's own connections. It has no password, but connects only through the Unix
 /// socket, in a directory closed to other users.
 const OURS: &str = "mirakuru";
-/// File in the private directory: the result of the seeds, as SQL.
+/// File in the private directory: an SQL dump of the seeded database.
 const SEED: &str = "seed.sql";
 /// File in the private directory: the login for the client programs.
 const CLIENT: &str = "client.cnf";
@@ -96,15 +96,16 @@ impl MariadbRecipe {
     /// that changes the whole server must work a second time, for example
     /// `CREATE USER IF NOT EXISTS`.
     ///
-    /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
-    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path is
-    /// resolved against the working directory, which `cargo test` sets to the package's directory.
-    /// If the path is a directory, all of its `.sql` files are loaded, as
-    /// [PostgreSQL's](super::PostgresRecipe::load_sql) are.
+    /// The argument is SQL or a path. A string with a semicolon or a line break is SQL. A string
+    /// with a space is also SQL, unless it begins like a path or ends with `.sql`. A relative path
+    /// is resolved against the working directory, which `cargo test` sets to the package's
+    /// directory. If the path is a directory, all of its `.sql` files are loaded, as for
+    /// [PostgreSQL](super::PostgresRecipe::load_sql).
     ///
     /// The server's command line client runs the SQL, so `DELIMITER` and `source` work. The start
-    /// fails if a line would not take effect in the database, and names that line. Examples are
-    /// `USE`, which `mariadb-dump --databases` writes, and a transaction without a commit.
+    /// fails if a statement would not take effect in the database, such as `USE`, which
+    /// `mariadb-dump --databases` writes, or a transaction without a commit. The error names the
+    /// line.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(sql.into());
         self
@@ -114,10 +115,10 @@ impl MariadbRecipe {
     /// [loaded](MariadbRecipe::load_sql) SQL. The code gets the database's URL. The database of
     /// [`url`](Mariadb::url) and each [`database`](Mariadb::database) start with the result.
     ///
-    /// As with [PostgreSQL's](super::PostgresRecipe::seed), the code runs once for each key, and
-    /// later runs use the result. The result is SQL with tables, views, routines and events, but
-    /// without accounts and rights. Each database loads it. A seed needs `mariadb-dump` or
-    /// `mysqldump`, which comes with the command line client.
+    /// As for [PostgreSQL](super::PostgresRecipe::seed), the code runs once for each key, and later
+    /// runs use the result. The result is an SQL dump of tables, views, routines and events, but
+    /// without accounts and rights. It is loaded into each new database. A seed needs
+    /// `mariadb-dump` or `mysqldump`, which comes with the command line client.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -175,7 +176,7 @@ impl MariadbRecipe {
         })
     }
 
-    /// The server program: the recipe's, or else an installed one.
+    /// The server program: from the recipe, or else an installed one.
     fn server(&self) -> Option<PathBuf> {
         if self.options.program.is_some() {
             return self.options.program.clone();
@@ -261,7 +262,7 @@ impl MariadbRecipe {
     }
 }
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for MariadbRecipe {
     type Readiness = Answers;
@@ -345,7 +346,7 @@ impl Recipe for MariadbRecipe {
                 install(&program, &dir).map_err(|error| SERVER.blamed(&program, error))?;
                 self.install_seed(&program, &dir)
             }
-            // If the program is missing, the attempt to start it reports a better error.
+            // If the program is missing, continue: the launch reports that with a better error.
             None => Ok(()),
         }
     }
@@ -377,7 +378,7 @@ impl Recipe for MariadbRecipe {
 
 /// Settings of the data directory, which must be the same for its installation and for each start.
 const INSTALLED: [(&str, &str); 2] = [
-    // MariaDB's default is 96 MB, and each copied data directory would take as much.
+    // With MariaDB's default, the log would take 96 MB in each data directory.
     ("innodb-log-file-size", "16M"),
     ("skip-log-bin", "1"),
 ];
@@ -396,7 +397,7 @@ const FAST: [(&str, &str); 4] = [
 
 /// Fills an empty data directory from the cache. The first use fills the cache.
 fn install(program: &Path, dir: &Path) -> Result<(), Error> {
-    // If the program is missing, the attempt to start it reports a better error.
+    // If the program is missing, continue: the launch reports that with a better error.
     let Some(version) = version_of(program) else {
         return Ok(());
     };
@@ -416,8 +417,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
         let mut install = if is_mariadb {
             clean_program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
-                // Without `--rpm`, the script changes the owner of files of the machine's own
-                // server.
+                // Without `--rpm`, the script changes the owner of files that belong to the
+                // machine's own server.
                 .arg("--rpm")
                 .args(flags(&FAST))
         } else {
@@ -431,7 +432,7 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
             install = install.current_dir("{dir}");
         }
         // The server refuses to run as root without a user option. The script passes `--loose-user`
-        // on to the server, but `--user` would fail in the script if the path contains a space.
+        // on to the server. It would handle `--user` itself, and fail if the path contains a space.
         if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }
@@ -447,7 +448,7 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
 }
 
 /// Identifies the server's version by its file: name, size, modification time and inode. Running
-/// the server with `--version` would take a tenth of the time of a start.
+/// the server with `--version` would make each start a tenth slower.
 fn version_of(program: &Path) -> Option<String> {
     let metadata = fs::metadata(program).ok()?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -472,7 +473,7 @@ fn base_of(program: &Path) -> Option<PathBuf> {
     (!is_system).then(|| base.to_owned())
 }
 
-/// The first of these programs that is found: near the server, or else on the machine.
+/// The first of these programs that is found beside the server, or else elsewhere on the machine.
 fn beside(server: &Path, programs: &[&str]) -> PathBuf {
     if let Some(base) = base_of(server) {
         for dir in ["bin", "scripts", "sbin"] {
@@ -525,8 +526,8 @@ handle!(Mariadb, external);
 impl Mariadb {
     /// The URL of the common database: `mysql://root:PASSWORD@127.0.0.1:PORT/test`. The database
     /// exists from the start, with all data that the recipe [loads](MariadbRecipe::load_sql), and
-    /// all tests on this server share it. Data that an application adds survives a restart, and
-    /// stays until the server ends.
+    /// all tests on this server share it. Data that an application adds survives a restart, and is
+    /// removed with the server.
     ///
     /// For a server at `MIRAKURU_MARIADB_URL`, mirakuru creates a new database, and does not use
     /// the one that the variable names.
@@ -700,8 +701,8 @@ impl Access {
 }
 
 /// A database of a [`Mariadb`] for one test. Dropping the value closes the connections to the
-/// database and drops the database. If the server does not finish within a second, the database
-/// stays until the server ends.
+/// database and drops the database. If that takes more than a second, mirakuru stops waiting, and
+/// the database is removed with the server at the latest.
 #[derive(Debug)]
 pub struct MariadbDatabase {
     name: String,
@@ -726,7 +727,7 @@ impl MariadbDatabase {
 /// Closes the connections to a database, and drops it.
 fn drop_database(address: &Address, name: &str, within: Duration) -> io::Result<()> {
     let mut client = Client::connect(address, within)?;
-    // A connection with another default database may hold a lock in this one. Wait 1 s at most for
+    // A connection with another default database may hold a lock in this one. Wait at most 1 s for
     // the lock.
     client.query("SET lock_wait_timeout = 1")?;
     let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");

@@ -1,4 +1,4 @@
-//! The subset of MariaDB's and MySQL's protocol that runs statements.
+//! Implements enough of the MySQL protocol, which MariaDB also speaks, to run statements.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -130,7 +130,7 @@ impl Client {
             match packet.first() {
                 Some(&ERROR) => return Err(report(&packet)),
                 Some(&END) if packet.len() < 9 => ends += 1,
-                // A short text is sent as one byte of length and its bytes.
+                // A short string is sent as a length byte, followed by the string.
                 Some(length) if ends == 1 => {
                     let value = packet.get(1..1 + usize::from(*length)).unwrap_or_default();
                     rows.push(String::from_utf8_lossy(value).into_owned());
@@ -157,7 +157,7 @@ impl Client {
     }
 }
 
-/// Decodes a text that ends with a zero byte.
+/// Decodes a string, up to its terminating zero byte.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
@@ -188,7 +188,8 @@ fn read_packet(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     Ok((head[3], read_exactly(stream, length as usize)?))
 }
 
-/// Decodes an error packet: a number, optionally `#` and a five-letter state, and a text.
+/// Decodes an error packet: a number, an optional SQLSTATE (`#` and five characters), and a
+/// message.
 fn report(packet: &[u8]) -> io::Error {
     let text = packet.get(3..).unwrap_or_default();
     let text = text

@@ -36,8 +36,8 @@ fn connect(external: &External) -> io::Result<Connection> {
     Ok(connection)
 }
 
-/// Finds the keys that begin with `mk`, as every `Owner` does. The server lists its keys only with
-/// `lru_crawler`.
+/// Finds the keys that begin with `mk`, as every `Owner` does. Only the command `lru_crawler` lists
+/// keys.
 fn keys(connection: &mut Connection) -> io::Result<Vec<String>> {
     let until = Instant::now() + BUSY_WITHIN;
     let mut keys = Vec::new();

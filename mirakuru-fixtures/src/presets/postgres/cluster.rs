@@ -75,7 +75,7 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
 }
 
 /// Follows links to the server's real directory, which also has the `initdb` of the same version.
-/// The shim of a version manager keeps its path.
+/// Does not follow the shim of a version manager.
 pub(super) fn real_path(program: PathBuf) -> PathBuf {
     if is_shim(&program) {
         return program;
@@ -112,13 +112,14 @@ pub(super) fn key_of(server: &Path, args: &[String]) -> Result<String, Error> {
 }
 
 /// Hashes everything that the result of `initdb` depends on. The size and modification time of the
-/// programs stand for their version, because `--version` takes longer than the copy.
+/// programs stand for their version, because running `--version` takes longer than copying the
+/// cluster.
 fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     const FORMAT: u32 = 3;
     let mut text = format!("{args:?}\n");
     if is_shim(server) {
-        // The shim of a version manager is one file for all versions, and chooses by the working
-        // directory.
+        // A version manager's shim is the same file for all versions, and chooses a version by the
+        // working directory.
         text.push_str(&format!("{:?}\n", std::env::current_dir().ok()));
     }
     for path in [server, initdb] {
@@ -134,8 +135,8 @@ fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     Ok(format!("postgres-{FORMAT}-{:016x}", hash(0, &text)))
 }
 
-/// Runs `initdb` with its stop signal, SIGUSR1, ignored. If a signal ended `initdb` early, it would
-/// leave its System V shared memory behind for ever. `initdb` takes about a second.
+/// Makes `initdb` ignore SIGUSR1, its stop signal here. An interrupted `initdb` would never remove
+/// its System V shared memory. Waiting for `initdb` takes only about a second.
 const LET_IT_FINISH: &str = r#"trap '' USR1; exec "$@""#;
 
 /// Creates a new cluster in the private directory of the returned executor.

@@ -11,7 +11,7 @@ use super::protocol::{Address, Client};
 use crate::presets::connection::{TIDY_WITHIN, tidied};
 use crate::presets::server::read_secret;
 
-/// The facts about the template that a copy needs.
+/// The facts about the template that are needed to copy it.
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     has_settings: bool,
@@ -52,8 +52,8 @@ pub(super) fn copy(
 }
 
 /// A database of a [`Postgres`](super::Postgres) for one test. Dropping the value closes the
-/// connections to the database and drops the database. If the server does not answer within a
-/// second, the database stays until the server ends.
+/// connections to the database and drops the database. If that takes more than a second, mirakuru
+/// stops waiting, and the database is removed with the server at the latest.
 #[derive(Debug)]
 pub struct PostgresDatabase {
     pub(super) name: String,
@@ -78,7 +78,7 @@ impl PostgresDatabase {
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
-        // Even if this wait runs out, the server finishes the statement.
+        // The server completes the statement even if this wait times out.
         let dropped = self
             .address
             .connect_within(self.address.shared(), TIDY_WITHIN)

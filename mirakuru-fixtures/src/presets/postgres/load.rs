@@ -74,13 +74,14 @@ fn run_psql(
         .arg(host)
         .args(["--port", &port.to_string(), "--file"]);
     recipe = match script {
-        // With the path, `psql` names the script in messages, and finds the files that it includes.
+        // Given the path, `psql` can name the file in messages and find the files that `\ir`
+        // includes.
         Script::File(path) => recipe.arg(literal(path)),
         Script::Text(_) => recipe.arg("-").stdin(Stdio::piped()),
     };
     let mut psql = recipe.start()?;
     if let Some(mut stdin) = psql.take_stdin() {
-        // If `psql` has ended, its output tells why.
+        // If `psql` has exited, its output says why.
         let _ = stdin.write_all(text);
     }
     match psql.wait(LOAD_WITHIN)?.success() {
@@ -97,9 +98,9 @@ pub(super) fn create_database(
     owner: Option<&str>,
     version: u32,
 ) -> String {
-    // `file_copy` takes a quarter of the time of a copy through the log. But it flushes all files
-    // to disk, and users of an external server would have to wait for that. Versions before 15
-    // always copy files.
+    // `file_copy` takes a quarter as long as a copy through the log. But it flushes all files to
+    // disk, which would slow down the other users of an external server. Versions before 15 always
+    // copy files.
     let strategy = match (address, version) {
         (Address::Socket { .. }, 150_000..) => " STRATEGY file_copy",
         _ => "",

@@ -132,9 +132,10 @@ impl PostgresRecipe {
     /// of the template. They have the template's owner, settings (`ALTER DATABASE .. SET`), grants
     /// and comment.
     ///
-    /// The argument is SQL or a path. A text with a semicolon or a line break is SQL. A text with a
-    /// space is SQL as well, unless it begins like a path or ends with `.sql`. A relative path is
-    /// resolved against the working directory, which `cargo test` sets to the package's directory.
+    /// The argument is SQL or a path. A string with a semicolon or a line break is SQL. A string
+    /// with a space is also SQL, unless it begins like a path or ends with `.sql`. A relative path
+    /// is resolved against the working directory, which `cargo test` sets to the package's
+    /// directory.
     ///
     /// If the path is a directory, all `.sql` files in it and in its subdirectories are loaded in
     /// the order of their names. Numbers in names count as numbers (`9_x` is before `10_x`).
@@ -144,8 +145,8 @@ impl PostgresRecipe {
     /// `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of `pg_dump` work.
     /// Without `psql`, each file is sent as one query, in which these statements fail.
     ///
-    /// The start fails if a line would not take effect in the template, and names that line.
-    /// Examples are `\connect`, which `pg_dump --create` writes, and a `BEGIN` without a `COMMIT`.
+    /// The start fails if a statement would not take effect in the template, such as `\connect`,
+    /// which `pg_dump --create` writes, or a `BEGIN` without a `COMMIT`. The error names the line.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(Load::Sql(sql.into()));
         self
@@ -263,7 +264,7 @@ impl PostgresRecipe {
             ("wal_level", "replica"),
             ("max_wal_senders", "10"),
             ("wal_keep_size", "64MB"),
-            // With this setting, a replica that starts before the primary soon tries again.
+            // With this setting, a replica that starts before the primary soon retries.
             ("wal_retrieve_retry_interval", "50ms"),
         ]);
         let loads = recipe.loads();
@@ -396,7 +397,7 @@ impl PostgresRecipe {
             .map_err(failed)?;
         if !self.seeds.is_empty() {
             // A connection that a seed has left open would prevent copies of the template. An
-            // autovacuum may stay, because a copy ends it.
+            // autovacuum is no obstacle, because the server cancels it when it copies the template.
             let sessions = format!(
                 "FROM pg_stat_activity WHERE datname = '{template}' AND backend_type = 'client backend'"
             );
@@ -443,8 +444,8 @@ impl PostgresRecipe {
 const FIXED: [(&str, &str); 11] = [
     ("max_connections", "300"),
     ("shared_buffers", "64MB"),
-    // With `mmap`, shared memory is in a file beside the data. In `/dev/shm` the file would stay
-    // after the server was killed.
+    // With `mmap`, shared memory is in a file beside the data. A file in `/dev/shm` would outlive a
+    // killed server.
     ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
@@ -453,13 +454,13 @@ const FIXED: [(&str, &str); 11] = [
     ("default_text_search_config", "pg_catalog.english"),
     // Each new database takes two checkpoints, which would fill the log.
     ("log_checkpoints", "off"),
-    // Keeps the log small on the disk: the default is 1 GB.
+    // Keeps the write-ahead log small. The default is 1 GB.
     ("max_wal_size", "256MB"),
     ("min_wal_size", "32MB"),
 ];
 
-/// Settings that skip flushes to disk. A crash of the server loses nothing, because each commit is
-/// in the log, which the kernel holds. A crash of the machine may lose everything.
+/// Settings that skip flushes to disk. A crash of the server loses nothing, because the kernel
+/// already has each commit's log record. A crash of the machine may lose everything.
 /// `full_page_writes` stays on, because SIGKILL may interrupt the write of a page.
 const FAST: [(&str, &str); 3] = [
     ("fsync", "off"),
@@ -467,7 +468,7 @@ const FAST: [(&str, &str); 3] = [
     ("max_wal_senders", "0"),
 ];
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for PostgresRecipe {
     type Readiness = Answers;
@@ -492,8 +493,8 @@ impl Recipe for PostgresRecipe {
                 "data/pg_hba.conf",
                 "local all,replication all trust\nhost all,replication all 127.0.0.1/32 password\n",
             )
-            // SIGINT is the fast shutdown. After SIGTERM, the server would wait until all clients
-            // leave.
+            // SIGINT requests a fast shutdown. After SIGTERM, the server would wait for all clients
+            // to disconnect.
             .stop_signal(Signal::Int);
         recipe = self.with_contents(recipe, &scripts);
         let follows = self.primary.is_some();
@@ -533,7 +534,7 @@ impl Recipe for PostgresRecipe {
         }
         let dir = executor.dir();
         write_password(&dir, &new_password()?)?;
-        // If the program is missing, the attempt to start it reports a better error.
+        // If the program is missing, continue: the launch reports that with a better error.
         let Some(program) = self.server()?.filter(|program| program.is_file()) else {
             return Ok(());
         };
@@ -636,8 +637,8 @@ impl Postgres {
     /// The URL of the common database, which all tests on this server share:
     /// `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`. This database is empty. If the
     /// recipe [loads](PostgresRecipe::load_sql) SQL, the database is `mirakuru` instead, a copy of
-    /// the template. Data that an application adds survives a restart, and stays until the server
-    /// ends.
+    /// the template. Data that an application adds survives a restart, and is removed with the
+    /// server.
     ///
     /// For a server at `MIRAKURU_POSTGRES_URL`, mirakuru creates a new database, and does not use
     /// the one that the variable names.

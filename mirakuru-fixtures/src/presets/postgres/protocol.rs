@@ -1,4 +1,4 @@
-//! The subset of PostgreSQL's protocol (version 3) that runs statements.
+//! Implements enough of PostgreSQL's protocol (version 3) to run statements.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -267,8 +267,8 @@ impl Client {
     }
 }
 
-/// Decodes the first value of a row. A row is two bytes with the number of columns, and then, for
-/// each value, four bytes of length and a text.
+/// Decodes the first value of a row. A row consists of a two-byte column count and, for each value,
+/// a four-byte length followed by a string.
 fn first_value(row: &[u8]) -> Option<String> {
     let length = i32::from_be_bytes(row.get(2..6)?.try_into().ok()?);
     let value = row.get(6..6 + usize::try_from(length).ok()?)?;
@@ -293,7 +293,7 @@ fn startup(user: &str, database: &str, name: &str) -> Vec<u8> {
     message
 }
 
-/// The error of a refused login.
+/// Decodes the error of a refused login.
 fn refused(body: &[u8]) -> io::Error {
     Fields(body).error("")
 }
@@ -326,7 +326,7 @@ pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     }
 }
 
-/// The fields of an error. Each consists of a letter, a text and a zero byte.
+/// The fields of an error. Each consists of a letter and a string that ends with a zero byte.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {

@@ -84,8 +84,8 @@ fn id(kind: char, index: usize, dir: &Path) -> String {
     format!("{kind}{index:07x}{:016x}{:016x}", hash(0, &dir), hash(1, &dir))
 }
 
-/// Whether the node has done its part: its cluster is up, or it still knows phantoms and waits for
-/// the cluster to form.
+/// Whether the node itself is ready: its cluster is up, or the node still knows phantoms because
+/// the cluster has not formed yet.
 pub(super) fn is_up(connection: &mut Connection) -> io::Result<bool> {
     Ok(is_ok(connection)? || view(connection)?.lines().any(is_phantom))
 }

@@ -41,7 +41,7 @@ const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// 1. the offset at which the search begins;
 /// 2. the new token without the database's number;
-/// 3. a time: an owner that last registered before it has ended;
+/// 3. a time: owners that have not registered since then count as ended;
 /// 4. the count of databases that must not be leased;
 /// 5. their numbers, as one argument each;
 /// 6. the tokens whose processes have ended, as one argument each.

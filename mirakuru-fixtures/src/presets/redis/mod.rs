@@ -195,7 +195,7 @@ impl RedisRecipe {
             ("port", &*port),
             ("bind", "127.0.0.1"),
             ("unixsocketperm", "700"),
-            // Redis checks for SIGTERM on a timer. With this setting, it ends within 2 ms instead
+            // Redis checks for SIGTERM on a timer. With this setting, it exits within 2 ms instead
             // of 100 ms.
             ("hz", "500"),
         ];
@@ -214,7 +214,7 @@ impl RedisRecipe {
             text.push_str(&line(name, value));
         }
         if let Some(master) = self.master {
-            // mirakuru finds the master's port in this text, and therefore stops the replica before
+            // mirakuru finds the master's port in this line, and therefore stops the replica before
             // the master.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
@@ -240,7 +240,7 @@ fn line(directive: &str, value: &str) -> String {
     format!("{directive} {value}\n")
 }
 
-// Errors of the compiler about `Recipe` list the types that implement it, but not this one.
+// Keeps this type out of the list of implementors in compiler errors about `Recipe`.
 #[diagnostic::do_not_recommend]
 impl Recipe for RedisRecipe {
     type Readiness = Answers;
@@ -448,16 +448,17 @@ impl Redis {
     }
 }
 
-/// A database of a [`Redis`], leased to one test. Dropping the value disconnects the database's
-/// clients and removes its keys, and so does the next lease of the database.
+/// A database of a [`Redis`], leased to one test. Its clients are disconnected and its keys deleted
+/// when the value is dropped, and again before the next lease.
 ///
-/// A database is leased again only after all others have been. Until then, a client that reconnects
-/// after its test, such as a pool in a `static`, disturbs no other test.
+/// A database is leased again only after all other databases have been leased. Until then, a client
+/// that reconnects after its test, such as a pool in a `static`, disturbs no other test.
 #[derive(Debug)]
 pub struct RedisDatabase {
     access: Access,
     number: u32,
-    // This is the last field, so that the lease ends after everything else.
+    // This field must stay last: fields are dropped in order, and the lease must be dropped after
+    // the others.
     lease: Leased,
 }
 
