@@ -56,7 +56,7 @@ fn the_port_is_taken_by_us() {
     assert!(
         text.starts_with(&format!(
             "{ODD} --listen {addr}: port {port} is already in use by mirakuru-odd-service (pid {pid})\n  \
-               holder:     started [time] ago by user {user}, the service of another test that is running\n"
+               holder:     started [time] ago by user {user}, the service of another running test\n"
         )),
         "{text}"
     );

@@ -45,8 +45,8 @@ struct Followed {
 
 static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 
-/// Shows the output of a service if `MIRAKURU_LIVE` is set. If `all` is false, skips the output so
-/// far. A second call for the same log does nothing.
+/// Shows the output of a service if `MIRAKURU_LIVE` is set. If `all` is false, skips output from
+/// before this call. A second call for the same log does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     static WANTED: Lazy<bool> = Lazy::new(|| is_on(LIVE));
     if !*WANTED {

@@ -40,7 +40,7 @@ pub(crate) struct LogFile {
     path: PathBuf,
     at: Place,
     open: Option<File>,
-    /// Whether the last byte that was read ended a line.
+    /// Whether the next byte begins a line.
     at_line_start: bool,
 }
 

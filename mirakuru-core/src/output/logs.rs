@@ -84,7 +84,7 @@ impl Logs {
 
     /// The lines of both streams, without line ends, in the order in which they were completed. A
     /// line is whole even if output of the other stream splits it in the file. Unfinished lines
-    /// come after the others, and the lines of log files come last.
+    /// follow the finished ones, and the lines of log files are last.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         let mut streams = self.texts.each_ref().map(TextLines::new);
         let mut lines = Vec::new();
@@ -126,8 +126,9 @@ impl Logs {
         logs
     }
 
-    /// The path of the log file, which contains all output of the service, including earlier
-    /// starts. The file is removed with the service's private directory, except after a failure.
+    /// The path of the log file, which contains all output of the service, including that of
+    /// earlier starts. The file is removed with the service's private directory, except after a
+    /// failure.
     ///
     /// Once the output exceeds half of its
     /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit), this file no longer
@@ -467,7 +468,7 @@ impl Assembly {
         }
     }
 
-    /// Ends both unfinished lines. The line whose last piece is older comes first.
+    /// Ends both unfinished lines. Begins with the line whose last piece is older.
     fn cut_both(&mut self) {
         let stderr_first = self.streams[1].touched < self.streams[0].touched;
         self.cut(stderr_first);

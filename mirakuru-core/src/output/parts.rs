@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sys::log_record::{self, Record};
 
-/// A position in the log, as offsets in the index and in the log.
+/// A position, as offsets in the index and in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) index: u64,

@@ -87,8 +87,8 @@ pub(crate) struct OutputReader {
     /// Path of the log.
     pub(crate) path: PathBuf,
     parts: Parts,
-    /// Offsets in the index and in the log up to which [`end`](OutputReader::end) has added up
-    /// records, so that it reads only new ones.
+    /// The offsets in the index and in the log that [`end`](OutputReader::end) has reached, so that
+    /// its next call reads only new records.
     summed: Mutex<(u64, u64)>,
 }
 
@@ -126,7 +126,7 @@ impl OutputReader {
         end
     }
 
-    /// Adds up the records that are new in the index.
+    /// Adds up the new records in the index.
     fn sum(&self) -> Cursor {
         // Both numbers are written together, so a panic elsewhere leaves them consistent.
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);

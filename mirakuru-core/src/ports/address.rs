@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket}
 pub(crate) const ZERO: &str =
     "with port 0 the service chooses a port that no client knows; use `{port}` for a free port";
 
-/// Resolves `host:port` to addresses. The error text names the mistake and a correction.
+/// Resolves `host:port` to addresses. The error names the mistake and suggests a correction.
 pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Some((scheme, rest)) = text.split_once("://") {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();

@@ -98,9 +98,9 @@ impl Holder {
             (None, None) => {}
         }
         if self.ourselves {
-            parts.push("which is this test process".to_owned());
+            parts.push("this test process itself".to_owned());
         } else if self.marked && self.supervised {
-            parts.push("the service of another test that is running".to_owned());
+            parts.push("the service of another running test".to_owned());
         } else if self.marked {
             parts.push("left behind by an earlier run of mirakuru".to_owned());
         }
@@ -280,10 +280,7 @@ mod tests {
             ..Holder::default()
         };
         assert_eq!(holder.to_string(), "redis-server (pid 812)");
-        assert_eq!(
-            holder.about().unwrap(),
-            "the service of another test that is running"
-        );
+        assert_eq!(holder.about().unwrap(), "the service of another running test");
         assert_eq!(holder.remedy().unwrap(), "wait for that test with `.queue(true)`");
         let others = Holder {
             queues_apart: true,

@@ -17,9 +17,9 @@
 //!
 //! # No deadlock between processes
 //!
-//! An [`EndpointLock`] takes its endpoints in sorted order, and keeps those it has while it waits
-//! for the next. A test that needs several fixtures must take all their locks together. Otherwise
-//! two tests could take locks in different orders and deadlock.
+//! An [`EndpointLock`] locks its endpoints in sorted order, and keeps each lock while it waits for
+//! the next. A test that needs several fixtures must take all their locks together. Otherwise two
+//! tests could take locks in different orders and deadlock.
 //!
 //! # No waiting for oneself
 //!

@@ -135,7 +135,7 @@ pub(crate) fn listeners_of_tree(
 /// Determines which process owns an address. Stores the sockets on it in `listeners`.
 fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listeners) -> io::Result<Owner> {
     let addr = canonical(addr);
-    // The cheap question comes first: during most of a start, no process listens.
+    // This check comes first because it is cheap, and no process listens during most of a start.
     if !listening(protocol, addr)? {
         return Ok(Owner::Nobody);
     }

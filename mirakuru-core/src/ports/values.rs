@@ -13,14 +13,14 @@ use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 /// The known placeholders, for error messages.
 const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}`, `{id}` and `{env:VAR}`";
 
-/// The values of placeholders in one executor. A port is reserved when a text first uses it.
+/// The values of placeholders in one executor. A port is reserved when a string first uses it.
 #[derive(Debug)]
 pub(crate) struct Values {
     name: String,
     dir: PathBuf,
     /// The ports by name, in the order of their first use. The name of `{port}` is empty.
     ports: Vec<(String, Reservation)>,
-    /// Ports that other processes already know. Each moves to `ports` when a text first uses it.
+    /// Ports that other processes already know. Each moves to `ports` when a string first uses it.
     given: Vec<(String, Reservation)>,
     /// Whether other processes know the ports. If so, the ports must not change.
     are_known: bool,
@@ -30,9 +30,9 @@ pub(crate) struct Values {
     hold_level: HoldLevel,
     range: Range,
     secrets: Secrets,
-    /// Whether texts are expanded for display. If so, `{env:VAR}` is left as it is.
+    /// Whether strings are expanded for display. If so, `{env:VAR}` is left as it is.
     for_show: bool,
-    /// Whether a shell reads the text. If so, `{dir}` is quoted where necessary.
+    /// Whether the string is a shell script. If so, `{dir}` is quoted where necessary.
     for_shell: bool,
 }
 
@@ -71,7 +71,7 @@ impl Values {
         self.are_known
     }
 
-    /// Moves the given ports that no text has used into `ports`.
+    /// Moves all given ports that are still unused into `ports`.
     pub(crate) fn take_given(&mut self) {
         self.ports.append(&mut self.given);
     }
@@ -93,7 +93,7 @@ impl Values {
         expanded
     }
 
-    /// From now on, masks this value of an environment variable in texts and errors.
+    /// From now on, masks this value of an environment variable in messages and errors.
     pub(crate) fn hide(&mut self, value: &OsStr) {
         self.secrets.add_secret(&value.to_string_lossy());
     }
@@ -115,7 +115,7 @@ impl Values {
         self.secrets.mask(text)
     }
 
-    /// The secrets that texts and errors must not show.
+    /// The secrets that messages and errors must not show.
     pub(crate) fn secrets(&self) -> &Secrets {
         &self.secrets
     }
@@ -125,7 +125,7 @@ impl Values {
         self.secrets.mask_error(error)
     }
 
-    /// Fills in the placeholders of a text.
+    /// Fills in the placeholders in a string.
     pub(crate) fn expand(&mut self, text: &str) -> Result<String, ExpandError> {
         let bytes = self.expand_bytes(text.as_bytes())?;
         String::from_utf8(bytes).map_err(|e| {
@@ -136,12 +136,12 @@ impl Values {
         })
     }
 
-    /// Fills in the placeholders of a text that may not be UTF-8.
+    /// Fills in the placeholders in a string that may not be UTF-8.
     pub(crate) fn expand_os(&mut self, text: &OsStr) -> Result<OsString, ExpandError> {
         self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
     }
 
-    /// Fills in the placeholders of a shell script. `{dir}` stays one word even if it contains a
+    /// Fills in the placeholders in a shell script. `{dir}` stays one word even if it contains a
     /// space.
     pub(crate) fn expand_script(&mut self, script: &OsStr) -> Result<OsString, ExpandError> {
         self.for_shell = true;
@@ -150,7 +150,8 @@ impl Values {
         expanded
     }
 
-    /// The port of `{port:NAME}`, or of `{port}` if `name` is empty. `None` if no text has used it.
+    /// The port of `{port:NAME}`, or of `{port}` if `name` is empty. `None` if no string has used
+    /// it.
     pub(crate) fn port(&self, name: &str) -> Option<u16> {
         self.ports()
             .find(|(known, _)| *known == name)
@@ -203,7 +204,7 @@ impl Values {
         })
     }
 
-    /// Discards all ports, so that texts expanded later get new ones.
+    /// Discards all ports, so that strings expanded later get new ones.
     pub(crate) fn new_ports(&mut self) {
         self.spoiled
             .extend(self.ports.iter().map(|(_, reservation)| reservation.port()));
@@ -428,7 +429,7 @@ mod tests {
             let printed = String::from_utf8(output.stdout).unwrap();
             assert_eq!(printed, format!("<{dir}/x>"), "{script:?}");
         }
-        // In texts other than scripts, `{dir}` is not quoted.
+        // `{dir}` is quoted only in scripts.
         let mut values = Values::new(String::new(), PathBuf::from(dir));
         assert_eq!(values.expand("{dir}").unwrap(), dir);
     }

@@ -32,8 +32,8 @@ use crate::util::text::{distance_within, printable};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Searches the output since the service's last start. By default, that is both streams and the log
-/// files; [`stdout`](Banner::stdout) and [`stderr`](Banner::stderr) select one stream.
+/// Searches the output since the service's last start. By default, searches both streams and the
+/// log files; [`stdout`](Banner::stdout) and [`stderr`](Banner::stderr) select one stream.
 ///
 /// # The pattern
 ///
@@ -87,8 +87,8 @@ pub struct Banner {
     since: Option<Mark>,
     /// The service's log files, each with its own search. `None` until the first poll.
     files: Option<Vec<(LogFile, LineWatch)>>,
-    /// Number of lines that must match: `times`, plus the lines that earlier waits have used. 0
-    /// until the first poll.
+    /// Number of lines that must match: `times`, plus the matching lines that earlier waits have
+    /// consumed. 0 until the first poll.
     wanted: usize,
     seen: usize,
     /// The last line that matched.
@@ -376,7 +376,7 @@ impl Readiness for Banner {
 /// Returns the line that is most similar to the pattern, and whether it contains the pattern's
 /// longest literal part. `None` if no line is similar.
 fn nearest<'a>(pattern: &str, text: &'a str) -> Option<(&'a str, bool)> {
-    /// Minimum length of the literal part. Shorter texts occur in too many lines.
+    /// Minimum length of the literal part. Shorter strings occur in too many lines.
     const LEAST: usize = 4;
     // These limits on the number and the length of lines keep a search within milliseconds.
     const LINES: usize = 500;

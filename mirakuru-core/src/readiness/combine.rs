@@ -14,7 +14,8 @@ use crate::error::Error;
 /// The second condition is polled after the first has held. A condition that has held is not polled
 /// again, so the two need not hold at the same moment.
 ///
-/// The address, URL and path of the executor come from the first condition that has one.
+/// For each of the executor's address, URL and path, the first condition that has a value provides
+/// it.
 #[derive(Clone, Debug)]
 pub struct And<A, B> {
     first: A,
@@ -72,8 +73,8 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// While the first condition is awaited, both must wait for output. Otherwise the wait would
-    /// sleep through an event that makes the second hold.
+    /// Until the first condition holds, this is true only if both wait for output. Otherwise the
+    /// wait would sleep through an event that makes the second hold.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }

@@ -36,7 +36,7 @@ pub struct Prepare<'a> {
     pub(crate) udp_addrs: Vec<SocketAddr>,
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) env: Vec<(String, String)>,
-    /// Descriptors that stay open until no process of the service is left.
+    /// Descriptors that the supervisor keeps open until the service's last process has ended.
     pub(crate) keep: Vec<OwnedFd>,
 }
 
@@ -65,11 +65,11 @@ impl<'a> Prepare<'a> {
 }
 
 impl Prepare<'_> {
-    /// Fills in the placeholders in a text that is part of a readiness condition.
+    /// Fills in the placeholders in a string of a readiness condition.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] if the text contains an unknown placeholder; [`Error::System`]
+    /// [`Error::InvalidReadiness`] if the string contains an unknown placeholder; [`Error::System`]
     /// if no port is free.
     pub fn expand(&mut self, text: &str) -> Result<String, Error> {
         self.values.expand(text).map_err(|e| e.in_readiness(text))

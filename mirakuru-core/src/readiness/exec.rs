@@ -1,6 +1,6 @@
 //! [`Exec`]: a command whose success means that the service is ready.
 //!
-//! Each run has its own supervisor, as a service has. When the run is over, the supervisor ends all
+//! Like a service, each run has its own supervisor. When the run is over, the supervisor ends all
 //! of its processes, even those in a session of their own.
 
 use crate::util::hash;

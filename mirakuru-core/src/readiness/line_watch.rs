@@ -164,7 +164,7 @@ impl LineWatch {
         names.map(str::to_owned).collect()
     }
 
-    /// Treats the unfinished lines that match as finished.
+    /// Treats matching unfinished lines as finished.
     pub(crate) fn settle(&mut self, found: &mut dyn FnMut(&Found<'_>)) {
         for line in self.open.iter_mut().filter(|line| line.undecided) {
             line.undecided = false;

@@ -88,8 +88,8 @@ pub trait Readiness: Send + Sync + 'static {
     /// [`prepare`](Readiness::prepare).
     fn describe(&self) -> String;
 
-    /// Feeds the hasher with all data that distinguishes this condition from others of its type. If
-    /// two recipes describe the same shared service, the data must be equal. Called before
+    /// Feeds the hasher all data that distinguishes this condition from others of its type. If two
+    /// recipes describe the same shared service, the data must be equal. Called before
     /// [`prepare`](Readiness::prepare).
     ///
     /// The default feeds [`describe`](Readiness::describe). Override this method if that text
@@ -166,13 +166,13 @@ pub trait Readiness: Send + Sync + 'static {
         false
     }
 
-    /// The address at which clients reach the service, if this condition knows one.
+    /// The address at which clients reach the service, if this condition provides one.
     /// [`Executor::addr`](crate::executor::Executor::addr) returns it.
     fn addr(&self) -> Option<SocketAddr> {
         None
     }
 
-    /// The URL at which clients reach the service, if this condition knows one.
+    /// The URL at which clients reach the service, if this condition provides one.
     /// [`Executor::url`](crate::executor::Executor::url) returns it.
     fn url(&self) -> Option<&str> {
         None

@@ -89,8 +89,8 @@ impl Readiness for Udp {
         self.places = cx.places(Protocol::Udp, &addrs);
         if let Some(remote) = self.places.iter().find(|place| !place.is_local) {
             let reason = format!(
-                "{} is not an address of this machine, and only the kernel knows the owner of a UDP port; \
-                 use `Check` with a question in the server's protocol",
+                "{} is not an address of this machine, so mirakuru cannot see the owner of its UDP port; \
+                 use `Check` with a request in the server's protocol",
                 remote.addr
             );
             return Err(cx.invalid(&self.text, reason));
@@ -99,7 +99,7 @@ impl Readiness for Udp {
             .first()
             .is_some_and(|addr| answering(Protocol::Udp, *addr).is_none())
         {
-            let reason = "this system does not show the owner of a UDP port; use `Check` with a question in \
+            let reason = "this system does not show the owner of a UDP port; use `Check` with a request in \
                           the server's protocol";
             return Err(cx.invalid(&self.text, reason));
         }

@@ -104,7 +104,7 @@ impl Run {
     }
 
     /// Finds the runner. A runner sets a variable for its tests, so the runner is the nearest
-    /// ancestor without this variable. If no variable is set, the runner is the nearest ancestor
+    /// ancestor without this variable. If no runner has set one, the runner is the nearest ancestor
     /// that is `cargo` or a tool such as `cargo-tarpaulin`. The chain begins with the process
     /// itself. The search stops at an orphan, because the orphan's parent did not start it.
     fn find(
@@ -222,7 +222,7 @@ impl Ancestors<'_> {
     }
 }
 
-/// Creates a run's directory and the directory above it.
+/// Creates a run's directory and its parent.
 pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
     for dir in [run_dir.parent().unwrap_or(Path::new("/")), run_dir] {
         service_dir::base::private_dir(dir, false)

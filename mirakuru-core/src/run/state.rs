@@ -160,9 +160,9 @@ impl State {
         !main_has_ended && ServiceDir::is_supervised(&self.service_dir)
     }
 
-    /// The current state, for a user of a service that ends with its users. When another user
-    /// leaves, the supervisor hides the file for microseconds and checks for users again. So a
-    /// missing file counts only if the directory or the supervisor is gone as well.
+    /// The current state, for a user of a service that is stopped when its last user is gone. When
+    /// another user leaves, the supervisor hides the file for microseconds and checks for users
+    /// again. So a missing file counts only if the directory or the supervisor is gone as well.
     pub(crate) fn now_for_user(&self, path: &Path) -> Option<State> {
         let began = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! Removes the services and directories that killed test processes have left behind, and old logs.
+//! Removes old logs, and the services and directories that killed test processes have left behind.
 //!
 //! This module is in `run/`, not in `service_dir/`, because it also removes the directories of
 //! runs.

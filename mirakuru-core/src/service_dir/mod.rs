@@ -5,12 +5,12 @@
 //! <temp dir>/mirakuru-<euid>/       0700; the base. 0711 once a service runs as another user
 //!     k3v7q2mxw5ha/                 0700 (0711 as above); one executor's service directory, named by its id
 //!         lock                      flocked while its process or the service's supervisor lives
-//!         log, log.index            made by the log's own code, 0600
+//!         log, log.index            0600; created by the caller of `ServiceDir::log`
 //!         kept                      marks a log that outlives its executor
-//!         d/                        0700, the service's: `{dir}`
+//!         d/                        0700; `{dir}`, which belongs to the service
 //!     new-812-99120-4026531836-k3v7q2mxw5ha/
-//!                               a service directory that is being made: by which process, and in
-//!                               which pid namespace
+//!                               an unfinished service directory, named by its creator's pid, start
+//!                               time and pid namespace
 //!     locks/                        locks of ports and paths: `ports/lock.rs`
 //! ```
 //!
@@ -306,7 +306,7 @@ fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// Checks that a relative path stays inside its directory. The error is the reason for the refusal.
+/// Checks that a relative path stays inside its directory. The error explains the refusal.
 pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     let plain = |part| matches!(part, Component::Normal(_));
     if path.file_name().is_some() && path.components().all(plain) {
@@ -333,7 +333,7 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         match chown(&dir, Some(uid), Some(gid)) {
             // A process without the right to `chown` cannot become that user either. The start then
-            // fails at the change of user, and reports that only root can do this.
+            // fails when it tries to change the user, and reports that only root can do this.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             given => given?,
         }

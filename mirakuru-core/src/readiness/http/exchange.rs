@@ -1,4 +1,4 @@
-//! Sends an HTTP request, reads the answer, and explains failures.
+//! Sends an HTTP request, reads the response, and explains failures.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,9 +11,9 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
-/// Maximum length of the head of an answer, in bytes.
+/// Maximum length of a response's head, in bytes.
 const HEAD: usize = 256 * 1024;
-/// Limits for reading the body of an answer. A short body is read to its end, so that the
+/// Limits for reading the body of a response. A short body is read to its end, so that the
 /// connection is not closed while the server is still sending it.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);

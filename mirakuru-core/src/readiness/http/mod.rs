@@ -1,7 +1,7 @@
 //! [`Http`]: ready when the service answers an HTTP request with the right status.
 //!
 //! `target.rs` turns the URL and the settings into a request. `exchange.rs` sends the request and
-//! reads the answer.
+//! reads the response.
 
 mod exchange;
 mod target;
@@ -49,7 +49,7 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// sends the request to the address on which the service listens. If the host has several
 /// addresses, as `localhost` may have, a process that listens on another of them never gets the
 /// request. Each request has its own connection. Proxy settings in the environment are ignored.
-/// Redirects are not followed: a 301 is an answer like any other.
+/// Redirects are not followed: a 301 is a response like any other.
 ///
 /// Once the service listens, the pause between two requests is a fiftieth of the time since then,
 /// at least 0.1 ms. If the service answers with a wrong status, the pause is a twentieth of that
@@ -80,7 +80,7 @@ pub struct Http {
     answers: bool,
     /// The error of the last request that was not cut short by the end of the wait.
     last_error: Option<String>,
-    /// The first bytes received from the port, if its answer was not HTTP.
+    /// The first bytes received from the port, if they were not HTTP.
     first_bytes: Option<String>,
 }
 
@@ -185,8 +185,8 @@ impl Accepts {
 }
 
 impl Http {
-    /// A HEAD request. It is the cheapest, because the answer has no body, but some servers do not
-    /// support it.
+    /// A HEAD request. It is the cheapest, because the response has no body, but some servers do
+    /// not support it.
     pub fn head(url: impl Into<String>) -> Http {
         Http::new("HEAD", url.into())
     }
@@ -238,7 +238,8 @@ impl Http {
         self
     }
 
-    /// Adds fields to a form, which is sent as the body, as `application/x-www-form-urlencoded`.
+    /// Adds fields to a form, which is sent as the body with the type
+    /// `application/x-www-form-urlencoded`.
     pub fn form<K: Into<String>, V: Into<String>>(
         mut self,
         fields: impl IntoIterator<Item = (K, V)>,
@@ -354,7 +355,7 @@ impl Readiness for Http {
                 let is_cut_short = cx.remaining() < self.limit;
                 let answer = self.ask(&target, cx);
                 // The pause depends on the time since the service began to listen, because a good
-                // answer usually follows soon.
+                // response usually follows soon.
                 let now = cx.elapsed() + begun.elapsed();
                 // A server that answers may log each request, so the pauses are longer.
                 self.next = now
@@ -399,8 +400,8 @@ impl Readiness for Http {
     }
 }
 
-/// The time that a request and its answer take on loopback. Until the service listens, `Http` polls
-/// earlier by this time, so that it is ready as early as `Tcp`.
+/// The time that a request and its response take on loopback. Until the service listens, `Http`
+/// polls earlier by this time, so that it is ready as early as `Tcp`.
 const REQUEST: Duration = Duration::from_micros(400);
 
 /// Returns the address to which the request is sent. If the service does not listen yet, the error
