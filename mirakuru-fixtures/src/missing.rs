@@ -310,8 +310,8 @@ impl<T> AnySkip<T> for Skip<T> {
     #[track_caller]
     fn value(self) -> T {
         panic!(
-            "this test cannot be skipped, because a value of `{}` cannot be made; let it return \
-             nothing, a `Result` or an `ExitCode`",
+            "this test cannot be skipped, because mirakuru cannot create a value of `{}`; let the test \
+             return nothing, a `Result` or an `ExitCode`",
             std::any::type_name::<T>()
         )
     }

@@ -229,7 +229,7 @@ impl<N, H> AnyTaken<H> for Taken<'_, N> {}
 #[diagnostic::on_unimplemented(
     message = "a static is shared: take it as `&{S}` or `&'static {S}`",
     label = "this is not a reference to it",
-    note = "to stop, restart or keep a service, a test starts one of its own: name a recipe in its \
+    note = "a test that stops, restarts or keeps a service needs its own: name a recipe in its \
         attribute, not a static"
 )]
 pub trait OfStatic<S> {

@@ -45,8 +45,8 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     if let Some(mutability) = &item.mutability {
         errors.at(
             mutability.span,
-            "a shared fixture cannot be `static mut`: write `static`; a test that stops or restarts its \
-             service uses one of its own",
+            "a shared fixture cannot be `static mut`: write `static`; a test that stops or restarts \
+             a service needs its own",
         );
     }
     if let Some(value) = &item.value {
@@ -83,7 +83,7 @@ pub(crate) fn on_struct(item: &ItemStruct, arguments: &TokenStream, others: &[Ar
     } else if let [other, ..] = others {
         errors.on_attribute(
             other,
-            "one fixture attribute too many: `#[mirakuru::fixture]` stands once above a struct, and \
+            "one fixture attribute too many: write `#[mirakuru::fixture]` once above the struct, and \
              `#[fixture(..)]` above each of its fields",
         );
     }
@@ -162,7 +162,7 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
     if item.is_test_without_a_body() {
         errors.at(
             item.sig.ident.span(),
-            "a test has a body: write `{ .. }` in place of `;`",
+            "a test needs a body: write `{ .. }` in place of `;`",
         );
         return;
     }
@@ -241,7 +241,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
             if let Type::Reference(_) = &*parameter.ty {
                 let misplaced = match item.gives() {
                     Gives::Type(_) => "",
-                    _ => "; on a test, this attribute stands above `#[test]`",
+                    _ => "; on a test, write this attribute above `#[test]`",
                 };
                 errors.on(
                     &parameter.ty,
@@ -417,7 +417,7 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     if let Some(expr @ Expr::Lit(_)) = &fixture.expr {
         errors.on(
             expr,
-            "this is not a recipe: a command is written `cmd = \"..\"`, and an expression makes a recipe",
+            "this is not a recipe: write a command as `cmd = \"..\"`, or an expression that returns a recipe",
         );
     }
 }

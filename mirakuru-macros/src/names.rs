@@ -102,7 +102,7 @@ fn mistake(
         return Some(format!("no service above is called `{name}`: {remedy}"));
     };
     Some(match chain(used, names, other, at) {
-        _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
+        _ if other == at => format!("`{name}` needs itself, but its recipe is created before it starts"),
         Some(chain) => in_a_circle(names, at, &chain),
         None => format!("`{name}` is declared below: move it above the service that needs it"),
     })

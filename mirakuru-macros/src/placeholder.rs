@@ -68,7 +68,7 @@ impl Found<'_> {
             _ => Some(format!(
                 "unknown placeholder `{{{word}}}`: there are `{{port}}`, `{{port:NAME}}`, `{{dir}}`, \
                     `{{name}}`, `{{id}}` and \
-                 `{{env:VAR}}`; braces that are meant literally are doubled, `{{{{{word}}}}}`"
+                 `{{env:VAR}}`; to write braces literally, double them: `{{{{{word}}}}}`"
             )),
         }
     }
