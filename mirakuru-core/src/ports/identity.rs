@@ -1,5 +1,5 @@
-//! The private directory and the ports of a service that has not been built yet. They let the nodes
-//! of a cluster know each other's ports before any node starts.
+//! The private directory and the ports of a service that has not been built yet. With them, the
+//! nodes of a cluster can be given each other's ports before any node starts.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};

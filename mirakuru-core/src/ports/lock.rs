@@ -369,7 +369,7 @@ fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     note
 }
 
-/// Whether the lock is held by a service that all processes of this test run share.
+/// Whether the lock is held by a service shared by all processes of this test run.
 fn is_of_this_run(path: &Path) -> bool {
     let Some(run) = Run::current() else { return false };
     let (pid, started) = run.runner();

@@ -278,7 +278,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
 }
 
 /// Determines the owner of a socket that was bound under another path, such as a relative one. If
-/// the tree has any listening Unix socket, that may be the one.
+/// the tree has any listening Unix socket, it may be this one, so the owner counts as unseen.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
     let search = procfs::search_tree(root, &listening, Closely::Threads);

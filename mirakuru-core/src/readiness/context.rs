@@ -359,7 +359,7 @@ pub struct Wake {
     pub(crate) output: bool,
     /// Descriptors that end the pause when they become readable.
     pub(crate) events: Vec<RawFd>,
-    /// The longest time until the next poll, even without an event.
+    /// Time after which the condition is polled again even if no event occurs.
     pub(crate) pause: Duration,
 }
 

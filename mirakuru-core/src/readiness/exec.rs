@@ -63,8 +63,8 @@ const KEPT: usize = 4096;
 /// returns about one run after the service is ready; a run of a small program takes about 2 ms. A
 /// run is killed after 5 s, and the next one gets twice the time.
 ///
-/// All processes that a run has started end with it, even those in a session of their own. None of
-/// them outlives the test process.
+/// No process that a run has started outlives the run or the test process, even if it has a session
+/// of its own.
 ///
 /// If the service does not become ready, the error shows the exit status of the last run and the
 /// last line that it printed. If the program is not found on PATH, the wait ends immediately.

@@ -326,7 +326,7 @@ mod tests {
             ),
             "{error}"
         );
-        // The length stays the same, and so may the times.
+        // The new content has the same length, and the times of the file may be the same as well.
         fs::write(&path, "4194306\n").unwrap();
         assert!(probe(&mut readiness).unwrap());
         // A touched file counts as new.

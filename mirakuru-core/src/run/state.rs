@@ -23,7 +23,7 @@ const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) struct State {
     /// The report of a failed start. If it is set, all other fields except for `process` are empty.
     pub(crate) failed: Option<String>,
-    /// The process that started the service, as reports name it: `tests-1 (pid 8)`.
+    /// The process that started the service, as shown in reports: `tests-1 (pid 8)`.
     pub(crate) process: String,
     pub(crate) pid: u32,
     pub(crate) supervisor: u32,
