@@ -96,7 +96,7 @@ fn connect(external: &External) -> io::Result<Connection> {
         (CONNACK, answer) => {
             let reason = match answer.get(1) {
                 Some(4) => "it refuses the user or the password of the URL",
-                Some(5) => "it refuses the user of the URL: it is not authorized",
+                Some(5) => "it refuses the user of the URL as not authorized",
                 Some(3) => return Err(io::ErrorKind::ResourceBusy.into()),
                 _ => "it refuses MQTT 3.1.1",
             };

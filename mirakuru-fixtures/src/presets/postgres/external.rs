@@ -32,7 +32,7 @@ fn connect(external: &External) -> io::Result<Client> {
 fn check(external: &External) -> io::Result<()> {
     let mode = external.parameter("sslmode").unwrap_or_default();
     if mode == "require" || mode.starts_with("verify") {
-        let problem = format!("the URL says `sslmode={mode}`, and mirakuru's own connections have no TLS");
+        let problem = format!("the URL says `sslmode={mode}`, but mirakuru's own connections have no TLS");
         return Err(io::Error::other(problem));
     }
     let mut client = connect(external)?;

@@ -423,8 +423,8 @@ impl Redis {
         // Database 0 is not leased, because all tests share it.
         let limit = self.databases.saturating_sub(1);
         if limit == 0 {
-            let reason = "it has only database 0: a cluster has no other, and `config(\"databases\", \
-                \"1\")` allows no other; give each test keys with a prefix of its own";
+            let reason = "it has only database 0, because it belongs to a cluster or the recipe sets \
+                `config(\"databases\", \"1\")`; give each test keys with a prefix of its own";
             return Err(Error::other(attempt, reason));
         }
         let lease = Lease::take(&self.executor.dir().join("leases"), limit)
