@@ -58,7 +58,7 @@ const STARTS_WITHIN: Duration = Duration::from_secs(5);
 const USUALLY_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Interval at which the stand-in renews its registration with the server.
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
-/// Age at which the objects of an owner on another machine count as left behind.
+/// If an owner is on another machine, its objects count as left behind at this age.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The URL parameter for the port of RabbitMQ's management plugin. It is left out of the URLs for
@@ -248,7 +248,7 @@ impl External {
         )
     }
 
-    /// The user's URL without a `/` at its end, because tests append paths to it.
+    /// The user's URL without a final `/`, because tests append paths to it.
     pub(crate) fn shared_url(&self) -> String {
         let url = self.url(self.path.as_deref().unwrap_or_default());
         url.strip_suffix('/').map(str::to_owned).unwrap_or(url)
@@ -322,7 +322,7 @@ impl External {
         result
     }
 
-    /// Connects without a read buffer.
+    /// Connects, and returns the stream without a read buffer.
     pub(crate) fn stream(&self, within: Duration) -> io::Result<Stream> {
         Ok(Stream::Tcp(self.connect(within)?.0.into_inner()))
     }
@@ -337,8 +337,8 @@ impl External {
             .map(drop)
             .map_err(|source| self.failed(source))?;
         // The supervisor is a fork of this process, so `/proc/self/exe` leads it to the same
-        // program, even if the file is deleted. The path also keeps the recipe the same in all
-        // processes of the run.
+        // program, even if the file has been deleted. This path is also the same in all processes
+        // of the run, so their recipes are equal.
         let magic = Path::new("/proc/self/exe");
         let program = match magic.exists() {
             true => magic.to_owned(),

@@ -10,7 +10,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Length of the excerpt from an unknown answer, in bytes.
 const SHOWN: usize = 40;
 
-/// Most servers answer an HTTP request in a recognisable way, or send a greeting first.
+/// Most servers answer an HTTP request in a recognisable way, or send a greeting before they read
+/// it.
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 /// memcached answers this command, but closes the connection when it gets an HTTP request.
 const MEMCACHED: &[u8] = b"version\r\n";
@@ -23,7 +24,7 @@ const MQTT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
 pub(super) enum Kind {
     /// The server's name for messages, and the names of the presets that use this kind of server.
     Known(&'static str, &'static [&'static str]),
-    /// The beginning of an answer that is not recognised.
+    /// The beginning of an unrecognised answer.
     Unknown(String),
 }
 

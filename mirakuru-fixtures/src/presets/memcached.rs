@@ -67,8 +67,8 @@ impl Recipe for MemcachedRecipe {
             .stop_signal(Signal::Kill)
             .wait_for(self.options.answers("answered `version`", |mut connection| {
                 connection.send(b"version\r\n")?;
-                // A memcached that requires a password answers `CLIENT_ERROR`, and is ready as
-                // well.
+                // A memcached that requires a password answers `CLIENT_ERROR`. It counts as ready
+                // too.
                 connection.line().map(|answer| !answer.is_empty())
             })))
     }

@@ -33,7 +33,7 @@ pub(super) const SERVER: Server = Server {
 /// The user of the account that all tests share.
 const EVERYBODY: &str = "everybody";
 
-/// File in which `prepare` leaves the password and the number of accounts for `handle`.
+/// File in which `prepare` stores the password and the number of accounts for `handle`.
 const CREDENTIALS: &str = "credentials";
 
 /// A NATS server: see [`Nats`].
@@ -147,7 +147,8 @@ impl NatsRecipe {
                 node.name(),
                 node.nodes().count()
             ));
-            // With a `cluster` block, JetStream on a single node would wait for a route.
+            // A single node gets no `cluster` block, because its JetStream would then wait for a
+            // route.
             if node.peers().next().is_some() {
                 text.push_str("cluster {\n  name: mirakuru\n  listen: \"127.0.0.1:{port:route}\"\n");
                 text.push_str("  include routes.conf\n}\n");

@@ -213,9 +213,10 @@ impl Recipe for NginxRecipe {
                 connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
                 match connection.line() {
                     Ok(_) => Ok(true),
-                    // A server that closes the connection (`return 444`) is ready as well.
+                    // A server that closes the connection without an answer (`return 444`) counts
+                    // as ready too.
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
-                    // The answer need not be text, for example from a `stream` server.
+                    // The answer may be binary, for example from a `stream` server.
                     Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(true),
                     Err(e) => Err(e),
                 }

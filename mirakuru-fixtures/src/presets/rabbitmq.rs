@@ -325,7 +325,7 @@ impl Recipe for RabbitmqRecipe {
             recipe = recipe.env("RABBITMQ_PLUGINS_DIR", "{dir}/plugins");
         }
         Ok(recipe
-            // Erlang prints this line first, and then a long report about the error.
+            // Erlang prints this line, followed by a long report about the error.
             .fail_on("^Error during startup:")
             .fail_on("eaddrinuse")
             .wait_for(options.answers_in(

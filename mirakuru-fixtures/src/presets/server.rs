@@ -111,13 +111,13 @@ impl Server {
         }
     }
 
-    /// The program in the preset's variable.
+    /// The program that the preset's variable names.
     pub(crate) fn chosen(&self) -> Option<PathBuf> {
         let path = std::env::var_os(self.variable("PROGRAM"))?;
         (!path.is_empty()).then(|| self.program_at(Path::new(&path)))
     }
 
-    /// The preset's variable, if it names this program.
+    /// The preset's variable for the program, if its value is this program.
     fn variable_of(&self, program: &Path) -> Option<String> {
         let is_chosen = self.chosen().is_some_and(|chosen| is_same(&chosen, program));
         is_chosen.then(|| self.variable("PROGRAM"))
@@ -367,7 +367,7 @@ impl Options {
             .map_or_else(|| "{port}".to_owned(), |port| port.to_string())
     }
 
-    /// The condition that the port is open, and that `ask` succeeds on a connection.
+    /// A readiness condition: the port is open, and `ask` succeeds on a connection.
     pub(crate) fn answers(
         &self,
         sentence: &str,

@@ -40,8 +40,8 @@ pub(super) const SERVER: Server = Server {
 const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
 /// The database of [`Mariadb::url`].
 const SHARED: &str = "test";
-/// The user for mirakuru's own connections. It has no password, but connects only through the Unix
-/// socket, in a directory closed to other users.
+/// The user for mirakuru's own connections. It has no password, but can only connect through the
+/// Unix socket, which is in a directory that other users cannot enter.
 const OURS: &str = "mirakuru";
 /// File in the private directory: an SQL dump of the seeded database.
 const SEED: &str = "seed.sql";
@@ -208,7 +208,7 @@ impl MariadbRecipe {
         }
     }
 
-    /// The address of this recipe's server, and the client program for it.
+    /// The server's address, and the client program for this server.
     fn access(&self, dir: &Path) -> Result<Access, Error> {
         let programs: &[&str] = match self.mysql {
             true => &["mysql", "mariadb"],
@@ -376,7 +376,7 @@ impl Recipe for MariadbRecipe {
     }
 }
 
-/// Settings of the data directory, which must be the same for its installation and for each start.
+/// Settings that must be the same when the data directory is installed and at each start.
 const INSTALLED: [(&str, &str); 2] = [
     // With MariaDB's default, the log would take 96 MB in each data directory.
     ("innodb-log-file-size", "16M"),

@@ -16,7 +16,7 @@ const MORE: u8 = 1;
 const END: u8 = 0xfe;
 const ERROR: u8 = 0xff;
 
-/// Error numbers for missing rights: on a database, on the server, on a table.
+/// Error numbers for missing rights: on a database, on the whole server, and on a table.
 const DENIED: [u16; 3] = [1044, 1227, 1142];
 
 /// A server, and the user of mirakuru's connections.

@@ -20,7 +20,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 };
 
 const ALL_KEYS: &[u8] = b"lru_crawler metadump all\r\n";
-/// How long to wait while the server lists its keys for another client.
+/// Time limit for waiting while the server lists its keys for another client.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
 
 fn connect(external: &External) -> io::Result<Connection> {

@@ -22,7 +22,7 @@ const BUCKETS: [&str; 2] = ["KV_", "OBJ_"];
 /// Maximum number of streams in one answer of JetStream.
 const PAGE: usize = 1024;
 
-/// A connection that is logged in and has its own subject for answers.
+/// A logged-in connection with its own subject for answers.
 struct Client {
     connection: Connection,
     inbox: String,
@@ -104,7 +104,7 @@ impl Client {
     }
 }
 
-/// The stream's name without the prefix of a bucket.
+/// The stream's name, without the prefix that marks a bucket.
 fn own_name(stream: &str) -> &str {
     let bucket = BUCKETS.iter().find_map(|begin| stream.strip_prefix(begin));
     bucket.unwrap_or(stream)

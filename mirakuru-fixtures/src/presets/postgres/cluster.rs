@@ -179,8 +179,8 @@ fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error>
     ))
 }
 
-/// Removes the free space maps and visibility maps, a quarter of a new cluster's files. The server
-/// recreates them when it needs them.
+/// Removes the free space maps and visibility maps, which are a quarter of a new cluster's files.
+/// The server recreates them when it needs them.
 fn slim(data: &Path) -> io::Result<()> {
     let mut dirs = vec![data.join("global")];
     for entry in fs::read_dir(data.join("base"))? {
@@ -210,7 +210,7 @@ pub(super) fn release_memory(dir: &Path) {
         .nth(1)
         .and_then(|number| number.parse().ok());
     if let Some(number) = number {
-        // If this process may not mark the segment, leave it as it is.
+        // If this process lacks the right to mark the segment, leave the segment as it is.
         let _ = release_segment(number);
     }
 }

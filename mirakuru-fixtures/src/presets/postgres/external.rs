@@ -21,7 +21,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 /// The first version with `DROP DATABASE .. WITH (FORCE)`.
 const OLDEST: u32 = 130_000;
 
-/// Maximum number of 50 ms waits for sessions to end.
+/// How many times to wait 50 ms for sessions to end.
 const ENDS_IN_STEPS: u32 = 100;
 
 fn connect(external: &External) -> io::Result<Client> {
@@ -86,7 +86,7 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
 
 fn remove(external: &External, owner: &str) -> io::Result<()> {
     let mut client = connect(external)?;
-    // The last statement of a killed process may still be running.
+    // A killed process's last statement may still be running.
     let sessions =
         format!("FROM pg_stat_activity WHERE application_name = '{owner}' AND pid <> pg_backend_pid()");
     client.query(&format!("SELECT pg_terminate_backend(pid) {sessions}"))?;

@@ -388,8 +388,8 @@ impl PostgresRecipe {
         write_secret(dir, EXTRAS, &text)?;
         let closed = match address {
             Address::Socket { .. } => "IS_TEMPLATE true ALLOW_CONNECTIONS false",
-            // Without `IS_TEMPLATE`, the clean-up can drop the database at once. As its owner, the
-            // user may still copy it.
+            // Without `IS_TEMPLATE`, the clean-up can drop the template at once. The user owns it,
+            // and may therefore still copy it.
             Address::External(..) => "ALLOW_CONNECTIONS false",
         };
         client

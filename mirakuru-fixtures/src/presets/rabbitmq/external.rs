@@ -20,7 +20,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 
 /// Default port of the management plugin. `?management_port=..` in the URL overrides it.
 const MANAGEMENT: u16 = 15_672;
-/// The default user, and the user's default password.
+/// The default user name, which is also the default password.
 const GUEST: &str = "guest";
 
 pub(super) fn user(external: &External) -> &str {

@@ -29,8 +29,8 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 
 /// Oldest major version whose scripts may write after `TIME`.
 const OLDEST: u32 = 5;
-/// After this many seconds without a renewal, a stand-in counts as ended. Renewals are a minute
-/// apart.
+/// A stand-in that has not renewed its registration for this many seconds counts as ended.
+/// Stand-ins renew it once a minute.
 const SILENT_AFTER: u64 = 600;
 /// How long to wait for another test to return a database. Most servers have only 16 databases.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
@@ -192,7 +192,7 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
             owners.push(owner.clone());
         }
     }
-    // A lease whose owner is not registered is a leftover as well.
+    // A lease whose owner is not registered is also left over.
     for token in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&token).filter(|token| !runs.iter().any(|run| run == token.owner)) {
             owners.push(token.owner.to_owned());
@@ -271,7 +271,7 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
 /// and databases that clients use.
 fn kept(connection: &mut Connection, external: &External) -> io::Result<Vec<String>> {
     let clients = match bulk(connection, &["CLIENT", "LIST"]) {
-        // The user may lack the right to list connections.
+        // The user may not have the right to list connections.
         Err(e) if e.kind() == io::ErrorKind::Other => String::new(),
         clients => clients?,
     };

@@ -175,7 +175,7 @@ impl RedisRecipe {
         self
     }
 
-    /// Lets a replica log in to its master with the password that clients use.
+    /// Makes a replica log in to its master with the password that clients use.
     fn authenticated(self) -> RedisRecipe {
         match self.options.setting("requirepass").map(str::to_owned) {
             Some(password) => self.config("masterauth", password),
@@ -200,7 +200,7 @@ impl RedisRecipe {
             ("hz", "500"),
         ];
         if self.is_cluster() {
-            // The default is the port plus 10000, which may be taken or too large.
+            // By default, the bus uses the port plus 10000, which may be taken or too large.
             settings.push(("cluster-port", "{port:bus}"));
         } else {
             settings.push(("databases", &databases));
@@ -289,7 +289,7 @@ impl Recipe for RedisRecipe {
                 match ask(&mut connection, &["PING"]) {
                     Ok(answer) => Ok(answer == "+PONG"),
                     // `config("user", "default off")` disables the default user, so `NOAUTH` counts
-                    // as an answer.
+                    // as an answer too.
                     Err(e) if e.to_string().starts_with("NOAUTH") => Ok(true),
                     Err(e) => Err(e),
                 }
