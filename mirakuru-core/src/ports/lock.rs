@@ -67,7 +67,11 @@ use crate::util::backoff::Pauses;
 use crate::util::hash::Fnv1a;
 use crate::util::insert_sorted;
 
+/// How long [`EndpointLock::try_take`] waits for a lock that looks taken.
 const JUST_FORKED: Duration = Duration::from_millis(20);
+/// How long to wait for a lock that this process has released. On a busy machine, a process that
+/// another thread has forked may need that long until it executes its program.
+const COPIES_CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// An endpoint that only one service can use at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,7 +139,8 @@ impl EndpointLock {
     /// `service`.
     ///
     /// Retries for a few milliseconds, because a process that another thread has just forked has
-    /// copies of all locks until it executes its program.
+    /// copies of all locks until it executes its program. If this process was the last holder and
+    /// has released the lock, only such copies can be left, so retries for up to 5 s.
     ///
     /// # Errors
     ///
@@ -207,6 +212,10 @@ impl EndpointLock {
                         ),
                     ));
                 }
+                let limit = match has_released(path) {
+                    true => limit.max(COPIES_CLOSE_WITHIN),
+                    false => limit,
+                };
                 let left = limit.saturating_sub(began.elapsed());
                 if left.is_zero() {
                     return Ok(None);
@@ -434,6 +443,14 @@ fn registry() -> MutexGuard<'static, Vec<Held>> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether this process was the last to take the lock on this file, and has released it.
+fn has_released(path: &Path) -> bool {
+    let (pid, started) = service_dir::this_process();
+    let ours = format!("{pid} {started}");
+    fs::read(path).is_ok_and(|note| String::from_utf8_lossy(&note).lines().next() == Some(ours.as_str()))
+        && !registry().iter().any(|held| held.path == path)
+}
+
 fn is_own(path: &Path) -> bool {
     let this = thread::current().id();
     let is_own = |held: &Held| held.path == path && held.thread.is_none_or(|thread| thread == this);
@@ -544,6 +561,23 @@ mod tests {
         // The supervisor ends while the executor still exists.
         drop(heir);
         assert!(temp.becomes_free(1));
+    }
+
+    #[test]
+    fn a_released_lock_is_waited_for_until_the_copies_in_forks_are_closed() {
+        let temp = Temp::new();
+        let endpoint_lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let copy = endpoint_lock.fds().next().unwrap().try_clone_to_owned().unwrap();
+        assert!(temp.is_held(1));
+        drop(endpoint_lock);
+        thread::scope(|s| {
+            s.spawn(|| {
+                // The copy stays open for longer than the limit below.
+                thread::sleep(Duration::from_millis(100));
+                drop(copy);
+            });
+            assert!(temp.take(&[1], JUST_FORKED).unwrap().is_some());
+        });
     }
 
     #[test]
