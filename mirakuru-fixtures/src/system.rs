@@ -476,8 +476,8 @@ impl<'a> System<'a> {
         }
     }
 
-    /// Does the next step of the start. A panic, for example in `set_up`, becomes an error, so that
-    /// processes that wait for the service fail, too.
+    /// Performs the next step of the start. A panic, for example in `set_up`, becomes an error, so
+    /// that processes that wait for the service fail, too.
     fn step(&mut self, at: &mut usize) -> Result<Step, Stopped> {
         let stepped = catch_unwind(AssertUnwindSafe(|| lease::allowed(|| self.try_step(at))));
         match stepped {
@@ -805,8 +805,8 @@ impl<T> Started<T> {
     }
 
     /// Returns the handles for a `#[should_panic]` test. If the start fails, prints the report and
-    /// returns `None`, because a panic would count as the expected one. `expected` is the text of
-    /// the expected panic.
+    /// returns `None`, because a panic would count as the expected one. `expected` is the string
+    /// that the message of the expected panic must contain.
     ///
     /// # Panics
     ///

@@ -1,5 +1,5 @@
-//! Parses the text in the attribute's parentheses: keys, or one expression that makes a recipe,
-//! optionally followed by keys.
+//! Parses the attribute's arguments: keys, or one expression whose value is a recipe, optionally
+//! followed by keys.
 //!
 //! This file only parses: `check` decides whether a key exists and which values it takes.
 

@@ -91,8 +91,9 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     bindings
 }
 
-/// Reports parameters with the same name, because rustc would accept the variables that they
-/// become. Skips parameters with a `cfg`, because rustc may keep only one of them.
+/// Reports parameters with the same name. rustc would not report them, because they become
+/// variables, and a variable may hide an earlier one. Skips parameters with a `cfg`, because rustc
+/// may keep only one of them.
 fn names_stand_once(item: &Function, bindings: &mut Bindings, errors: &mut Errors) {
     let conditional = |attr: &Attribute| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr");
     let always = |&(index, _): &(usize, &Ident)| {

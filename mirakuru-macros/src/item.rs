@@ -201,7 +201,7 @@ impl Function {
         }
     }
 
-    /// Whether the function returns what a test may return: nothing, a `Result` under any name, or
+    /// Whether the return type is one that tests may have: nothing, a `Result` under any name, or
     /// an `ExitCode`.
     pub(crate) fn gives_like_a_test(&self) -> bool {
         match self.gives() {
@@ -226,7 +226,7 @@ impl Function {
         })
     }
 
-    /// The text in `#[should_panic(expected = "..")]`. Empty if there is none.
+    /// The string in `#[should_panic(expected = "..")]`. Empty if there is none.
     pub(crate) fn expected_panic(&self) -> String {
         let attr = self
             .attrs

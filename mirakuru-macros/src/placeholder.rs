@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-/// The first mistake in a text, and its position.
+/// The first mistake in a string, and its position.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Mistake {
     pub(crate) place: Range<usize>,

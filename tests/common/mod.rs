@@ -87,7 +87,7 @@ impl Drop for OtherServer {
     }
 }
 
-/// Whether a text names a process, as in `redis-server (pid 812)` or `(pid 812, ..)`.
+/// Whether a string names a process, as in `redis-server (pid 812)` or `(pid 812, ..)`.
 pub(crate) fn names_pid(text: &str, pid: u32) -> bool {
     text.contains(&format!("(pid {pid})")) || text.contains(&format!("(pid {pid},"))
 }
@@ -242,7 +242,7 @@ pub(crate) fn all_pids() -> Vec<u32> {
         .collect()
 }
 
-/// The living processes whose command line contains this text, for example a scratch directory's
+/// The living processes whose command line contains this string, for example a scratch directory's
 /// path. A forked child has its parent's command line.
 pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     let me = std::process::id();

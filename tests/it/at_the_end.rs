@@ -437,7 +437,8 @@ fn has_a_client_of_a_daemon() {
     loop {
         let service = client(&dir).start().expect("it starts");
         say(&service);
-        // The pause is long, so that a kill at a random moment usually hits a running service.
+        // The pause is long compared with a start, so that a kill at a random moment usually hits a
+        // running service.
         thread::sleep(Duration::from_millis(30));
         drop(service);
     }

@@ -92,7 +92,7 @@ fn no_parameter() {
     assert_eq!(MARK, "marked");
 }
 
-// The attribute cannot see a test attribute that stands above it.
+// The attribute cannot see a test attribute above it.
 #[test]
 #[mirakuru::fixture(cmd = "sleep 60")]
 fn below_the_test_attribute() {}

@@ -277,8 +277,8 @@ fn an_executor_flushes_into_another_where_a_panic_aborts() {
     assert_program_flushes(command, &["panic"]);
 }
 
-/// The limit of the promise: a killed supervisor leaves its service no time to flush. All processes
-/// of the service end at once. The database is not affected.
+/// A limit of the guarantee: a killed supervisor leaves its service no time to flush. All processes
+/// of the service end at once, but the database is not affected.
 #[test]
 #[cfg_attr(
     mirakuru_portable,

@@ -207,7 +207,7 @@ fn panic_of(closure: impl FnOnce()) -> String {
     panic.downcast_ref::<String>().cloned().unwrap_or_default()
 }
 
-/// Waits for the last line of a service that ends right after printing it, `rounds` times.
+/// Waits `rounds` times for the last line of a service that ends right after printing it.
 fn last_words(rounds: u32, text: &str) {
     for round in 0..rounds {
         let mut service: SimpleExecutor = Executor::builder(text).shell(true).build().unwrap();

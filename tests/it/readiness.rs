@@ -20,8 +20,8 @@ use mirakuru::{
 
 // ---- HTTP ---------------------------------------------------------------------------------------
 
-/// Waits until the log contains a text, because output takes a moment to reach the log. Returns the
-/// log.
+/// Waits until the log contains a string, because output takes a moment to reach the log. Returns
+/// the log.
 fn log_with<R: Readiness>(service: &Executor<R>, text: &str) -> String {
     let there = wait_until(
         || {

@@ -314,7 +314,7 @@ impl Drop for Victim {
     }
 }
 
-/// Reads until a line contains this text, and returns the line.
+/// Reads until a line contains this string, and returns the line.
 fn line_with(output: &mut BufReader<ChildStdout>, text: &str) -> Option<String> {
     let mut lines = output.lines();
     lines.find_map(|line| line.ok().filter(|line| line.contains(text)))
@@ -672,7 +672,7 @@ fn both_supervisors_and_the_test_process_killed() {
 /// process and the worker continue the guard.
 ///
 /// One case is not covered: if both supervisors are stopped *and* the test process is killed, the
-/// service stays until one supervisor is continued.
+/// service keeps running until one supervisor is continued.
 #[test]
 #[cfg_attr(
     mirakuru_portable,

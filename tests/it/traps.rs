@@ -1018,7 +1018,7 @@ fn leaves_a_mount() {
     drop(service);
 }
 
-/// Runs a victim without `/proc`. It must succeed, in time.
+/// Runs a victim without `/proc`. The victim must succeed in time.
 #[track_caller]
 fn without_proc(test: &str, scratch: &Scratch) {
     let script = "mount -t tmpfs none /proc && exec \"$@\"";

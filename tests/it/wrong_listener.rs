@@ -250,8 +250,8 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
             let over = &over;
             let end = common::SetAtTheEnd(over);
             let other = scope.spawn(move || {
-                // The other server comes before the check, before the fork, before the bind, or
-                // after it.
+                // The other server may bind before mirakuru's check, before the fork, or before or
+                // after the service's own bind.
                 thread::sleep(Duration::from_micros(n * 40));
                 while !over.load(Ordering::SeqCst) {
                     if let Ok(listener) = TcpListener::bind(addr) {
