@@ -1,4 +1,5 @@
-//! Starts all presets at once, and kills the run in the middle. Nothing may be left.
+//! Starts all presets at once, and kills the run in the middle. No process or directory may be
+//! left.
 
 use std::any::Any;
 use std::collections::BTreeSet;

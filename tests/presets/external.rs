@@ -872,7 +872,7 @@ fn stand_in(greeting: Vec<u8>, answer: &'static [u8]) -> u16 {
             let mut question = [0; 4096];
             while stream.read(&mut question).is_ok_and(|length| length > 0) {
                 let _ = stream.write_all(answer);
-                // The end of the connection ends an HTTP/1.0 answer.
+                // An HTTP/1.0 answer ends when the connection is closed.
                 if answer.starts_with(b"HTTP") {
                     let _ = stream.shutdown(Shutdown::Write);
                 }

@@ -136,12 +136,14 @@ impl NatsRecipe {
             text.push_str("jetstream: enabled\n");
         }
         if let Some(accounts) = self.accounts {
-            // This text identifies a shared service, so it must contain the number of accounts.
+            // The configuration identifies a shared service, so it must contain the number of
+            // accounts.
             text.push_str(&format!("# {accounts} accounts\n"));
         }
         text.push_str("include accounts.conf\n");
         if let Some((node, _)) = &self.node {
-            // The number of nodes is part of the text that identifies a shared service.
+            // The configuration identifies a shared service, so it must contain the number of
+            // nodes.
             text.push_str(&format!(
                 "server_name: {} # of {}\n",
                 node.name(),

@@ -555,7 +555,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::{Command, Stdio};
 
-    /// Names the directory of the socket for the second process of the test below.
+    /// The variable that names the socket's directory for the test's second process.
     const ASK_IN: &str = "MIRAKURU_UNIT_ASK_IN";
 
     #[test]

@@ -229,8 +229,8 @@ impl MariadbRecipe {
         })
     }
 
-    /// Creates the common database on an external server. Runs the seeds on the database, and keeps
-    /// the result as SQL.
+    /// Creates the common database on an external server. Runs the seeds on this database, and
+    /// stores the result as SQL in the private directory.
     fn set_up_external(&self, external: &External, dir: &Path) -> Result<(), Error> {
         let access = self.access(dir)?;
         let name = common(Some(external), dir)?;

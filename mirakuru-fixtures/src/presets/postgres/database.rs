@@ -19,7 +19,7 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// Reads what the load of the template recorded.
+    /// Reads the facts that were recorded when the template was loaded.
     pub(super) fn read(dir: &Path) -> Result<Template, Error> {
         let text = read_secret(dir, EXTRAS)?;
         let (has_settings, owner) = text.split_once(' ').unwrap_or_default();

@@ -223,7 +223,7 @@ impl PostgresRecipe {
             let from = made.executor.dir();
             // No process may write to the cluster during the copy.
             made.executor.stop()?;
-            // Keep the cluster, and `extras`, the file about its template.
+            // Keep the cluster, and the file `extras`, which describes its template.
             copy_tree(&from.join("data"), &kept.join("data"))
                 .and_then(|()| std::fs::copy(from.join(EXTRAS), kept.join(EXTRAS)))
                 .map(drop)

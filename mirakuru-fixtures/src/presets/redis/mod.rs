@@ -219,7 +219,8 @@ impl RedisRecipe {
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
         if let Some(place) = &self.place {
-            // This text identifies a shared service, so it must contain the number of masters.
+            // The configuration identifies a shared service, so it must contain the number of
+            // masters.
             text.push_str(&format!("# {} masters\n", place.masters));
         }
         text
