@@ -447,7 +447,7 @@ fn causes_that_the_output_tells() {
         ),
         (
             "open() \"/var/log/server.log\" failed (13: Permission denied)",
-            "give its user the right to",
+            "grant it to the service's user",
         ),
         ("write failed: No space left on device", "the disk is full"),
         ("accept: Too many open files", "`ulimit -n`"),

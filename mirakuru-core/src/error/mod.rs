@@ -570,7 +570,9 @@ impl Error {
                 (command, text)
             }
             Error::FailedBefore { report, process } => {
-                return format!("{report}\n  (this happened in {process}; a run tries each start once)");
+                return format!(
+                    "{report}\n  (this happened in {process}; a run starts each service only once)"
+                );
             }
             Error::InvalidCommand { command, reason, .. } => {
                 return format!("invalid command `{}`: {reason}", one_line(command));
@@ -594,7 +596,8 @@ impl Reported for Error {
         let mut report = Report::default();
         report.headline(&self.headline());
         if let Error::Spawn { command, attempt, .. } = self {
-            // If the first line does not contain the whole command, the command gets its own line.
+            // If the first line does not contain the whole command, show the command on its own
+            // line.
             if !attempt.contains(command.as_str()) {
                 report.entry("command", &one_line(command));
             }

@@ -48,7 +48,7 @@ impl Attached {
         self.state.path.as_deref()
     }
 
-    /// The current published state. It changes when the service ends, and disappears when the run
+    /// Reads the published state, which changes when the service ends, and disappears when the run
     /// ends.
     fn now(&self) -> Option<State> {
         match self.user {

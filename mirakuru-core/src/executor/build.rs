@@ -109,8 +109,8 @@ fn build(
         own: &mut own,
     };
     let resolved = owned.resolve(readiness);
-    // Needs are recorded in the order in which services are built, so services that name each other
-    // cannot form a cycle.
+    // Record the needs now, when only services that were built earlier can be found, so that the
+    // needs form no cycle.
     let resolved = resolved.map(|()| owned.find_needs());
     core.masked(resolved)?;
     Ok((core, own))

@@ -214,7 +214,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     }
     if has(&["permission denied", "eacces", "operation not permitted"]) {
         return Some(
-            "it lacks a permission: give its user the right to do that, or use another path or port \
+            "it lacks a permission: grant it to the service's user, or use another path or port \
                 (`{dir}` belongs to that user, and ports below 1024 to root)"
                 .to_owned(),
         );
@@ -310,7 +310,7 @@ mod tests {
             ),
             (
                 "open() \"/var/log/x.log\" failed (13: Permission denied)",
-                "give its user the right to",
+                "grant it to the service's user",
             ),
         ] {
             let hint = hint(line).unwrap_or_else(|| panic!("{line}"));

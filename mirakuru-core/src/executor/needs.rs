@@ -205,7 +205,7 @@ mod tests {
         let dir = crate::sys::tests::TestDir::new();
         let text = ["a", "b", "c"].map(|name| dir.path().join(name).join("d").display().to_string());
         let text = text.join(",");
-        // Each service is added to the list before it searches for its needs.
+        // Add each service to the list before it searches for its needs.
         let nodes = ["a", "b", "c"].map(|name| {
             let node = noted(dir.path(), name);
             find_in(&node, &text);

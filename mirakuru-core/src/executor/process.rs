@@ -118,7 +118,7 @@ pub(super) struct Owned<'a> {
     pub(super) own: &'a mut Own,
 }
 
-/// The methods that a wait needs, for both kinds of service.
+/// The methods that waiting for a service needs, for both kinds of service.
 pub(super) trait Observed {
     /// Process id of the root of the service's tree, or 0 if it has none.
     fn supervisor(&self) -> u32;

@@ -43,7 +43,7 @@ use crate::util::say::say;
 
 const VARIABLE: &str = "MIRAKURU_TIMELINE";
 
-/// The age at which the page is written again.
+/// The page is rewritten when it is older than this.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long the last process waits for another one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
