@@ -163,7 +163,7 @@ pub(crate) fn alive(pid: u32) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    // The process name may contain parentheses, so the state comes after the last one.
+    // The process name may contain parentheses, so look for the state after the last one.
     let state = text
         .rsplit(')')
         .next()

@@ -116,7 +116,7 @@ fn migrations_of_sqlx_run_once_until_they_change() {
     let state = "SELECT count(*) || ' ' || max(installed_on) FROM _sqlx_migrations";
     let before = text(&database.url(), state);
     assert!(before.starts_with("1 "), "{before}");
-    // The application migrates at its start as well, and finds nothing to do.
+    // The application also migrates when it starts, and finds nothing to do.
     migrate(&database.url(), &migrations.0).unwrap();
     assert_eq!(text(&database.url(), state), before, "nothing is left to migrate");
     let both = "SELECT concat((SELECT count(*) FROM loaded), ' ', (SELECT count(*) FROM users))";

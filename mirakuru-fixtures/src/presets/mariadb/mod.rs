@@ -732,7 +732,7 @@ fn drop_database(address: &Address, name: &str, within: Duration) -> io::Result<
     client.query("SET lock_wait_timeout = 1")?;
     let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");
     for id in client.query(&connections)? {
-        // `KILL` fails if the connection has ended by itself.
+        // `KILL` fails if the connection has already closed.
         let _ = client.query(&format!("KILL {id}"));
     }
     client.query(&format!("DROP DATABASE IF EXISTS {name}")).map(drop)

@@ -191,7 +191,7 @@ impl Client {
         let all = format!("{first},{challenge},{last}");
         let proof = xor(key, sha256.hmac(&sha256.of(&key), all.as_bytes()));
         self.send_bytes(b'p', format!("{last},p={}", to_base64(proof)).as_bytes())?;
-        // The server must prove that it knows the password as well.
+        // The server must also prove that it knows the password.
         let signature = sha256.hmac(&sha256.hmac(&salted, b"Server Key"), all.as_bytes());
         match self.scram_answer()? == format!("v={}", to_base64(signature)) {
             true => Ok(()),

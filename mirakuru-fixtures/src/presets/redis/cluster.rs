@@ -202,7 +202,7 @@ fn view(connection: &mut Connection) -> io::Result<String> {
     bulk(connection, &["CLUSTER", "NODES"])
 }
 
-/// Whether a text begins with the id of a phantom.
+/// Whether a string begins with the id of a phantom.
 fn is_phantom(id: &str) -> bool {
     id.starts_with(PHANTOM)
 }
