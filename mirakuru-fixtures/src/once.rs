@@ -146,7 +146,7 @@ fn uses() -> MutexGuard<'static, Vec<Use>> {
     USES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// This thread's entry for a value in [`USES`]. Dropping it removes the entry.
+/// Guards an entry of this thread in [`USES`]: dropping the guard removes the entry.
 struct Waiting {
     once: usize,
 }

@@ -117,10 +117,10 @@ pub trait Recipe: Sized {
     /// without a new key. A builder that contains the URL of another service differs in each run,
     /// so its copies are never reused.
     ///
-    /// If two processes need the same copy, one creates it while the other waits. An error of
-    /// `set_up` names the key, and no copy is kept. See [`prepare_once`](crate::prepare_once) for
-    /// how long a copy is kept. The nodes of a cluster ignore the key: they are set up at each
-    /// start.
+    /// If two processes need the same copy, one creates it while the other waits. If `set_up`
+    /// fails, the error names the key, and no copy is kept. See
+    /// [`prepare_once`](crate::prepare_once) for how long a copy is kept. The nodes of a cluster
+    /// ignore the key: they are set up at each start.
     fn seed_key(&self) -> Option<String> {
         None
     }

@@ -310,9 +310,9 @@ impl<'a> System<'a> {
         self.needs.clone()
     }
 
-    /// Adds the service of a recipe. The name is for messages, and may be empty. If `queue` is
-    /// `true`, the service waits while another fixture uses its fixed ports or paths. Otherwise the
-    /// recipe decides whether it waits.
+    /// Adds the service of a recipe. The name is for messages, and may be empty. If the service has
+    /// a fixed port or path that another fixture is using, and `queue` is `true`, the service waits
+    /// for it. If `queue` is `false`, the recipe decides.
     pub fn service<R: Recipe + 'a>(&mut self, name: &str, queue: bool, recipe: R) -> Slot<R::Handle> {
         let name = format!("{}{name}", self.prefix);
         let slot = recipe.__join(self, Joining { name, queue });

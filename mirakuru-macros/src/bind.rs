@@ -39,8 +39,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
         if let Target::Named(name) = fixture.target() {
             let uses = |fixture: &Args| names::uses_name(fixture, name);
             if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
-                // No parameter has this name, so only the fixtures below can use it. If only
-                // fixtures above use it, that is a mistake.
+                // The fixture has no parameter, so only fixtures below it can use it. If only
+                // fixtures above it do, the attributes are in the wrong order.
                 bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
                 let has_it = |other: &Args| matches!(other.target(), Target::Named(it) if is_same(it, name));
                 if fixtures[..index].iter().any(has_it) {

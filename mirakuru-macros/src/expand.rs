@@ -327,7 +327,7 @@ fn services(
     quote!(#shared #start #lets)
 }
 
-/// Generates the start of services for a single test.
+/// Generates the code that starts the services of a single test.
 fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     services(item, fixtures, bindings, &|members| {
         let (system, add, take) = (system_variable(), add(members), take(members));

@@ -1,4 +1,4 @@
-//! "Did you mean ...": the known word that is closest to a mistyped one.
+//! Suggests a known word for an unknown one: a synonym, or the word with the closest spelling.
 
 /// Words that other libraries use, and the corresponding keys.
 const SYNONYMS: &[(&str, &str)] = &[

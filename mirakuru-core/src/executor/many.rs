@@ -23,7 +23,7 @@ pub trait Startable {
     ///
     /// # Errors
     ///
-    /// The errors of [`Executor::start`].
+    /// Returns the same errors as [`Executor::start`].
     fn plan_start(&mut self) -> Result<Option<Planned>, Error>;
 
     /// Stores the result of the launch: the new supervisor, or the error.
@@ -34,7 +34,7 @@ pub trait Startable {
     ///
     /// # Errors
     ///
-    /// The errors of [`Executor::start`].
+    /// Returns the same errors as [`Executor::start`].
     fn step_start(&mut self) -> Result<Option<Pause>, Error>;
 
     /// A descriptor that becomes readable when the service has an event. `None` if an event is

@@ -293,7 +293,7 @@ impl<R: Readiness> Executor<R> {
     /// again, and then the error is returned.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
         let stopped = match self.stop() {
-            // The service has stopped, though with a bad exit status, so the closure still runs.
+            // The service has stopped, so the closure runs in spite of the bad exit status.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start()?;

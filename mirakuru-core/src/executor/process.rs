@@ -143,8 +143,8 @@ pub(super) trait Observed {
     /// Waits until all output that the service has written is in the log.
     fn sync_output(&self);
 
-    /// Waits for an event of the service or of the pause's descriptors, for at most the pause's
-    /// time.
+    /// Waits until the service has an event, one of the pause's descriptors is ready, or the pause
+    /// is over.
     fn wait_event(&mut self, pause: &Pause);
 
     /// [`wait_event`](Observed::wait_event) as a future.

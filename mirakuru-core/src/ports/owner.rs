@@ -239,8 +239,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
     }
 }
 
-/// Determines whether the Unix socket at `path` is open in the tree below `root`. `listener` is the
-/// process that called `listen`, if known.
+/// Determines whether the process `root` or one of its descendants has the Unix socket at `path`
+/// open. `listener` is the process that called `listen`, if known.
 pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     if listener.is_some_and(|pid| procfs::descends(pid, root)) {
         return Owner::Tree;

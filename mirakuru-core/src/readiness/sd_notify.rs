@@ -58,7 +58,7 @@ pub struct SdNotify {
 pub const SdNotify: SdNotify = SdNotify::new();
 
 impl SdNotify {
-    /// Waits until the service sends `READY=1`.
+    /// The condition that the service has sent `READY=1`.
     pub const fn new() -> SdNotify {
         SdNotify {
             socket: None,

@@ -27,7 +27,7 @@ use crate::error::secrets::mask_urls;
 /// The reason why a string could not be expanded.
 #[derive(Debug)]
 pub(crate) enum ExpandError {
-    /// A mistake in the string, and its remedy.
+    /// The string contains a mistake. The message names the remedy.
     Text(String),
     /// No port is free.
     Port(io::Error),

@@ -16,7 +16,8 @@ use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
 use crate::util::backoff::Pauses;
 
-/// A leased number below some limit. No other process can lease it until this value is dropped.
+/// A number that this process has leased. No other process can lease it until this value is
+/// dropped.
 #[derive(Debug)]
 pub struct Lease {
     number: u32,

@@ -20,7 +20,7 @@ use crate::lease;
 
 /// Facts about a server's program.
 pub(super) struct Server {
-    /// The name in error messages.
+    /// The server's name in error messages.
     pub(crate) name: &'static str,
     /// Names of the program. The first one that exists is used.
     pub(crate) programs: &'static [&'static str],
@@ -35,7 +35,8 @@ pub(super) struct Server {
     pub(crate) external: Option<&'static Protocol>,
 }
 
-/// A limit of a process: its name in `/proc/self/limits`, the minimum, and the option of `ulimit`.
+/// A resource limit: its name in `/proc/self/limits`, the smallest value with which the server
+/// starts, and the option of `ulimit` that sets it.
 pub(super) type Limit = (&'static str, u64, &'static str);
 
 /// How a server behaves if the tests run as root, and root may not become another user.

@@ -27,8 +27,9 @@ pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even another hold. Closed
-/// connections in TIME_WAIT and sockets created by [`stand_beside`] do not count.
+/// Returns [`io::ErrorKind::AddrInUse`] if a socket is bound to the port, for example by another
+/// call of this function. Closed connections in TIME_WAIT and sockets created by [`stand_beside`]
+/// do not count.
 pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     if let Ok(fd) = bind_everywhere(port, false) {
         allow_sharing(&fd)?;

@@ -33,7 +33,7 @@ use crate::sys::net::raw_socket;
 /// that is stuck in the kernel, for example on a dead disk, takes longer.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// Number of times that a launch is repeated after the supervisor died without a message.
+/// Number of times that a launch is repeated if the supervisor dies without reporting an error.
 const LAUNCH_RETRIES: u32 = 2;
 
 /// Upper limit for the grace (24 days), so that no sum of times overflows.

@@ -200,8 +200,8 @@ pub(super) const ON_END_TAKES_MS: u64 = 2 * ON_END_MS as u64 + ON_END_AGAIN_MS a
 /// The command runs twice. A daemon may still be handling the last request of a killed client, so
 /// the first run may find nothing yet.
 ///
-/// Resets SIGCHLD, so that the kernel keeps the command's exit status. `kill` kills the processes
-/// that the command leaves behind, if the back end can find them.
+/// The function resets SIGCHLD, so that the kernel keeps the command's exit status. It calls `kill`
+/// to kill the processes that the command leaves behind. Not every system can find them.
 pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) {
     if a.on_end.candidates.is_null() {
         return;

@@ -432,7 +432,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
             install = install.current_dir("{dir}");
         }
         // The server refuses to run as root without a user option. The script passes `--loose-user`
-        // on to the server. It would handle `--user` itself, and fail if the path contains a space.
+        // on to the server. It would handle `--user` itself, and then fail if the data directory's
+        // path contains a space.
         if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }

@@ -19,7 +19,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 
 /// Prefixes of the streams behind key-value buckets and object stores.
 const BUCKETS: [&str; 2] = ["KV_", "OBJ_"];
-/// Maximum number of streams in one answer of JetStream.
+/// Maximum number of streams in one JetStream response.
 const PAGE: usize = 1024;
 
 /// A logged-in connection with its own subject for answers.

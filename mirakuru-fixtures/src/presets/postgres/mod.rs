@@ -163,7 +163,7 @@ impl PostgresRecipe {
     /// Runs code, such as the application's migrations, on the template of all databases. The code
     /// runs after all [loaded](PostgresRecipe::load_sql) SQL, and gets the template's URL.
     ///
-    /// The code runs once for each key, and later runs copy the result. mirakuru cannot compare
+    /// The code runs once for each key, and later starts copy the result. mirakuru cannot compare
     /// code, so change the key when the code changes. For a directory of migrations,
     /// [`hash_of_dir`](super::hash_of_dir) computes such a key. The code also runs again if the
     /// server's version, another setting of the recipe or the loaded SQL changes.

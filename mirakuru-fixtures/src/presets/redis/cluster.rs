@@ -134,8 +134,8 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     ask(connection, &["CLUSTER", "FAILOVER", "TAKEOVER"]).map(|_| true)
 }
 
-/// Tells all other nodes that a replica follows its real master. Without this message, they would
-/// learn it only from the next ping, up to a second later.
+/// Tells all other nodes which master a replica follows. Without this message, they would find out
+/// from the next ping, up to a second later.
 fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<bool> {
     if own.split(' ').nth(3).is_none_or(is_phantom) {
         return Ok(false);

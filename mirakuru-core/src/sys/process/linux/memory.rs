@@ -284,7 +284,7 @@ fn parse_maps(maps: &str, keep: &[Range<usize>]) -> Vec<Range<usize>> {
 
 struct Mapping {
     range: Range<usize>,
-    /// Whether the mapping is private, readable or writable, and has no file.
+    /// Whether the mapping is private, is backed by no file, and can be read or written.
     anonymous: bool,
     file: bool,
 }

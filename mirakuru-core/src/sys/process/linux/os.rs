@@ -90,7 +90,7 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     // descriptors.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
-            // Kernels before Linux 5.9 do not have this call.
+            // Kernels before Linux 5.9 lack `close_range`.
             for fd in first..=last.min(4096) {
                 libc::close(fd);
             }
@@ -132,7 +132,7 @@ pub(in crate::sys::process) unsafe fn spawn(
             if pipe(&mut ends) != 0 {
                 return -1;
             }
-            // The pipe must be above the target descriptors of the service's sockets.
+            // The pipe needs a descriptor above those that the service's sockets are moved to.
             let above = 3_i32.wrapping_add(a.listen_count as c_int);
             a.report = libc::fcntl(ends[1], libc::F_DUPFD_CLOEXEC, above);
             libc::close(ends[1]);

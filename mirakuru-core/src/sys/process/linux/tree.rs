@@ -209,7 +209,7 @@ pub(super) fn descendants(pids: &mut [i32]) -> usize {
         let path = Path::of(pid, b"/task");
         let mut threads = [0; 256];
         let mut tids = Numbers::into(&mut threads);
-        // SAFETY: the path ends in a zero byte. The descriptor is closed again.
+        // SAFETY: the path ends in a zero byte. The descriptor is closed afterwards.
         unsafe {
             let dir = libc::open(
                 path.text.as_ptr().cast(),
@@ -422,7 +422,7 @@ impl Numbers<'_> {
 
     /// Adds the numeric names in a directory. Returns `false` if it does not exist.
     fn read_dir(&mut self, dir: i32, path: &CStr) -> bool {
-        // SAFETY: the path ends in a zero byte. The descriptor is closed again.
+        // SAFETY: the path ends in a zero byte. The descriptor is closed afterwards.
         unsafe {
             let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
             let fd = libc::openat(dir, path.as_ptr(), flags);
