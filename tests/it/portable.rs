@@ -61,7 +61,7 @@ fn a_udp_port_is_not_waited_for_and_the_error_says_why() {
     let error = error_of(service.start());
     assert!(matches!(error, Error::InvalidReadiness { .. }), "{error}");
     assert!(
-        error.to_string().contains("use `Check` with a question"),
+        error.to_string().contains("use `Check` with a request"),
         "{error}"
     );
 }
