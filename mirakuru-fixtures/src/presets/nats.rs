@@ -84,7 +84,9 @@ impl NatsRecipe {
 
     /// A cluster of `nodes` nodes. JetStream is on, unless
     /// [`jetstream(false)`](NatsRecipe::jetstream) turns it off. The cluster is ready when every
-    /// node knows all nodes, and JetStream answers on every node.
+    /// node knows all nodes, JetStream answers on every node, and a stream can have a replica on
+    /// each node. With more than five nodes, five replicas are enough. To find out, mirakuru creates
+    /// and deletes a stream, which takes about half a second.
     ///
     /// All nodes have the same accounts and the same password. Their handles lease accounts from
     /// one list, so no two nodes lease the same [`account`](Nats::account) at a time. A restarted
@@ -110,15 +112,22 @@ impl NatsRecipe {
             false => "knew all nodes",
         };
         let formed = Check::new(sentence, move |probe| knows_all(probe, nodes, jetstream));
+        let placed = Check::new("JetStream placed a stream on all nodes", move |probe| {
+            places_a_stream(probe, nodes)
+        });
         self.options.is_member = true;
-        cluster(nodes, move |node| NatsRecipe {
+        let cluster = cluster(nodes, move |node| NatsRecipe {
             node: Some((
                 node.clone(),
                 node.nodes().map(|node| node.port_named("route")).collect(),
             )),
             ..self.clone()
         })
-        .ready_when(formed)
+        .ready_when(formed);
+        match jetstream && nodes > 1 {
+            true => cluster.ready_when(placed),
+            false => cluster,
+        }
     }
 
     /// The first node of the cluster. Its directory holds the leases of all nodes.
@@ -286,12 +295,9 @@ fn no_password(source: io::Error) -> Error {
 
 /// Whether a node has routes to all nodes, and its JetStream has a leader.
 fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<bool> {
-    // The shortest time to wait for an answer. Without a leader, JetStream does not answer at all.
+    // Without a leader, JetStream does not answer at all.
     const POLL: Duration = Duration::from_millis(20);
-    let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
-    let (password, _) = credentials(probe.dir())?;
-    let mut connection = Connection::open(([127, 0, 0, 1], port).into(), POLL.max(probe.remaining()))?;
-    let greeting = log_in(&mut connection, EVERYBODY, &password)?;
+    let (mut connection, greeting) = enter(probe, POLL)?;
     // The greeting of a single node lists no addresses.
     if nodes > 1 && addresses(&greeting) < nodes {
         return Ok(false);
@@ -300,7 +306,41 @@ fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<boo
         return Ok(true);
     }
     connection.send(format!("SUB {INBOX} 1\r\n").as_bytes())?;
-    Ok(!request(&mut connection, "INFO")?.contains("\"error\":"))
+    Ok(!request(&mut connection, "INFO", "")?.contains("\"error\":"))
+}
+
+/// Creates a stream with a replica on each node, and deletes it again. JetStream refuses the stream
+/// until its leader has received the statistics of all nodes.
+fn places_a_stream(probe: &Probe<'_>, nodes: usize) -> io::Result<bool> {
+    const NAME: &str = "mirakuru-placement";
+    const MOST_REPLICAS: usize = 5;
+    // JetStream answers once the stream has a leader, which takes up to a second.
+    const ELECTION: Duration = Duration::from_secs(2);
+    let (mut connection, greeting) = enter(probe, ELECTION)?;
+    // The leader of JetStream places all streams, so a stream created through one node is enough.
+    if !greeting.contains("\"server_name\":\"node-0\"") {
+        return Ok(true);
+    }
+    connection.send(format!("SUB {INBOX} 1\r\n").as_bytes())?;
+    let replicas = nodes.min(MOST_REPLICAS);
+    let stream = format!("{{\"name\":\"{NAME}\",\"storage\":\"memory\",\"num_replicas\":{replicas}}}");
+    // If an earlier check created this stream but missed the answer, creating it again succeeds.
+    let created = request(&mut connection, &format!("STREAM.CREATE.{NAME}"), &stream)?;
+    if !created.contains("\"config\":") {
+        return Err(io::Error::other(created));
+    }
+    let deleted = request(&mut connection, &format!("STREAM.DELETE.{NAME}"), "")?;
+    Ok(deleted.contains("\"success\":true"))
+}
+
+/// Logs in to the shared account of a node, and returns the connection and the greeting. The time
+/// limit for each answer is the probe's remaining time, but not less than `at_least`.
+fn enter(probe: &Probe<'_>, at_least: Duration) -> io::Result<(Connection, String)> {
+    let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
+    let (password, _) = credentials(probe.dir())?;
+    let mut connection = Connection::open(([127, 0, 0, 1], port).into(), at_least.max(probe.remaining()))?;
+    let greeting = log_in(&mut connection, EVERYBODY, &password)?;
+    Ok((connection, greeting))
 }
 
 /// Number of nodes in a greeting: `INFO {.., "connect_urls":["127.0.0.1:4222", ..]}`.
@@ -497,12 +537,12 @@ impl NatsAccount {
         log_in(&mut connection, &self.user, &self.password)?;
         connection.send(format!("SUB {INBOX} 1\r\n").as_bytes())?;
         loop {
-            let names = stream_names(&request(&mut connection, "STREAM.NAMES")?)?;
+            let names = stream_names(&request(&mut connection, "STREAM.NAMES", "")?)?;
             if names.is_empty() {
                 return Ok(());
             }
             for name in names {
-                let answer = request(&mut connection, &format!("STREAM.DELETE.{name}"))?;
+                let answer = request(&mut connection, &format!("STREAM.DELETE.{name}"), "")?;
                 if !answer.contains("\"success\":true") {
                     return Err(io::Error::other(format!("stream {name}: {answer}")));
                 }
@@ -557,9 +597,10 @@ fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     }
 }
 
-/// Sends a request with an empty body to JetStream, and returns the JSON answer.
-fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
-    connection.send(format!("PUB $JS.API.{subject} {INBOX} 0\r\n\r\n").as_bytes())?;
+/// Sends a request to JetStream, and returns the JSON answer. Most requests have an empty body.
+fn request(connection: &mut Connection, subject: &str, body: &str) -> io::Result<String> {
+    let length = body.len();
+    connection.send(format!("PUB $JS.API.{subject} {INBOX} {length}\r\n{body}\r\n").as_bytes())?;
     // The format is `MSG <subject> <subscription> <bytes>`.
     let head = until(connection, "MSG")?;
     let length = head.rsplit(' ').next().and_then(|length| length.parse().ok());
