@@ -85,8 +85,8 @@ impl NatsRecipe {
     /// A cluster of `nodes` nodes. JetStream is on, unless
     /// [`jetstream(false)`](NatsRecipe::jetstream) turns it off. The cluster is ready when every
     /// node knows all nodes, JetStream answers on every node, and a stream can have a replica on
-    /// each node. With more than five nodes, five replicas are enough. To find out, mirakuru creates
-    /// and deletes a stream, which takes about half a second.
+    /// each node. With more than five nodes, five replicas are enough. To find out, mirakuru
+    /// creates and deletes a stream, which takes about half a second.
     ///
     /// All nodes have the same accounts and the same password. Their handles lease accounts from
     /// one list, so no two nodes lease the same [`account`](Nats::account) at a time. A restarted
