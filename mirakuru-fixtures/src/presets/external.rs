@@ -406,8 +406,8 @@ impl External {
         let checked = result.get();
         let problem = checked.map(|checked| checked.as_ref().map_err(io::Error::kind));
         let may_be_another = !matches!(problem, Some(Ok(()) | Err(ConnectionRefused)));
-        // These results do not say what is wrong, so an excerpt from an unrecognised answer helps
-        // more.
+        // The errors for these results would not name the cause. An excerpt from the server's
+        // answer says more, even if the kind of server is unknown.
         let says_little = matches!(problem, None | Some(Err(InvalidData | UnexpectedEof)));
         let kind = may_be_another
             .then(|| self.addrs(self.port).ok()?.find_map(kinds::of))
